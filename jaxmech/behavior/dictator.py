@@ -1,0 +1,319 @@
+"""The dictator-game prompt bank: families of minimal pairs that differ in one stance word, and their controls.
+
+A *family* is one independently worded scenario (`scenarios.py`) in one frame. Its prompts share a prefix, worked
+examples with both stances in other words than the queries', so that a base model answers with an amount.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from jaxmech.behavior import prompts as qa
+from jaxmech.behavior.scenarios import LEADS, OWN_ACCOUNTS, SCENARIOS, Scenario
+
+Words = tuple[str, str]
+
+SPLITS = ("selection", "development", "test")
+# The cut of the stock is fixed, whatever a study asks for: a development family never becomes a test family.
+_STOCK = {"test": 20, "development": 10}
+_SALT = "jaxmech dictator families 1"
+
+PAIRED = {
+    "stance": ("generous", "selfish"),
+    "heldout": ("heldout_generous", "heldout_selfish"),
+    "placebo": ("placebo_a", "placebo_b"),
+    "valence": ("cheerful", "gloomy"),
+    "number": ("number_large", "number_small"),
+    "other": ("other_generous", "other_selfish"),
+    "own_accounts": ("own_accounts_generous", "own_accounts_selfish"),
+}
+CONTROLS = (*tuple(PAIRED)[1:], "neutral", "own_accounts_neutral", "keep", "take")
+
+
+class Bank(NamedTuple):
+    """prompts: one row a prompt; exclusions: one row a pair that failed, and why."""
+
+    prompts: pd.DataFrame
+    exclusions: pd.DataFrame
+
+
+@dataclasses.dataclass(frozen=True)
+class BankConfig:
+    """What to build.
+
+    Attributes:
+      selection, development, test: families in each split (34, 10 and 20 are in stock).
+      pairs: generous/selfish pairs a family; pair p uses `stance_words[p % len(stance_words)]`, and another opening
+        sentence each time the words come round again.
+      stakes: endowments; each family gets one of them, evenly over the families of a split.
+      examples: worked examples in a prefix, even.
+      generous_tenths, selfish_tenths: answers given in worked examples of either stance, in tenths of the stake.
+      stance_words: (generous, selfish) words of the queries; heldout_words: others, for families of the test split.
+      example_words: (generous, selfish) words of the worked examples; may share no word with the two above.
+      decoys: (word, tenths given) of further worked examples in which a pleasant word gives little and an unpleasant
+        one much. Without them a small model reads the examples as "nice words give": cheerful/gloomy then moves it
+        more than generous/selfish does.
+      placebo_words: word pairs that say nothing about giving; one a family, evenly.
+      valence_words: a (pleasant, unpleasant) pair.
+      stance_frames: frames in which stance pairs are built ("give", "keep", "take"); "keep" and "take" get worked
+        examples, hence a family, of their own.
+      selection_controls, controls: which of `CONTROLS` to build for families of the selection split, and of the other
+        two. "heldout" is built in the test split only; "keep" and "take" are prompts without stance in those frames.
+      seed: shuffles worked examples and deals stakes and words; it never moves a family to another split.
+    """
+
+    selection: int = 16
+    development: int = 4
+    test: int = 8
+    pairs: int = 2
+    stakes: tuple[int, ...] = (10,)
+    examples: int = 8
+    generous_tenths: tuple[int, ...] = (8, 9)
+    selfish_tenths: tuple[int, ...] = (0, 1)
+    stance_words: tuple[Words, ...] = (("generous", "selfish"), ("compassionate", "ruthless"))
+    heldout_words: tuple[Words, ...] = (("charitable", "greedy"),)
+    example_words: tuple[Words, ...] = (
+        ("kind", "stingy"), ("caring", "mean"), ("giving", "cold"), ("helpful", "callous"), ("warm", "grasping"),
+        ("loving", "nasty"),
+    )  # fmt: skip
+    decoys: tuple[tuple[str, int], ...] = (("joyful", 0), ("sad", 9))
+    placebo_words: tuple[Words, ...] = (("tall", "short"), ("left-handed", "right-handed"), ("morning", "evening"))
+    valence_words: Words = ("cheerful", "gloomy")
+    stance_frames: tuple[str, ...] = ("give",)
+    selection_controls: tuple[str, ...] = ("placebo", "neutral")
+    controls: tuple[str, ...] = CONTROLS
+    seed: int = 0
+
+    def __post_init__(self):
+        stock = {split: len(names) for split, names in stock_families().items()}
+        for split in SPLITS:
+            if not 0 <= getattr(self, split) <= stock[split]:
+                raise ValueError(
+                    f"{split}: expected 0 to {stock[split]} families, got {getattr(self, split)}; the stock of "
+                    f"scenarios is cut once and for all, add scenarios to have more"
+                )
+        limit = len(self.stance_words) * len(LEADS)
+        if not 1 <= self.pairs <= limit:
+            raise ValueError(f"pairs: expected 1 to {limit} (stance words x openings), got {self.pairs}")
+        if self.examples < 2 or self.examples % 2:
+            raise ValueError(f"examples: expected an even number from 2, got {self.examples}: stances are balanced")
+        shown = {name: getattr(self, name) for name in ("generous_tenths", "selfish_tenths")}
+        if self.decoys:
+            shown["decoys"] = tuple(tenths for _, tenths in self.decoys)
+        for name, levels in shown.items():
+            if not levels or not all(0 <= level <= 10 for level in levels):
+                raise ValueError(f"{name}: expected tenths of the stake from 0 to 10, got {levels}")
+        for stake in self.stakes or (0,):
+            qa.allowed_amounts(stake)
+        self._check_words()
+        self._check_choices("stance_frames", ("give", "keep", "take"))
+        self._check_choices("selection_controls", CONTROLS)
+        self._check_choices("controls", CONTROLS)
+
+    def _check_words(self):
+        for name in ("stance_words", "example_words", "placebo_words"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected at least one pair of words, got none")
+        asked = {w for pair in (*self.stance_words, *self.heldout_words, self.valence_words) for w in pair}
+        shown = {w for pair in self.example_words for w in pair} | {w for w, _ in self.decoys}
+        if shared := sorted(asked & shown):
+            raise ValueError(
+                f"example_words, decoys: {', '.join(shared)} also stand in the queries (stance_words, heldout_words, "
+                "valence_words), which would let the model copy an answer; use other words in the worked examples"
+            )
+
+    def _check_choices(self, name: str, allowed: tuple[str, ...]):
+        unknown = [value for value in getattr(self, name) if value not in allowed]
+        if unknown:
+            raise ValueError(f"{name}: expected some of {', '.join(allowed)}; got {', '.join(unknown)}")
+
+
+def stock_families() -> dict[str, list[str]]:
+    """Scenario names by split, in hash order. Depends on the scenarios only, on no setting."""
+    names = sorted((s.name for s in SCENARIOS), key=lambda name: qa.digest(_SALT, name))
+    test, development = _STOCK["test"], _STOCK["development"]
+    return {
+        "test": names[:test],
+        "development": names[test : test + development],
+        "selection": names[test + development :],
+    }
+
+
+def build_bank(config: BankConfig, tokenizer: Any) -> Bank:
+    """Builds every prompt and checks it after tokenisation.
+
+    Args:
+      tokenizer: called as `tokenizer(text, add_special_tokens=False).input_ids`.
+
+    Returns:
+      Bank. `prompts` has the columns of `prompts.COLUMNS`: `prefix + query` ends right before the digits of the answer;
+      `amounts` are the allowed answers and `score` what each of them gives, as a share of the stake (`reverse` marks
+      frames in which the number is kept or taken, so that given = stake - number); `span_start`, `span_end` bound the
+      stance in the query's tokens, -1 for prompts without a partner. `exclusions` has family, split, pair, condition,
+      words, reason.
+
+    Raises:
+      ValueError: no pair of some of `stance_words` passes the check.
+    """
+    scenarios = {s.name: s for s in SCENARIOS}
+    rows, failures = [], []
+    for split in SPLITS:
+        names = stock_families()[split][: getattr(config, split)]
+        for index, name in enumerate(names):
+            for family in _families(config, scenarios[name], split, index):
+                for group in family.groups():
+                    reason, checked = _check(tokenizer, group)
+                    rows += checked
+                    if reason:
+                        failures.append(_failure(group, reason))
+    columns = ["family", "split", "pair", "condition", "words", "reason"]
+    bank = Bank(pd.DataFrame(rows, columns=qa.COLUMNS), pd.DataFrame(failures, columns=columns))
+    _refuse_unusable_words(config, bank, tokenizer)
+    return bank
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    """One scenario in one frame, with what has been dealt to it."""
+
+    config: BankConfig
+    scenario: Scenario
+    split: str
+    frame: str
+    stake: int
+    placebo: Words
+    own: str
+    stanced: bool
+    controls: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.scenario.name if self.frame == "give" else f"{self.scenario.name}.{self.frame}"
+
+    def ask(self, stance: str = "", *, after: str = "", lead: str = "", wording: str | None = None) -> str:
+        wording = wording or getattr(self.scenario, self.frame)
+        who = qa.person(self.scenario.giver, stance, after)
+        return lead + wording.format(E=self.scenario.endowment(self.stake), **who)
+
+    def prefix(self) -> str:
+        """Worked examples: half of either stance, and the decoys, in words and order drawn for this family."""
+        config, random = self.config, qa.rng(self.config.seed, self.name, "prefix")
+        half, dealt = config.examples // 2, list(config.decoys)
+        for side, tenths in enumerate((config.generous_tenths, config.selfish_tenths)):
+            words = [pair[side] for pair in config.example_words]
+            words = (random.sample(words, len(words)) * half)[:half]
+            dealt += zip(words, (tenths * half)[:half], strict=True)
+        random.shuffle(dealt)
+        given = [(word, round(self.stake * tenths / 10)) for word, tenths in dealt]
+        solved = [(self.ask(word), a if self.frame == "give" else self.stake - a) for word, a in given]
+        return qa.worked(solved, self.scenario.sign, self.scenario.unit)
+
+    def groups(self) -> Iterator[list[dict]]:
+        """Pairs (two rows) and single prompts (one row), still unchecked."""
+        prefix = self.prefix()
+        for control, pair, asked in self._asked():
+            conditions = PAIRED.get(control, (control,))
+            yield [
+                self._row(prefix, condition, pair, stance, question)
+                for condition, (stance, question) in zip(conditions, asked, strict=True)
+            ]
+
+    def _asked(self) -> Iterator[tuple[str, int, list[tuple[str, str]]]]:
+        """(kind, pair, [(stance, question), ...])."""
+        config = self.config
+        if self.stanced:
+            for pair in range(config.pairs):
+                words = config.stance_words[pair % len(config.stance_words)]
+                lead = LEADS[pair // len(config.stance_words)]
+                yield "stance", pair, [(w, self.ask(w, lead=lead)) for w in words]
+        if self.frame in self.controls or (self.frame == "give" and "neutral" in self.controls):
+            yield "neutral" if self.frame == "give" else self.frame, 0, [("", self.ask())]
+        if self.frame != "give":
+            return
+        if "heldout" in self.controls and self.split == "test":
+            for pair, words in enumerate(config.heldout_words):
+                yield "heldout", pair, [(w, self.ask(w)) for w in words]
+        generous_selfish = config.stance_words[0]
+        simple = {
+            "placebo": [(w, self.ask(w)) for w in self.placebo],
+            "valence": [(w, self.ask(w)) for w in config.valence_words],
+            "number": [(w, self.ask(after=f"who likes {w} numbers")) for w in ("large", "small")],
+            "other": [(w, self.ask(lead=f"The judge is {w}. ")) for w in generous_selfish],
+            "own_accounts": [(w, self.ask(w, wording=self.own)) for w in generous_selfish],
+            "own_accounts_neutral": [("", self.ask(wording=self.own))],
+        }
+        for control, asked in simple.items():
+            if control in self.controls:
+                yield control, 0, asked
+
+    def _row(self, prefix: str, condition: str, pair: int, stance: str, question: str) -> dict:
+        amounts, reverse = qa.allowed_amounts(self.stake), self.frame != "give"
+        return {
+            "id": f"{self.name}/{condition}/{pair}", "family": self.name, "scenario": self.scenario.name,
+            "split": self.split, "pair": pair, "condition": condition, "stance": stance,
+            "frame": "own_accounts" if condition.startswith("own_accounts") else self.frame, "stake": self.stake,
+            "prefix": prefix, "query": qa.line(question, self.scenario.sign), "amounts": amounts,
+            "score": [(self.stake - a if reverse else a) / self.stake for a in amounts], "reverse": reverse,
+            "span_start": -1, "span_end": -1,
+        }  # fmt: skip
+
+
+def _families(config: BankConfig, scenario: Scenario, split: str, index: int) -> Iterator[_Family]:
+    """The give family of a scenario, then those of its other frames that the configuration asks for."""
+    controls = config.selection_controls if split == "selection" else config.controls
+    # Dealt in turn, from an offset of the seed's, so that a split has every stake and placebo equally often.
+    deal = [qa.digest(config.seed, split, what) + index for what in ("stake", "placebo", "own")]
+    for frame in ("give", "keep", "take"):
+        stanced = frame in config.stance_frames
+        if frame == "give" or stanced or frame in controls:
+            yield _Family(
+                config, scenario, split, frame,
+                stake=config.stakes[deal[0] % len(config.stakes)],
+                placebo=config.placebo_words[deal[1] % len(config.placebo_words)],
+                own=OWN_ACCOUNTS[deal[2] % len(OWN_ACCOUNTS)],
+                stanced=stanced, controls=controls,
+            )  # fmt: skip
+
+
+def _check(tokenizer: Any, group: list[dict]) -> tuple[str, list[dict]]:
+    """("", rows with their spans), or (reason, [])."""
+    checked = [qa.check_boundary(tokenizer, row["prefix"], row["query"], row["amounts"]) for row in group]
+    for one in checked:
+        if one.reason:
+            return one.reason, []
+    if len(group) == 1:
+        return "", group
+    longest = max(len(qa.tokenize(tokenizer, " " + row["stance"])) for row in group)
+    # One more than the words have: the article before them may change from "a" to "an".
+    span = qa.stance_span(checked[0].ids, checked[1].ids, longest + 1)
+    if isinstance(span, str):
+        return span, []
+    return "", [row | {"span_start": span[0], "span_end": span[1]} for row in group]
+
+
+def _failure(group: list[dict], reason: str) -> dict:
+    first = group[0]
+    return {
+        "family": first["family"], "split": first["split"], "pair": first["pair"],
+        "condition": "/".join(row["condition"] for row in group), "words": "/".join(row["stance"] for row in group),
+        "reason": reason,
+    }  # fmt: skip
+
+
+def _refuse_unusable_words(config: BankConfig, bank: Bank, tokenizer: Any) -> None:
+    stanced = bank.prompts[bank.prompts.condition.isin(PAIRED["stance"])]
+    tried = bank.exclusions.condition.eq("/".join(PAIRED["stance"])).any()
+    if len(stanced) or not tried:
+        return
+    lengths = "; ".join(
+        " / ".join(f"'{w}' {len(qa.tokenize(tokenizer, ' ' + w))} tokens" for w in pair) for pair in config.stance_words
+    )
+    reasons = ", ".join(sorted(set(bank.exclusions.reason)))
+    raise ValueError(
+        f"stance_words: expected pairs of words with equally many tokens in this model's tokenizer, got {lengths} "
+        f"({reasons}). No generous/selfish pair is left: choose other words, such as generous / selfish"
+    )

@@ -1,0 +1,277 @@
+"""What an intervention is: data that `forward` takes into its scan over layers.
+
+`B` denotes the batch, `T` tokens, `L` layers, `D` the width at the site, `F` dictionary features, `K` selected ones.
+
+Every leaf leads with `L`; the batch axis may be 1 where all rows share a value. An edit adds `delta(x)` to x where
+`where` holds, so a neutral edit adds exact zeros. `where [L,B,T]` says at which layers, rows and prompt tokens it acts
+(a token axis of 1 means every token) and `after [L,B]` whether it acts on the tokens that follow the prompt, generated
+or scored. `Edits` maps a site to its edits; a site that is absent costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+if TYPE_CHECKING:  # edits stand below the dictionaries they use
+    from jaxmech.sae.module import SAE
+
+Edits = dict[str, tuple[Any, ...]]
+_PRECISION = jax.lax.Precision.HIGHEST
+
+
+@struct.dataclass
+class _Edit:
+    where: jax.Array
+    after: jax.Array
+
+    def delta(self, x: jax.Array) -> jax.Array:
+        """What to add to x [B,T,D], once the leaves are sliced to one layer."""
+        change = self.change(x.astype(jnp.float32))
+        return jnp.where(self.where[..., None], change, 0.0)
+
+    def for_answers(self) -> _Edit:
+        """The same edit for a pass over later tokens only."""
+        return self.replace(where=self.after[..., None])
+
+    def with_answers(self, prompt_length: int, answer_length: int) -> _Edit:
+        """The same edit for a pass over the prompt and `answer_length` tokens behind it."""
+        layers, batch, _ = self.where.shape
+        batch = max(batch, self.after.shape[1])
+        prompt = jnp.broadcast_to(self.where, (layers, batch, prompt_length))
+        answer = jnp.broadcast_to(self.after[..., None], (layers, batch, answer_length))
+        return self.replace(where=jnp.concatenate([prompt, answer], axis=-1))
+
+
+@struct.dataclass
+class Add(_Edit):
+    """x + vector: steering. vector [L,B,D]."""
+
+    vector: jax.Array
+
+    def change(self, x):
+        return self.vector[:, None, :]
+
+
+@struct.dataclass
+class Replace(_Edit):
+    """x becomes the donor: patching a whole site, or freezing it. donor [L,B,T,D], T may be 1."""
+
+    donor: jax.Array
+
+    def change(self, x):
+        return self.donor - x
+
+
+@struct.dataclass
+class Gathered:
+    """Encodes the chosen features alone: exact for ReLU (threshold 0), JumpReLU and linear (threshold -inf) codes.
+
+    W_enc [L,D,K], b_enc [L,K] (a subtracted b_dec folded in), threshold [L,K].
+    """
+
+    W_enc: jax.Array
+    b_enc: jax.Array
+    threshold: jax.Array
+
+    def encode(self, x):
+        pre = jnp.einsum("btd,dk->btk", x, self.W_enc, precision=_PRECISION) + self.b_enc
+        return jnp.where(pre > self.threshold, pre, 0.0)
+
+
+@struct.dataclass
+class Full:
+    """Encodes the whole dictionary, then takes the chosen features: the exact path for TopK kinds.
+
+    sae: stacked over all L layers; index [L,K].
+    """
+
+    sae: SAE
+    index: jax.Array
+
+    def encode(self, x):
+        return self.sae.encode(x)[..., self.index]
+
+
+@struct.dataclass
+class Features(_Edit):
+    """Chosen features z become gain * z + shift, in delta form: x + (z' - z) @ W_dec.
+
+    Whatever the dictionary does not explain of x is kept by construction. gain = 0 sets, gain = 1 adds, shift = 0
+    scales; gain = 1 with shift = 0 is neutral. W_dec [L,K,D]; gain, shift [L,B,K].
+    """
+
+    encoder: Gathered | Full
+    W_dec: jax.Array
+    gain: jax.Array
+    shift: jax.Array
+
+    def change(self, x):
+        z = self.encoder.encode(x)
+        new = self.gain[:, None] * z + self.shift[:, None]
+        return jnp.einsum("btk,kd->btd", new - z, self.W_dec, precision=_PRECISION)
+
+
+@struct.dataclass
+class Splice(_Edit):
+    """x becomes its reconstruction. sae: stacked over all L layers (see `over_layers`)."""
+
+    sae: SAE
+
+    def change(self, x):
+        return self.sae(x) - x
+
+
+@struct.dataclass
+class PatchPart(_Edit):
+    """The donor's share of x that the dictionary explains (or, with `rest`, that it leaves over) takes x's own's place.
+
+    x + r(donor) - r(x) with r the reconstruction; the rest: x + (donor - r(donor)) - (x - r(x)).
+    sae: stacked over all L layers; donor [L,B,D], for one token.
+    """
+
+    sae: SAE
+    donor: jax.Array
+    rest: bool = struct.field(pytree_node=False, default=False)
+
+    def change(self, x):
+        donor = self.donor[:, None]
+        explained = self.sae(donor) - self.sae(x)
+        return donor - x - explained if self.rest else explained
+
+
+def merge(*edits: Edits | None) -> Edits:
+    """All edits of several, site by site."""
+    out: Edits = {}
+    for each in edits:
+        for site, group in (each or {}).items():
+            out[site] = out.get(site, ()) + tuple(group)
+    return out
+
+
+def with_answers(edits: Edits | None, prompt_length: int, answer_length: int) -> Edits:
+    """`edits` for a pass over the prompt and the answers' tokens behind it."""
+    return {s: tuple(e.with_answers(prompt_length, answer_length) for e in g) for s, g in (edits or {}).items()}
+
+
+def everywhere(n_layers: int, layers: Sequence[int] | jax.Array | None = None) -> dict[str, jax.Array]:
+    """`where` and `after` for every token at `layers` (all by default), as keyword arguments of an edit.
+
+    `layers` may be a traced bool array [L].
+    """
+    active = _layer_mask(n_layers, layers)
+    return {"where": active[:, None, None], "after": active[:, None]}
+
+
+def at_last(n_layers: int, length: int = 1, layers: Sequence[int] | jax.Array | None = None) -> dict[str, jax.Array]:
+    """`where` and `after` for the last of `length` prompt tokens alone (left-padded prompts: the decision token)."""
+    active = _layer_mask(n_layers, layers)
+    last = jnp.arange(length) == length - 1
+    return {"where": active[:, None, None] & last, "after": jnp.zeros((n_layers, 1), bool)}
+
+
+def add_vector(vector: jax.Array, **spans: jax.Array) -> Add:
+    """Steering by `vector` [L,D] or [L,B,D]; `spans` as `everywhere` or `at_last` give them."""
+    return Add(vector=vector if vector.ndim == 3 else vector[:, None], **spans)
+
+
+class Selection(NamedTuple):
+    """Chosen features, padded to K a layer. index [L,K] int32; valid [L,K], False on padding."""
+
+    index: jax.Array
+    valid: jax.Array
+
+    def size(self) -> jax.Array:
+        return self.valid.sum()
+
+
+def select(pairs: Iterable[tuple[int, int]], n_layers: int, width: int | None = None) -> Selection:
+    """The features (layer, index) as a `Selection`, padded to `width` a layer (the fullest layer's count by default).
+
+    Raises:
+      ValueError: a layer outside the model, or more features at one layer than `width`.
+    """
+    by_layer: list[list[int]] = [[] for _ in range(n_layers)]
+    for layer, feature in pairs:
+        if not 0 <= layer < n_layers:
+            raise ValueError(f"feature ({layer}, {feature}): the model has layers 0..{n_layers - 1}")
+        by_layer[layer].append(feature)
+    fullest = max(map(len, by_layer), default=0)
+    width = max(fullest, 1) if width is None else width
+    if fullest > width:
+        raise ValueError(f"width: {fullest} features stand at one layer, which does not fit {width}")
+    index, valid = np.zeros((n_layers, width), np.int32), np.zeros((n_layers, width), bool)
+    for layer, chosen in enumerate(by_layer):
+        index[layer, : len(chosen)], valid[layer, : len(chosen)] = chosen, True
+    return Selection(jnp.asarray(index), jnp.asarray(valid))
+
+
+def gather(saes: SAE, selection: Selection) -> tuple[Gathered | Full, jax.Array]:
+    """Encoder and decoder rows [L,K,D] of the chosen features; all zero where nothing is chosen.
+
+    Args:
+      saes: a stack over `saes.config.layers`, which need not be all layers.
+      selection: may be traced, so that one program serves every choice.
+
+    TopK codes depend on all features of a token at once, so that these are encoded in full.
+    """
+    p, config, (index, valid) = saes.params, saes.config, selection
+    slot = np.zeros(index.shape[0], int)
+    slot[list(config.layers)] = np.arange(len(config.layers))
+    has = jnp.zeros(index.shape[0], bool).at[np.asarray(config.layers)].set(True)
+    valid = valid & has[:, None]
+    rows = (slot[:, None], index)
+    W_dec = jnp.where(valid[..., None], p["W_dec"][rows], 0.0)
+    if config.activation == "topk":
+        return Full(over_layers(saes, index.shape[0]), index), W_dec
+    W_enc = jnp.where(valid[..., None], p["W_enc"][slot[:, None], :, index], 0.0)  # [L,K,D]
+    b_enc = p["b_enc"][rows]
+    if config.subtract_b_dec:
+        b_enc = b_enc - jnp.einsum("lkd,ld->lk", W_enc, p["b_dec"][slot], precision=_PRECISION)
+    # JumpReLU is relu(pre) where pre > threshold, so that a negative threshold counts as zero.
+    threshold = jnp.maximum(p["threshold"][rows], 0.0) if config.activation == "jumprelu" else jnp.zeros_like(b_enc)
+    b_enc, threshold = jnp.where(valid, b_enc, 0.0), jnp.where(valid, threshold, jnp.inf)
+    return Gathered(jnp.moveaxis(W_enc, 1, 2), b_enc, threshold), W_dec
+
+
+def features(saes: SAE, selection: Selection, *, gain, shift, **spans: jax.Array) -> Features:
+    """Chosen features become gain * z + shift; gain, shift broadcast to [L,B,K]."""
+    encoder, W_dec = gather(saes, selection)
+    least = (W_dec.shape[0], 1, W_dec.shape[1])
+    gain, shift = (jnp.broadcast_to(v, jnp.broadcast_shapes(jnp.shape(v), least)) for v in (gain, shift))
+    return Features(encoder=encoder, W_dec=W_dec, gain=gain, shift=shift, **spans)
+
+
+def project(direction: jax.Array, *, shift, **spans: jax.Array) -> Features:
+    """The component of x along unit vectors [L,D] is set to shift [L,B]: a one-feature linear dictionary."""
+    zeros = jnp.zeros(direction.shape[:1] + (1,))
+    encoder = Gathered(direction[..., None], zeros, jnp.full_like(zeros, -jnp.inf))
+    shift = jnp.asarray(shift)[..., None]
+    return Features(encoder=encoder, W_dec=direction[:, None], gain=jnp.zeros_like(shift), shift=shift, **spans)
+
+
+def splice(saes: SAE, n_layers: int, **spans: jax.Array) -> Splice:
+    """x becomes its reconstruction at the layers of `spans`."""
+    return Splice(sae=over_layers(saes, n_layers), **spans)
+
+
+def over_layers(saes: SAE, n_layers: int) -> SAE:
+    """A stack over some layers as one over all, with zeros where there is no dictionary."""
+    layers = np.asarray(saes.config.layers)
+    return jax.tree.map(lambda a: jnp.zeros((n_layers, *a.shape[1:]), a.dtype).at[layers].set(a), saes)
+
+
+def _layer_mask(n_layers: int, layers) -> jax.Array:
+    if layers is None:
+        return jnp.ones(n_layers, bool)
+    if isinstance(layers, jax.Array) and layers.dtype == bool:
+        return layers
+    wrong = [layer for layer in layers if not 0 <= layer < n_layers]
+    if wrong:
+        raise ValueError(f"layers: expected 0..{n_layers - 1}, got {wrong}")
+    return jnp.zeros(n_layers, bool).at[jnp.asarray(list(layers), int)].set(True)

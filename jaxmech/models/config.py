@@ -1,0 +1,78 @@
+"""What a decoder is, as static data: frozen, hashable, and therefore a valid `jit` static argument."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding of one layer type.
+
+    `scaling` is HF's `rope_scaling` dictionary as sorted pairs (empty for plain RoPE), for example
+    `(("factor", 8.0), ("rope_type", "linear"))`.
+    """
+
+    theta: float
+    scaling: tuple[tuple[str, float | str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The structure of one decoder. Per-layer facts are tuples of length `n_layers`.
+
+    Attributes:
+      family: the conversion table's name ("llama", "gemma3", ...).
+      n_kv_heads: key/value heads; each serves `n_heads // n_kv_heads` query heads.
+      d_mlp: hidden width of the feed-forward sublayer.
+      activation: "silu", "gelu_tanh" or "gelu" (the exact, erf form).
+      norm_offset: added to every stored RMSNorm weight (1 for Gemma, whose norms compute `1 + w`).
+      qk_norm: RMSNorm over each query and key head before RoPE.
+      post_norms: a second norm on what each sublayer writes to the residual stream (Gemma 2 and 3).
+      attention_bias: biases on q, k and v; output_bias: a bias on the attention output.
+      tied: the unembedding is the embedding transposed.
+      embed_scale: factor on token embeddings (Gemma's sqrt(D)), rounded to the parameters' dtype when applied.
+      query_scale: factor on attention scores.
+      window: positions a local layer may look back, itself included; None when no layer is local.
+      is_local: [L], True on sliding-window layers.
+      rope: rotary embedding of global layers; rope_local: of local layers, None when the same.
+      max_positions: the longest sequence the model was made for.
+      eos_ids: tokens that end a generation.
+    """
+
+    family: str
+    vocab_size: int
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_mlp: int
+    activation: str
+    norm_eps: float
+    rope: Rope
+    query_scale: float
+    max_positions: int
+    is_local: tuple[bool, ...]
+    window: int | None = None
+    rope_local: Rope | None = None
+    norm_offset: float = 0.0
+    qk_norm: bool = False
+    post_norms: bool = False
+    attention_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    tied: bool = True
+    embed_scale: float = 1.0
+    attn_softcap: float | None = None
+    final_softcap: float | None = None
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if len(self.is_local) != self.n_layers:
+            raise ValueError(f"is_local: expected {self.n_layers} entries, one a layer, got {len(self.is_local)}")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
+        if any(self.is_local) and self.window is None:
+            raise ValueError("window: layers are marked local, so the sliding window needs a length")

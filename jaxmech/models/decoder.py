@@ -1,0 +1,347 @@
+"""The decoder: one Flax block scanned over stacked layers, edits in, taps out.
+
+`B` denotes the batch, `T` tokens, `L` layers, `D` the residual width, `H` query heads, `G` key/value heads, `h` the
+head width, `M` the hidden width of the feed-forward sublayer, `V` the vocabulary, `S` cached tokens.
+
+An edit is any pytree whose leaves lead with `L` and that offers, once sliced to one layer, `delta(x) -> like x`; see
+`jaxmech.edits`. A tap reads one site, reduced inside the scan. Nothing here knows what edits or taps mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from jaxmech.models.config import ModelConfig
+from jaxmech.models.rope import apply_rope, rope_tables
+
+Params = Mapping[str, Any]
+
+SITES = ("resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
+"""Where an edit may act and a tap may read, in the order in which a block computes them.
+
+`attn_z` is the input of the attention's output projection, heads flattened `[B,T,H*h]`; `mlp_in` the normed input of
+the feed-forward sublayer, gain included; `attn_out` and `mlp_out` are what is added to the residual stream, that is
+after Gemma's post-norms.
+"""
+
+_ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "gelu": partial(jax.nn.gelu, approximate=False),
+}
+
+
+class KV(NamedTuple):
+    """A segment of cached tokens. k, v [L,B,S,G,h]; positions [B,S] int32; mask [B,S], True on real tokens."""
+
+    k: jax.Array
+    v: jax.Array
+    positions: jax.Array
+    mask: jax.Array
+
+
+@struct.dataclass
+class Tap:
+    """Reads `site` at every layer and keeps `reduce(args_l, x)`; by default x itself.
+
+    `args` is a pytree whose leaves lead with `L`; `reduce` receives its slice for the layer and x `[B,T,D]`, and what
+    it returns is stacked over layers.
+    """
+
+    site: str = struct.field(pytree_node=False)
+    reduce: Callable[[Any, jax.Array], Any] = struct.field(pytree_node=False, default=lambda _, x: x)
+    args: Any = None
+
+
+class Output(NamedTuple):
+    """logits [B,V], [B,n,V] or None; taps: name -> stacked over layers; cache: this call's own tokens, or None."""
+
+    logits: jax.Array | None
+    taps: dict[str, Any]
+    cache: KV | None
+
+
+def _precision(dtype) -> jax.lax.Precision:
+    # TPU and TF32 defaults round float32 operands, which is enough to flip the gates of a sparse autoencoder.
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+class _Linear(nn.Module):
+    """An einsum with a kernel of `shape` whose logical axes are `axes`; the bias spans its last `bias_dims` axes."""
+
+    equation: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    bias_dims: int = 0
+
+    @nn.compact
+    def __call__(self, x):
+        init, zeros, n = nn.initializers.normal(0.02), nn.initializers.zeros_init(), self.bias_dims
+        kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape)
+        y = jnp.einsum(self.equation, x, kernel, precision=_precision(x.dtype))
+        if n:
+            y += self.param("bias", nn.with_logical_partitioning(zeros, self.axes[-n:]), self.shape[-n:])
+        return y
+
+
+class _RMSNorm(nn.Module):
+    """x / rms(x) * (offset + scale), computed in float32 whatever x is."""
+
+    config: ModelConfig
+    axis: str = "embed"
+
+    @nn.compact
+    def __call__(self, x):
+        offset = self.config.norm_offset
+        init = nn.with_logical_partitioning(nn.initializers.constant(1.0 - offset), (self.axis,))
+        scale = self.param("scale", init, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.config.norm_eps)
+        return (wide * (offset + scale.astype(jnp.float32))).astype(x.dtype)
+
+
+def _attend(config: ModelConfig, q, segments, masks) -> jax.Array:
+    """Grouped attention over several segments of keys, whose arrays are never joined.
+
+    Args:
+      q: [B,T,H,h].
+      segments: pairs of k, v [B,S,G,h]; the last pair is the call's own tokens.
+      masks: for each segment [B,T,S], True where the query may look.
+
+    Returns:
+      [B,T,H,h]. A query that may look nowhere (padding) gets the mean of the values, which nobody reads.
+    """
+    B, T, H, h = q.shape
+    groups, precision = config.n_kv_heads, _precision(q.dtype)
+    q = q.reshape(B, T, groups, H // groups, h) * jnp.asarray(config.query_scale, q.dtype)
+    scores = []
+    for (k, _), mask in zip(segments, masks, strict=True):
+        s = jnp.einsum("btgrh,bsgh->bgrts", q, k, precision=precision, preferred_element_type=jnp.float32)
+        if config.attn_softcap is not None:
+            s = config.attn_softcap * jnp.tanh(s / config.attn_softcap)
+        scores.append(jnp.where(mask[:, None, None], s, jnp.finfo(jnp.float32).min))
+    top = jax.lax.stop_gradient(jnp.stack([s.max(-1) for s in scores]).max(0))[..., None]
+    weights = [jnp.exp(s - top) for s in scores]
+    mixed = sum(
+        jnp.einsum("bgrts,bsgh->btgrh", w.astype(q.dtype), v, precision=precision, preferred_element_type=jnp.float32)
+        for w, (_, v) in zip(weights, segments, strict=True)
+    )
+    total = jnp.moveaxis(sum(w.sum(-1) for w in weights), 3, 1)[..., None]  # [B,T,G,R,1]
+    return (mixed / total).astype(q.dtype).reshape(B, T, H, h)
+
+
+class _Attention(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x, cached, cos_sin, masks, visit):
+        c, norm = self.config, partial(_RMSNorm, self.config, "head_dim")
+
+        def project(name, heads, axis):
+            shape, axes = (c.d_model, heads, c.head_dim), ("embed", axis, "head_dim")
+            return _Linear("btd,dnh->btnh", shape, axes, 2 * c.attention_bias, name=name)(x)
+
+        q, k, v = project("q", c.n_heads, "heads"), project("k", c.n_kv_heads, "kv"), project("v", c.n_kv_heads, "kv")
+        if c.qk_norm:
+            q, k = norm(name="q_norm")(q), norm(name="k_norm")(k)
+        q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
+        z = _attend(c, q, [*cached, (k, v)], masks)
+        z = visit("attn_z", z.reshape(*z.shape[:2], -1)).reshape(z.shape)
+        shape, axes = (c.n_heads, c.head_dim, c.d_model), ("heads", "head_dim", "embed")
+        return _Linear("btnh,nhd->btd", shape, axes, int(c.output_bias), name="o")(z), (k, v)
+
+
+class _MLP(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x):
+        c, bias = self.config, int(self.config.mlp_bias)
+        up = partial(_Linear, "btd,dm->btm", (c.d_model, c.d_mlp), ("embed", "mlp"), bias)
+        hidden = _ACTIVATIONS[c.activation](up(name="gate")(x)) * up(name="up")(x)
+        return _Linear("btm,md->btd", (c.d_mlp, c.d_model), ("mlp", "embed"), bias, name="down")(hidden)
+
+
+class _Block(nn.Module):
+    """One layer. `visit(site, x)` is called at every site and returns x, edited; the caller decides what it does."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x, cached, cos_sin, masks, visit):
+        c, norm = self.config, partial(_RMSNorm, self.config)
+        x = visit("resid_pre", x)
+        out, kv = _Attention(c, name="attn")(norm(name="attn_norm")(x), cached, cos_sin, masks, visit)
+        if c.post_norms:
+            out = norm(name="attn_post_norm")(out)
+        x = visit("resid_mid", x + visit("attn_out", out))
+        out = _MLP(c, name="mlp")(visit("mlp_in", norm(name="mlp_norm")(x)))
+        if c.post_norms:
+            out = norm(name="mlp_post_norm")(out)
+        return visit("resid_post", x + visit("mlp_out", out)), kv
+
+
+def _init(config: ModelConfig, key: jax.Array) -> Params:
+    """Random parameters, each leaf boxed with its logical axis names."""
+    c, x = config, jnp.zeros((1, 1, config.d_model))
+    keys = jax.random.split(key, 3)
+    half, one = jnp.zeros((1, 1, 1, c.head_dim // 2)), [jnp.ones((1, 1, 1), bool)]
+
+    def block(k):
+        return _Block(c).init(k, x, [], (half, half), one, lambda _, y: y)["params"]
+
+    def leaf(k, shape, axes):
+        return nn.LogicallyPartitioned(0.02 * jax.random.normal(k, shape), axes)
+
+    layers = jax.vmap(block)(jax.random.split(keys[0], c.n_layers))
+    params = {
+        "embed": {"embedding": leaf(keys[1], (c.vocab_size, c.d_model), ("vocab", "embed"))},
+        "layers": nn.meta.add_axis(layers, 0, {nn.PARTITION_NAME: "layers"}),
+        "final_norm": _RMSNorm(c).init(keys[2], x)["params"],
+    }
+    if not c.tied:
+        params["unembed"] = {"kernel": leaf(keys[2], (c.d_model, c.vocab_size), ("embed", "vocab"))}
+    return params
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Random float32 parameters, for tests and for training from scratch."""
+    return nn.meta.unbox(_init(config, key))
+
+
+def param_shapes(config: ModelConfig) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct`s: what a conversion has to fill."""
+    return jax.eval_shape(partial(init_params, config), jax.random.key(0))
+
+
+def param_axes(config: ModelConfig) -> Params:
+    """The parameter tree with each leaf's logical axis names, as `PartitionSpec`s."""
+    return nn.get_partition_spec(jax.eval_shape(partial(_init, config), jax.random.key(0)))
+
+
+def forward(
+    config: ModelConfig,
+    params: Params,
+    tokens: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    edits: Mapping[str, Sequence[Any]] | None = None,
+    taps: Sequence[str] | Mapping[str, Tap] = (),
+    logits: str | int = "last",
+    cache: Sequence[KV] = (),
+    positions: jax.Array | None = None,
+    within: jax.Array | None = None,
+    return_cache: bool = False,
+) -> Output:
+    """Runs the decoder.
+
+    Args:
+      config: static structure.
+      params: the tree of `param_shapes(config)`; its dtype is the dtype of the computation.
+      tokens: [B,T] int.
+      mask: [B,T] bool, True on real tokens; padding may stand on either side. All real by default.
+      edits: site -> edits, whose leaves lead with `L`. All edits at a site read the same x and their deltas add up.
+      taps: names of sites, or name -> `Tap`.
+      logits: "last" (of each row's last real token, [B,V]), "all" ([B,T,V]), "none", or n (the last n slots, [B,n,V]).
+      cache: segments of earlier tokens, oldest first, as returned under `return_cache`.
+      positions: [B,T] int; by default the number of real tokens before, those of `cache` included.
+      within: [T,T] or [B,T,T] bool, which of this call's tokens may look at which; causal by default. Only looking at
+        tokens of the same or a smaller position is ever allowed.
+      return_cache: whether to return keys and values of this call's tokens.
+
+    Returns:
+      An `Output`.
+
+    Raises:
+      ValueError: an unknown site, a bad shape, or a bad `logits`.
+    """
+    if tokens.ndim != 2:
+        raise ValueError(f"tokens: expected [B,T], got shape {tokens.shape}; add a batch axis with tokens[None]")
+    if mask is not None and mask.shape != tokens.shape:
+        raise ValueError(f"mask: expected the shape of tokens {tokens.shape}, got {mask.shape}")
+    if not isinstance(taps, Mapping):
+        taps = {name: Tap(name) for name in taps}
+    unknown = sorted({t.site for t in taps.values()} | set(edits or ()) - set(SITES))
+    if unknown := [site for site in unknown if site not in SITES]:
+        raise ValueError(f"unknown site {', '.join(map(repr, unknown))}; the sites are {', '.join(SITES)}")
+    if logits not in ("last", "all", "none") and not (isinstance(logits, int) and 0 < logits <= tokens.shape[1]):
+        raise ValueError(f"logits: expected 'last', 'all', 'none' or 1..{tokens.shape[1]}, got {logits!r}")
+    mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+    return _forward(
+        config, params, tokens, mask, dict(edits or {}), dict(taps), tuple(cache), positions, within, logits, return_cache
+    )
+
+
+@partial(jax.jit, static_argnames=("config", "logits", "return_cache"))
+def _forward(config, params, tokens, mask, edits, taps, cache, positions, within, logits, return_cache):
+    if positions is None:
+        seen = sum(segment.mask.sum(1, keepdims=True) for segment in cache)
+        positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0) + seen
+    positions = positions.astype(jnp.int32)
+    cos_sin, masks = _position_tables(config, positions, mask, within, cache)
+    x = params["embed"]["embedding"][tokens]
+    if config.embed_scale != 1.0:
+        x = x * jnp.asarray(config.embed_scale, x.dtype)
+    block = _Block(config)
+
+    def layer(x, inputs):
+        params_l, is_local, cached, edits_l, tap_args = inputs
+        seen = {}
+
+        def visit(site, x):
+            if edits_l.get(site):
+                x = x + sum(edit.delta(x) for edit in edits_l[site]).astype(x.dtype)
+            seen.update({n: t.reduce(tap_args[n], x) for n, t in taps.items() if t.site == site})
+            return x
+
+        choose = partial(jax.tree.map, lambda whole, local: jnp.where(is_local, local, whole))
+        tables = (cos_sin[0], masks[0]) if len(masks) == 1 else choose((cos_sin[0], masks[0]), (cos_sin[1], masks[1]))
+        x, kv = block.apply({"params": params_l}, x, cached, *tables, visit)
+        return x, (seen, kv if return_cache else None)
+
+    tap_args = {name: tap.args for name, tap in taps.items()}
+    cached = [(segment.k, segment.v) for segment in cache]
+    xs = (params["layers"], jnp.asarray(config.is_local), cached, edits, tap_args)
+    x, (seen, kv) = jax.lax.scan(layer, x, xs)
+    out = _read_out(config, params, x, mask, logits)
+    return Output(out, seen, KV(*kv, positions, mask) if return_cache else None)
+
+
+def _position_tables(config: ModelConfig, positions, mask, within, cache):
+    """RoPE tables and attention masks, for global layers and, where the model has any, for local ones."""
+    T = positions.shape[1]
+    within = jnp.tril(jnp.ones((T, T), bool)) if within is None else within
+    distances = [positions[:, :, None] - at[:, None] for at in (*(s.positions for s in cache), positions)]
+    looks = [s.mask[:, None] for s in cache] + [mask[:, None] & within]
+    whole = tuple(look & (d >= 0) for look, d in zip(looks, distances, strict=True))
+    tables, masks = [rope_tables(config.rope, config.head_dim, positions)], [whole]
+    if any(config.is_local):
+        tables.append(rope_tables(config.rope_local or config.rope, config.head_dim, positions))
+        masks.append(tuple(m & (d < config.window) for m, d in zip(whole, distances, strict=True)))
+    return tables, masks
+
+
+def _read_out(config: ModelConfig, params: Params, x, mask, logits: str | int):
+    """Final norm and unembedding of the asked-for slots, float32."""
+    if logits == "none":
+        return None
+    if logits == "last":
+        last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+        x = jnp.take_along_axis(x, last[:, None, None], axis=1)
+    elif logits != "all":
+        x = x[:, -logits:]
+    x = _RMSNorm(config).apply({"params": params["final_norm"]}, x)
+    kernel, equation = (
+        (params["embed"]["embedding"], "btd,vd->btv") if config.tied else (params["unembed"]["kernel"], "btd,dv->btv")
+    )
+    out = jnp.einsum(equation, x, kernel, precision=_precision(x.dtype), preferred_element_type=jnp.float32)
+    if config.final_softcap is not None:
+        out = config.final_softcap * jnp.tanh(out / config.final_softcap)
+    return out[:, 0] if logits == "last" else out

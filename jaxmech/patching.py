@@ -1,0 +1,125 @@
+"""Activation patching at the decision token, in delta form: chosen features take the donor's values.
+
+`B` denotes prompts, `L` layers, `D` the residual width, `K` selected features a layer, `N` choices, `S` feature sets.
+
+x' = x + sum_j (z_j(donor) - z_j(x')) D_j: the donor's values are set, and the present ones are read after the patches
+upstream have acted, so that nothing is counted twice and what the dictionary does not explain is kept.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmech import edits as ed
+from jaxmech.choices import Prompts, score, sweep
+from jaxmech.models.decoder import Params
+from jaxmech.sae.module import SAE
+
+REFERENCES = ("residual", "all_features", "error", "mean_difference")
+
+
+def donor_values(encoder: ed.Gathered | ed.Full, resid: jax.Array) -> jax.Array:
+    """The chosen features' values [L,B,K] at residuals [L,B,D]."""
+    return jax.vmap(lambda e, x: e.encode(x[:, None])[:, 0])(encoder, resid)
+
+
+def patch_edit(config, saes: SAE, selection: ed.Selection, resid: jax.Array, length: int) -> ed.Edits:
+    """The edit that sets the selection to its values at the donor's residuals [L,B,D], at the last of `length` tokens."""
+    edit = ed.features(saes, selection, gain=0.0, shift=0.0, **ed.at_last(config.n_layers, length))
+    edit = edit.replace(shift=donor_values(edit.encoder, resid))
+    return {saes.config.site: (edit.replace(gain=jnp.zeros_like(edit.shift)),)}
+
+
+@partial(jax.jit, static_argnums=0)
+def patch_features(config, params: Params, prompts: Prompts, saes: SAE, selections: ed.Selection, resid: jax.Array):
+    """log s(a) [S,B,N] of every prompt with each feature set [S,L,K] patched in from donors with residuals [L,B,D]."""
+
+    def one(selection):
+        edit = patch_edit(config, saes, selection, resid, prompts.tokens.shape[1])
+        return score(config, params, prompts, edits=edit)[0].logprobs
+
+    return sweep(one, selections)
+
+
+@partial(jax.jit, static_argnums=0)
+def patch_vectors(config, params: Params, prompts: Prompts, directions: jax.Array, resid: jax.Array, site_layers: jax.Array):
+    """log s(a) [S,B,N] with the component along unit directions [S,L,D] set to the donor's, at layers [L] bool."""
+    spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], site_layers)
+
+    def one(direction):
+        shift = jnp.einsum("lbd,ld->lb", resid, direction, precision=jax.lax.Precision.HIGHEST)
+        return score(config, params, prompts, edits={"resid_post": (ed.project(direction, shift=shift, **spans),)})[0].logprobs
+
+    return sweep(one, directions)
+
+
+@partial(jax.jit, static_argnums=(0, 5))
+def patch_reference(config, params: Params, prompts: Prompts, saes: SAE, resid: jax.Array, kind: str):
+    """log s(a) [B,N] with the whole residual, all features or the error alone taken from the donor.
+
+    The residual is replaced at every layer that has a dictionary; the last of them decides alone.
+    """
+    spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], saes.config.layers)
+    if kind == "residual":
+        edit = ed.Replace(donor=resid[:, :, None], **spans)
+    else:
+        edit = ed.PatchPart(sae=ed.over_layers(saes, config.n_layers), donor=resid, rest=kind == "error", **spans)
+    return score(config, params, prompts, edits={saes.config.site: (edit,)})[0].logprobs
+
+
+def matched_sets(
+    selection: list[tuple[int, int]],
+    fires: np.ndarray,
+    strength: np.ndarray,
+    layers: tuple[int, ...],
+    *,
+    sets: int,
+    seed: int,
+    neighbours: int = 20,
+) -> list[list[tuple[int, int]]]:
+    """Random feature sets matched to the selection on layer, firing rate and |dz| * ||D_j||.
+
+    Each selected feature is replaced by one drawn from its `neighbours` nearest unselected features of the same layer,
+    by rank of firing rate and of strength. Within a set no feature stands twice.
+
+    Args:
+      selection: (layer, feature) pairs; fires, strength: [L',F] over `layers`.
+
+    Raises:
+      ValueError: a layer has too few live features to draw from.
+    """
+    rng, slot = np.random.default_rng(seed), {layer: i for i, layer in enumerate(layers)}
+    pools = {}
+    for layer, feature in selection:
+        i = slot[layer]
+        taken = {f for at, f in selection if at == layer}
+        pool = np.array([f for f in np.flatnonzero(fires[i] > 0) if f not in taken])
+        need = len(taken)
+        if len(pool) <= need:
+            raise ValueError(
+                f"layer {layer} has {len(pool)} unselected features that fire, too few to match {need} selected ones: "
+                "train larger dictionaries or select fewer features"
+            )
+        rank = lambda a: np.argsort(np.argsort(a))  # noqa: E731
+        both = np.append(pool, feature)
+        coordinates = np.stack([rank(fires[i, both]), rank(strength[i, both])])
+        distance = np.abs(coordinates[:, :-1] - coordinates[:, -1:]).sum(0)
+        pools[layer, feature] = pool[np.argsort(distance, kind="stable")[: max(neighbours, 2 * need)]]
+    out = []
+    for _ in range(sets):
+        chosen: list[tuple[int, int]] = []
+        for pair in selection:
+            free = [f for f in pools[pair] if (pair[0], int(f)) not in chosen]
+            chosen.append((pair[0], int(rng.choice(free))))
+        out.append(chosen)
+    return out
+
+
+def random_directions(key: jax.Array, like: jax.Array, count: int) -> jax.Array:
+    """[count,L,D] Gaussian directions with the norm of `like` [L,D] at every layer."""
+    noise = jax.random.normal(key, (count, *like.shape))
+    return noise / jnp.linalg.norm(noise, axis=-1, keepdims=True) * jnp.linalg.norm(like, axis=-1, keepdims=True)

@@ -1,0 +1,100 @@
+"""Numbers as a reader wants them: real minus signs, p-values without false precision, and a dash for what is undefined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+UNDEFINED = "n/a"
+
+
+def known(value: float | None) -> bool:
+    """Whether a number is there and finite; undefined numbers come back from JSON as None."""
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Fixed decimals with thousands separated: −1,234.50."""
+    if not known(value):
+        return UNDEFINED
+    text = f"{value:,.{digits}f}"
+    if not text.strip("-0.,"):
+        text = text.lstrip("-")
+    return text.replace("-", "−")
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """Some significant digits, whatever the size: 0.00024, 1,240."""
+    if not known(value):
+        return UNDEFINED
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return number(value, min(decimals, 8))
+
+
+def percent(share: float | None, digits: int = 0) -> str:
+    """0.413 -> 41 %."""
+    return f"{number(100 * share, digits)} %" if known(share) else UNDEFINED
+
+
+def points(value: float | None) -> str:
+    """Percentage points of the stake, signed."""
+    if not known(value):
+        return UNDEFINED
+    text = number(value, 1)
+    return f"{'+' if value > 0 and text.strip('0.') else ''}{text} pp"
+
+
+def interval(pair: Sequence[float | None] | None, digits: int = 1, *, scale: float = 1.0) -> str:
+    """[0.21, 0.34] with scale 100 -> "21.0 to 34.0"."""
+    if pair is None or not all(known(v) for v in pair):
+        return UNDEFINED
+    return " to ".join(number(scale * v, digits) for v in pair)
+
+
+def p_value(p: float | None) -> str:
+    """With its relation: "p = 0.025", "p < 0.001"."""
+    if not known(p):
+        return f"p {UNDEFINED}"
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def listing(items: Sequence[str]) -> str:
+    """a, b and c."""
+    items = list(items)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else "none"
+
+
+NAMES = {
+    "stance": "Stance", "heldout": "Held-out stance words", "placebo": "Placebo words", "valence": "Cheerful or gloomy",
+    "number": "Likes large numbers", "other": "Someone else's stance", "own_accounts": "Own two accounts",
+    "own_accounts_neutral": "Own two accounts", "keep": "Asked what to keep", "take": "Asked what to take",
+    "dictator_give": "Dictator, give", "dictator_take": "Dictator, take", "ultimatum_proposer": "Ultimatum, proposer",
+    "ultimatum_responder": "Ultimatum, responder", "trust_sender": "Trust, sender", "trust_returner": "Trust, returner",
+    "s1": "System 1", "s2": "System 2", "to_generous": "towards generous", "to_selfish": "towards selfish",
+    "auroc": "AUROC", "d_z": "effect size d_z", "q": "FDR q", "sign": "sign consistency", "fires": "fires often enough",
+    "density": "rare on neutral text", "permutation": "sign-flip permutation", "half_splits": "half-splits",
+}  # fmt: skip
+
+
+def name(key: str) -> str:
+    """A reader's name for an identifier of the tables."""
+    return NAMES.get(key, key.replace("_", " ")[:1].upper() + key.replace("_", " ")[1:])
+
+
+def wrapped(text: str, width: int = 18) -> str:
+    """Line breaks for axis labels, so that a phone keeps room for the data."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}".strip()
+    return "<br>".join(lines)

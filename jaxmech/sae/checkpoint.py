@@ -1,0 +1,54 @@
+"""Checkpoints of a training (Orbax): atomic, at most two kept, refused when they belong to another training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+    """Saves and restores a state tree with its history.
+
+    Args:
+      folder: made if missing; Orbax writes beside and renames, so a killed save leaves the one before it.
+      identity: JSON facts that a found checkpoint must have been written with.
+    """
+
+    def __init__(self, folder: str | Path, identity: dict[str, Any]):
+        self._folder = Path(folder).absolute()
+        self._identity = identity
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def restore(self, like: Any) -> tuple[Any, list[dict[str, Any]]] | None:
+        """The latest state, shaped as `like`, and its history; None if there is none."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        found = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
+        self._compare(found["identity"])
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        tree = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))).state
+        return tree, found["history"]
+
+    def save(self, step: int, state: Any, history: list[dict[str, Any]]) -> None:
+        """Returns when the copy is taken; the writing goes on behind the training."""
+        about = {"identity": self._identity, "history": history}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
+        self._manager.save(step, args=args)
+
+    def close(self) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _compare(self, found: dict[str, Any]) -> None:
+        names = sorted(found.keys() | self._identity.keys())
+        if differing := [n for n in names if found.get(n) != self._identity.get(n)]:
+            lines = [f"{n} was {found.get(n)!r}, is {self._identity.get(n)!r}" for n in differing]
+            raise ValueError(
+                f"checkpoint_dir: {self._folder} holds a training that differs: {'; '.join(lines)};"
+                " use another folder, or delete this one"
+            )

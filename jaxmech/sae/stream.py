@@ -1,0 +1,255 @@
+"""Activations as a stream of shuffled batches, each a pure function of the seed and its number.
+
+`B` denotes a batch of activations, `N` texts, `T` tokens, `D` the width at the site, `L'` the layers asked for.
+
+Because batch i depends on nothing but (seed, i), a training that is killed goes on exactly where it stood: the data
+position is the step number. Activations are computed a buffer at a time, and each buffer is visited `epochs` times in
+a fresh order before the next one replaces it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmech.models.config import ModelConfig
+from jaxmech.models.decoder import SITES, Params, Tap, forward
+
+
+class BatchStream:
+    """Batches [L',B,D] from buffers [L',n,D] that a subclass provides; endless, buffer after buffer.
+
+    A subclass sets `layers`, `site`, `model`, `d_in`, `batch_size`, `epochs`, `seed` and `buffer_sizes` (rows of each
+    buffer), and defines `buffer(b)` and `fingerprint()`.
+    """
+
+    layers: tuple[int, ...]
+    site: str
+    model: str | None
+    d_in: int
+    batch_size: int
+    epochs: int
+    seed: int
+    buffer_sizes: tuple[int, ...]
+
+    def buffer(self, b: int) -> jax.Array:
+        """The activations [L',n,D] of buffer b."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """A hash of all that the batches depend on."""
+        raise NotImplementedError
+
+    @property
+    def batches_per_pass(self) -> int:
+        """Batches until every buffer has been visited `epochs` times."""
+        return self.epochs * sum(n // self.batch_size for n in self.buffer_sizes)
+
+    def batch(self, i: int) -> jax.Array:
+        """Batch i, [L',B,D]: rows of one buffer, none twice within an epoch. Rows beyond a full batch wait a turn."""
+        round_, place = divmod(i, self.batches_per_pass)
+        for b, n in enumerate(self.buffer_sizes):  # noqa: B007
+            per_epoch = n // self.batch_size
+            if place < self.epochs * per_epoch:
+                break
+            place -= self.epochs * per_epoch
+        epoch, place = divmod(place, per_epoch)
+        order = np.random.default_rng((self.seed, 1, round_, b, epoch)).permutation(n)
+        rows = order[place * self.batch_size : (place + 1) * self.batch_size]
+        return _rows(self._current(b), rows)
+
+    def __iter__(self) -> Iterator[jax.Array]:
+        i = 0
+        while True:
+            yield self.batch(i)
+            i += 1
+
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of every dimension, [L',D] each, over the first buffer."""
+        return _moments(self._current(0))
+
+    def chunks(self, size: int = 4096) -> Iterator[jax.Array]:
+        """Every activation once, in order, [L',n,D] with n up to `size`: for evaluation."""
+        for b, n in enumerate(self.buffer_sizes):
+            for start in range(0, n, size):
+                yield self._current(b)[:, start : start + size].astype(jnp.float32)
+
+    def _current(self, b: int) -> jax.Array:
+        if getattr(self, "_held", (None, None))[0] != b:
+            self._held = (None, None)  # let go of the old buffer before the new one is made
+            self._held = (b, self.buffer(b))
+        return self._held[1]
+
+    def _check(self) -> None:
+        if self.batch_size < 1 or self.epochs < 1:
+            raise ValueError(f"batch_size, epochs: expected at least 1, got {self.batch_size} and {self.epochs}")
+        if (smallest := min(self.buffer_sizes)) < self.batch_size:
+            raise ValueError(
+                f"batch_size: {self.batch_size} rows do not fit the smallest buffer, which has {smallest};"
+                " use more text, a larger buffer or a smaller batch"
+            )
+
+
+class ArrayStream(BatchStream):
+    """A stream over activations [L',n,D] already in memory."""
+
+    def __init__(self, activations, *, batch_size, layers=None, site="resid_post", model=None, seed=0):
+        self._array = jnp.asarray(activations)
+        if self._array.ndim != 3:
+            raise ValueError(f"activations: expected [L', n, D], got shape {self._array.shape}")
+        self.layers = tuple(range(len(self._array))) if layers is None else tuple(layers)
+        if len(self.layers) != len(self._array):
+            raise ValueError(f"layers: expected {len(self._array)} entries, got {self.layers}")
+        self.site, self.model, self.seed, self.epochs = site, model, seed, 1
+        self.d_in, self.batch_size = self._array.shape[2], batch_size
+        self.buffer_sizes = (self._array.shape[1],)
+        self._check()
+
+    def buffer(self, b: int) -> jax.Array:
+        return self._array
+
+    def fingerprint(self) -> str:
+        return _hash(self.layers, self.site, self.batch_size, self.seed, np.asarray(self._array))
+
+
+class ActivationStream(BatchStream):
+    """Activations of a model at one site of some layers, computed from token arrays as they are needed.
+
+    Only the layers up to the deepest one asked for are run. Padding never counts, nor do the first `skip_first` real
+    tokens of a text: by default one, its BOS, whose activation is an outlier that has no meaning for a dictionary.
+
+    Args:
+      config, params: the model.
+      tokens: [N,T] int; mask: [N,T] bool, True on real tokens.
+      layers: of the model, in any order; the streams' leading axis follows it.
+      site: where to read; one of `jaxmech.models.decoder.SITES`.
+      batch_size: activations in a batch.
+      buffer_tokens: about how many activations are held at a time (all of them if they fit).
+      epochs: visits of a buffer before it is replaced.
+      forward_batch: texts in one forward pass.
+      dtype: of the buffer; float32, or bfloat16 to hold twice as many.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params,
+        tokens,
+        mask=None,
+        *,
+        layers: Sequence[int],
+        site: str = "resid_post",
+        batch_size: int = 512,
+        buffer_tokens: int = 65_536,
+        epochs: int = 1,
+        skip_first: int = 1,
+        forward_batch: int = 8,
+        seed: int = 0,
+        dtype: str = "float32",
+        model: str | None = None,
+    ):
+        self.layers, self.site, self.model, self.seed = tuple(int(x) for x in layers), site, model, seed
+        self.batch_size, self.epochs, self.forward_batch = batch_size, epochs, forward_batch
+        tokens = np.asarray(tokens, np.int32)
+        mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask, bool)
+        if tokens.ndim != 2 or mask.shape != tokens.shape:
+            raise ValueError(f"tokens, mask: expected two arrays [N,T], got shapes {tokens.shape} and {mask.shape}")
+        if wrong := [layer for layer in self.layers if not 0 <= layer < config.n_layers]:
+            raise ValueError(f"layers: expected 0..{config.n_layers - 1}, got {wrong}")
+        if site not in SITES:
+            raise ValueError(f"site: expected one of {', '.join(SITES)}, got {site!r}")
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype: expected 'float32' or 'bfloat16', got {dtype!r}")
+        self._dtype = jnp.dtype(dtype)
+        self._config, self._params = first_layers(config, params, max(self.layers) + 1)
+        order = np.random.default_rng((seed, 0)).permutation(len(tokens))
+        self._tokens, self._mask = tokens[order], mask[order]
+        self._kept = self._mask & (np.cumsum(self._mask, axis=1) > skip_first)
+        self._bounds = _split(self._kept.sum(1), max(buffer_tokens, batch_size), batch_size)
+        self.buffer_sizes = tuple(int(self._kept[a:z].sum()) for a, z in self._bounds)
+        self._check()
+        shapes = jax.eval_shape(partial(_read, self._config, self.site, self.layers), self._params, *self._block(0, 1))
+        self.d_in = shapes.shape[-1]
+
+    @property
+    def tokens_seen(self) -> int:
+        """Distinct activations of one pass, that is real tokens less those skipped."""
+        return sum(self.buffer_sizes)
+
+    def buffer(self, b: int) -> jax.Array:
+        first, last = self._bounds[b]
+        out, filled = np.empty((len(self.layers), self.buffer_sizes[b], self.d_in), self._dtype), 0
+        read = jax.jit(_read, static_argnums=(0, 1, 2))
+        for start in range(first, last, self.forward_batch):
+            stop = min(start + self.forward_batch, last)
+            x = np.asarray(read(self._config, self.site, self.layers, self._params, *self._block(start, stop)))
+            x = x[:, : stop - start][:, self._kept[start:stop]]
+            out[:, filled : filled + x.shape[1]] = x
+            filled += x.shape[1]
+        return jnp.asarray(out)
+
+    def fingerprint(self) -> str:
+        # The parameters are known by one small leaf: hashing all of them would take as long as using them.
+        probe = np.asarray(self._params["final_norm"]["scale"], np.float32)
+        facts = (self._config, self.layers, self.site, self.batch_size, self.epochs, self.seed, self._dtype.name)
+        return _hash(*facts, self._bounds, self._tokens, self._kept, probe)
+
+    def _block(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Texts start..stop, filled up to the one shape that is compiled."""
+        rows = np.minimum(np.arange(start, start + self.forward_batch), stop - 1)
+        return self._tokens[rows], self._mask[rows]
+
+
+def first_layers(config: ModelConfig, params: Params, n: int) -> tuple[ModelConfig, Params]:
+    """The model cut off behind its first n layers: what lies above cannot matter to them."""
+    config = dataclasses.replace(config, n_layers=n, is_local=config.is_local[:n])
+    return config, {**params, "layers": jax.tree.map(lambda leaf: leaf[:n], params["layers"])}
+
+
+def _read(config, site, layers, params, tokens, mask):
+    """[L',B,T,D] at `site` of `layers`."""
+    out = forward(config, params, tokens, mask=mask, taps={"x": Tap(site)}, logits="none")
+    return out.taps["x"][np.array(layers)]
+
+
+@jax.jit
+def _rows(buffer, rows):
+    return jnp.take(buffer, rows, axis=1).astype(jnp.float32)
+
+
+def _moments(buffer: jax.Array, chunk: int = 8192) -> tuple[np.ndarray, np.ndarray]:
+    """Two passes in float64, a chunk at a time: residual streams have means far larger than their spread."""
+    n = buffer.shape[1]
+    parts = [slice(start, start + chunk) for start in range(0, n, chunk)]
+    mean = sum(np.asarray(buffer[:, part], np.float64).sum(1) for part in parts) / n
+    square = sum(((np.asarray(buffer[:, part], np.float64) - mean[:, None]) ** 2).sum(1) for part in parts)
+    spread = np.sqrt(square / n)
+    if not np.isfinite(spread).all() or not spread.any(axis=1).all():
+        raise ValueError("activations: expected finite values that vary, at every layer")
+    return mean.astype(np.float32), spread.astype(np.float32)
+
+
+def _split(sizes: np.ndarray, target: int, at_least: int) -> list[tuple[int, int]]:
+    """Cuts texts of the given sizes into runs of about `target` tokens; a short rest joins the last run."""
+    bounds, start, held = [], 0, 0
+    for i, size in enumerate(sizes):
+        if held and held + size > target:
+            bounds.append((start, i))
+            start, held = i, 0
+        held += size
+    if bounds and held < at_least:
+        start = bounds.pop()[0]
+    return [*bounds, (start, len(sizes))]
+
+
+def _hash(*facts) -> str:
+    digest = hashlib.sha256()
+    for fact in facts:
+        digest.update(fact.tobytes() if isinstance(fact, np.ndarray) else repr(fact).encode())
+    return digest.hexdigest()

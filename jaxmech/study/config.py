@@ -1,0 +1,133 @@
+"""A study's configuration: one flat YAML file, checked against one dataclass; unknown keys are errors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """Every parameter of a study. `configs/quickstart.yaml` comments each group."""
+
+    # model and run
+    model: str
+    run_dir: str
+    dtype: str = "float32"
+    seed: int = 0
+    batch: int = 16
+
+    # behaviour
+    selection_families: int = 32
+    development_families: int = 8
+    test_families: int = 16
+    pairs: int = 2
+    examples: int = 8
+    stakes: list[int] = dataclasses.field(default_factory=lambda: [10, 20])
+    samples: int = 8
+    gate_shift_pp: float = 10.0
+    gate_placebo_ratio: float = 0.34
+
+    # dictionaries
+    sae_path: str | None = None
+    sae_layers: list[int] | None = None
+    sae_features: int = 4096
+    sae_k: int = 32
+    sae_kind: str = "batchtopk"
+    sae_steps: int = 1000
+    sae_batch: int = 512
+    sae_epochs: int = 2
+    sae_buffer: int = 65536
+    sae_lr: float = 1e-3
+    text_file: str | None = None
+    text_dataset: str | None = None
+    text_count: int = 128
+    text_length: int = 128
+
+    # contrast: see jaxmech.contrast.Rule
+    rule_q: float = 0.01
+    rule_d_z: float = 0.8
+    rule_sign: float = 0.9
+    rule_auroc: float = 0.85
+    rule_fires: float = 0.25
+    rule_density: float = 0.2
+    rule_placebo_ratio: float = 3.0
+    rule_half_splits: float = 0.8
+    half_splits: int = 20
+    permutations: int = 1000
+    relabelings: int = 50
+    selection: str = "rule"  # or "budget"
+    budget_share: float = 0.00024
+
+    # dual process
+    items_per_generator: int = 16
+    index_cut: float = 0.3
+
+    # patching, attribution, proximity
+    random_sets: int = 199
+    audit_features: int = 200
+    audit_families: int = 4
+    proximity_features: int = 32
+
+    # steering and games
+    alphas: list[float] = dataclasses.field(default_factory=lambda: [-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0])
+    random_directions: int = 100
+    text_check: int = 8
+    arithmetic_items: int = 50
+    game_families: int = 6
+    game_alphas: list[float] = dataclasses.field(default_factory=lambda: [-1.0, 0.0, 1.0])
+    game_directions: int = 20
+
+    def __post_init__(self):
+        choices = {"selection": ("rule", "budget"), "sae_kind": ("batchtopk", "topk")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("alphas", "game_alphas"):
+            values = list(getattr(self, name))
+            if values != sorted(set(values)) or 0.0 not in values or len(values) < 3:
+                raise ValueError(f"{name}: expected at least three ascending numbers with 0 among them, got {values}")
+        for name in ("selection_families", "test_families"):
+            if getattr(self, name) < 6:
+                raise ValueError(f"{name}: families are the unit of inference, at least 6 are needed, got {getattr(self, name)}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not isinstance(value, bool) and field.name != "seed" and value < 0:
+                raise ValueError(f"{field.name}: expected a number that is not negative, got {value}")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Reads a YAML file and applies `key=value` overrides.
+
+    Raises:
+      ValueError: the file is missing, a key is unknown (the nearest known one is named), or a value is of the wrong type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such configuration; the ones that come with jaxmech are in configs/")
+    if bad := [item for item in overrides if "=" not in item]:
+        raise ValueError(f"overrides are written key=value, got {', '.join(map(repr, bad))}")
+    try:
+        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        _refuse_unknown(given)
+        merged = OmegaConf.merge(OmegaConf.structured(StudyConfig), given)
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def _refuse_unknown(given) -> None:
+    import difflib
+
+    known = [field.name for field in dataclasses.fields(StudyConfig)]
+    unknown = [key for key in given if key not in known]
+    hints = []
+    for key in unknown:
+        near = difflib.get_close_matches(str(key), known, n=1)
+        hints.append(f"{key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    if hints:
+        raise ValueError(f"unknown configuration key {', '.join(hints)}; the keys are: {', '.join(known)}")

@@ -1,0 +1,87 @@
+"""What a stage may reach: the configuration, the run folder, and the model and dictionaries, loaded when first needed."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from jaxmech import edits as ed
+from jaxmech.behavior.dictator import Bank, BankConfig, build_bank
+from jaxmech.behavior.scoring import Encoded, encode_table
+from jaxmech.models.load import LanguageModel, load_model
+from jaxmech.sae.formats import load_saes
+from jaxmech.sae.module import SAE
+from jaxmech.study.config import StudyConfig
+from jaxmech.study.folder import RunFolder
+
+
+class Context:
+    """One run's shared state. Everything here is derived, so that any stage can be the first to run after a restart."""
+
+    def __init__(self, config: StudyConfig):
+        self.config = config
+        self.folder = RunFolder(config.run_dir)
+
+    @cached_property
+    def lm(self) -> LanguageModel:
+        return load_model(self.config.model, dtype=self.config.dtype)
+
+    @cached_property
+    def bank(self) -> Bank:
+        c = self.config
+        return build_bank(
+            BankConfig(
+                selection=c.selection_families, development=c.development_families, test=c.test_families,
+                pairs=c.pairs, examples=c.examples, stakes=tuple(c.stakes), seed=c.seed,
+            ),
+            self.lm.tokenizer,
+        )  # fmt: skip
+
+    @property
+    def sae_folder(self) -> Path:
+        return Path(self.config.sae_path) if self.config.sae_path else self.folder.path / "saes"
+
+    @cached_property
+    def saes(self) -> SAE:
+        return load_saes(self.sae_folder)
+
+    @cached_property
+    def encoded(self) -> tuple[pd.DataFrame, Encoded]:
+        """The prompts of the development and test families and their encoding, prefixes computed."""
+        table = self.bank.prompts
+        table = table[table["split"] != "selection"].reset_index(drop=True)
+        return table, encode_table(self.lm, table)
+
+    def rows(self, condition: str, *, split: str = "test", per_family: int | None = None) -> np.ndarray:
+        """Rows of `encoded` in a condition, in the order of families and pairs; `per_family` keeps the first few."""
+        table = self.encoded[0]
+        chosen = table[(table["condition"] == condition) & (table["split"] == split)].sort_values(["family", "pair"])
+        if per_family is not None:
+            chosen = chosen.groupby("family", sort=True).head(per_family)
+        return chosen.index.to_numpy()
+
+    def families(self, rows: np.ndarray) -> np.ndarray:
+        return self.encoded[0].loc[rows, "family"].to_numpy()
+
+    @cached_property
+    def selected(self) -> pd.DataFrame:
+        """The selected features, one a row, strongest first; see the contrast stage's table `features`."""
+        table = self.folder.table("contrast", "selected")
+        return table
+
+    def selection(self, features: pd.DataFrame | None = None) -> ed.Selection:
+        """Selected features (all by default) as a `Selection`."""
+        features = self.selected if features is None else features
+        return ed.select(zip(features["layer"], features["feature"], strict=True), self.lm.config.n_layers)
+
+    def per_feature(self, selection: ed.Selection, features: pd.DataFrame, column: str) -> np.ndarray:
+        """A column of `features` laid out like the selection, [L,K]."""
+        lookup = features.set_index(["layer", "feature"])[column].to_dict()
+        index, valid = np.asarray(selection.index), np.asarray(selection.valid)
+        out = np.zeros(index.shape, np.float32)
+        for layer, k in zip(*np.nonzero(valid), strict=True):
+            out[layer, k] = lookup[int(layer), int(index[layer, k])]
+        return out

@@ -1,0 +1,117 @@
+"""The run folder: stages kept under the hash of what they depend on, written whole or not at all.
+
+    run_dir/
+      manifest.json           versions, devices, seeds, hashes, wall time and peak memory of each stage, exclusions
+      results.json            the numbers
+      report.html             the page
+      stages/<name>/          key.json, results.json, *.parquet, arrays.safetensors
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save_file
+
+
+class Outcome(NamedTuple):
+    """What a stage produces: results (JSON), tables (Parquet) and small arrays (safetensors)."""
+
+    results: dict[str, Any]
+    tables: dict[str, pd.DataFrame] = {}  # noqa: RUF012 - never mutated
+    arrays: dict[str, np.ndarray] = {}  # noqa: RUF012
+
+
+class RunFolder:
+    """Reads and writes one run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            (self.path / "stages").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"run_dir: cannot write to {self.path}: {error.strerror}") from error
+        for leftover in (self.path / "stages").glob(".*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def stage(self, name: str) -> Path:
+        return self.path / "stages" / name
+
+    def key(self, name: str) -> dict[str, Any] | None:
+        """The record of a finished stage: its hash, seconds and peak memory; None when there is none."""
+        file = self.stage(name) / "key.json"
+        return read_json(file) if file.is_file() else None
+
+    def save(self, name: str, outcome: Outcome, record: dict[str, Any]) -> None:
+        """Writes a stage atomically: into a hidden folder first, then renamed into place."""
+        temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.path / "stages"))
+        try:
+            write_json(temporary / "results.json", outcome.results)
+            for table, frame in outcome.tables.items():
+                frame.to_parquet(temporary / f"{table}.parquet", index=False)
+            if outcome.arrays:
+                save_file({k: np.ascontiguousarray(v) for k, v in outcome.arrays.items()}, temporary / "arrays.safetensors")
+            write_json(temporary / "key.json", record)
+            shutil.rmtree(self.stage(name), ignore_errors=True)
+            temporary.rename(self.stage(name))
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise ValueError(
+                f"stage {name}: cannot write to {self.path}: {error.strerror or error}. Earlier stages are kept; make "
+                "room and run the same command again"
+            ) from error
+
+    def results(self, name: str) -> dict[str, Any]:
+        return read_json(self.stage(name) / "results.json")
+
+    def table(self, stage: str, name: str) -> pd.DataFrame:
+        return pd.read_parquet(self.stage(stage) / f"{name}.parquet")
+
+    def has_table(self, stage: str, name: str) -> bool:
+        return (self.stage(stage) / f"{name}.parquet").is_file()
+
+    def arrays(self, stage: str) -> dict[str, np.ndarray]:
+        return load_file(self.stage(stage) / "arrays.safetensors")
+
+
+def digest(*parts: Any) -> str:
+    """A short hash of JSON-able parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically; NumPy numbers become plain ones and what is not finite becomes null."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(plain(value), indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete its folder and run again") from error
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's own types."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(v) for v in value]
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,62 @@
+"""Stage attribution: every feature's first-order effect from one backward pass, audited against true patching."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from jaxmech import patching as pa
+from jaxmech.attribution import attribute, decision_gradient
+from jaxmech.study.context import Context
+from jaxmech.study.folder import Outcome
+from jaxmech.study.stages import effects as ef
+
+
+def run(ctx: Context) -> Outcome:
+    """Attributes generous donors' features on selfish prompts; patches the top and some random features one by one."""
+    c, saes = ctx.config, ctx.saes
+    base, donor = (ef.side(ctx, name, limit=c.audit_families) for name in ("selfish", "generous"))
+    layers = jnp.asarray(saes.config.layers)
+    gradient = decision_gradient(ctx.lm.config, ctx.lm.params, base.prompts, base.values, site=saes.config.site)
+    scores = np.asarray(attribute(saes, gradient[layers], base.resid[layers], donor.resid[layers]).mean(1))  # [L',F]
+    features = ctx.folder.table("contrast", "features")
+    frame = features[["layer", "feature", "selected", "live"]].assign(attribution=scores.reshape(-1))
+    audit = audited(ctx, frame, base, donor)
+    sizes = {name: audit[audit["group"] == name] for name in ("top", "random")}
+    results = {
+        "audited": {name: len(part) for name, part in sizes.items()},
+        "spearman": {name: rank_correlation(part) for name, part in sizes.items()} | {"all": rank_correlation(audit)},
+        "sign_agreement": {name: sign_agreement(part) for name, part in sizes.items()},
+        "families": len(base.rows),
+        "selected_share_of_top": float(sizes["top"]["selected"].mean()),
+    }
+    return Outcome(results, {"attribution": frame, "audit": audit})
+
+
+def audited(ctx: Context, frame: pd.DataFrame, base: ef.Side, donor: ef.Side) -> pd.DataFrame:
+    """The strongest features and random ones of the rest that move at all, with the effect of truly patching each."""
+    n = ctx.config.audit_features
+    moving = frame[frame["attribution"] != 0.0]
+    top = moving.reindex(moving["attribution"].abs().sort_values(ascending=False, kind="stable").index).head(n)
+    rest = moving.drop(top.index)
+    rest = rest.sample(min(n, len(rest)), random_state=ctx.config.seed)
+    audit = pd.concat([top.assign(group="top"), rest.assign(group="random")], ignore_index=True)
+    points = ef.stack_selections(ctx, [[pair] for pair in ef.pairs_of(audit)])
+    g = ef.sweep_sets(
+        lambda s: pa.patch_features(ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes, s, donor.resid),
+        points, base.values, what="attribution audit", size=8,
+    )  # fmt: skip
+    return audit.assign(patched=(g - base.g).mean(1))
+
+
+def rank_correlation(audit: pd.DataFrame) -> float:
+    """Spearman correlation of attribution with true patching; NaN under three features."""
+    if len(audit) < 3 or audit["attribution"].nunique() < 2 or audit["patched"].nunique() < 2:
+        return float("nan")
+    return float(stats.spearmanr(audit["attribution"], audit["patched"]).statistic)
+
+
+def sign_agreement(audit: pd.DataFrame) -> float:
+    return float((np.sign(audit["attribution"]) == np.sign(audit["patched"])).mean()) if len(audit) else float("nan")

@@ -1,0 +1,160 @@
+"""Stage contrast: scores every feature of every dictionary on the selection families and applies the rule."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from jaxmech import contrast as co
+from jaxmech.behavior.dictator import PAIRED
+from jaxmech.behavior.scoring import Encoded, encode_table, take
+from jaxmech.collect import run_decision, update_moments
+from jaxmech.progress import progress
+from jaxmech.statistics import benjamini_hochberg, paired_t
+from jaxmech.study.context import Context
+from jaxmech.study.folder import Outcome
+
+
+def run(ctx: Context) -> Outcome:
+    """Selects features; falls back to the labelled budget when the rule finds none, and says so."""
+    c = ctx.config
+    table = ctx.bank.prompts
+    table = table[(table["split"] == "selection") & table["condition"].isin(PAIRED["stance"] + PAIRED["placebo"])]
+    table = table.reset_index(drop=True)
+    encoded = encode_table(ctx.lm, table)
+    moments = {name: stream_moments(ctx, table, encoded, *PAIRED[name]) for name in ("stance", "placebo")}
+    density = ctx.folder.arrays("fidelity")["density"]
+    rule = rule_of(c)
+    s = co.feature_stats(moments["stance"], moments["placebo"], density)
+    permuted = co.permutation_p(s.difference, key=jax.random.key(c.seed), R=c.permutations)
+    chosen = co.select_features(s, rule, permuted, splits=c.half_splits, seed=c.seed)
+    false = co.expected_false(
+        s, rule, permuted, relabelings=c.relabelings, splits=c.half_splits, seed=c.seed + 1
+    )
+    budget = co.top_budget(s, c.budget_share)
+    frame = feature_table(ctx, s, moments["stance"], permuted, chosen, budget)
+    mode = c.selection if chosen.chosen.any() else "budget"
+    picked = frame[frame["selected" if mode == "rule" else "in_budget"]]
+    if picked.empty:
+        raise ValueError(
+            "contrast: no feature fires at the decision token of any selection family, so nothing can be selected. Train "
+            "the dictionaries longer or at other layers (sae_steps, sae_layers)"
+        )
+    picked = picked.reindex(picked["t"].abs().sort_values(ascending=False, kind="stable").index).reset_index(drop=True)
+    return Outcome(
+        selection_results(s, chosen, false, budget, mode, picked),
+        {"features": frame, "selected": picked, "criteria": criteria_counts(chosen), "budgets": budget_sweep(s, c.budget_share)},
+        {"mean_difference": mean_difference(ctx, table, encoded)},
+    )
+
+
+def rule_of(c) -> co.Rule:
+    return co.Rule(
+        q=c.rule_q, d_z=c.rule_d_z, sign=c.rule_sign, auroc=c.rule_auroc, fires=c.rule_fires, density=c.rule_density,
+        placebo_ratio=c.rule_placebo_ratio, half_splits=c.rule_half_splits,
+    )  # fmt: skip
+
+
+def pair_rows(table: pd.DataFrame, high: str, low: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of both members of every pair and their family's number, families in ascending order."""
+    keyed = table.reset_index().set_index(["family", "pair", "condition"])["index"].unstack("condition")
+    keyed = keyed[[high, low]].dropna().astype(int).sort_index()
+    families = keyed.index.get_level_values("family")
+    return keyed[high].to_numpy(), keyed[low].to_numpy(), np.unique(families, return_inverse=True)[1]
+
+
+def stream_moments(ctx: Context, table: pd.DataFrame, encoded: Encoded, high: str, low: str) -> co.Moments:
+    """One pass over the pairs of a contrast, folded batch by batch."""
+    plus, minus, family = pair_rows(table, high, low)
+    K, batch = family.max() + 1, max(ctx.config.batch // 2, 1)
+    saes = ctx.saes
+    moments = co.empty_moments(len(saes.config.layers), K, saes.config.d_sae)
+    with progress(f"contrast {high} - {low}", len(plus), unit="pairs") as advance:
+        for start in range(0, len(plus), batch):
+            at = np.arange(start, start + batch)
+            real, at = at < len(plus), np.minimum(at, len(plus) - 1)
+            member = (np.arange(K) == family[at][:, None]) * real[:, None] * 1.0
+            prompts, values = take(encoded, np.concatenate([plus[at], minus[at]]))
+            moments, _ = update_moments(
+                ctx.lm.config, ctx.lm.params, saes, prompts, values, jnp.asarray(member, jnp.float32), moments
+            )
+            advance(int(real.sum()))
+    return moments
+
+
+def mean_difference(ctx: Context, table: pd.DataFrame, encoded: Encoded) -> np.ndarray:
+    """Mean generous minus selfish residual at the decision token, [L,D]: the comparator without a dictionary."""
+    rows = pair_rows(table, *PAIRED["stance"])[:2]
+    sums, batch = [], ctx.config.batch
+    for side in rows:
+        total = 0.0
+        for start in range(0, len(side), batch):
+            at = np.arange(start, start + batch)
+            weight = jnp.asarray(at < len(side), jnp.float32)
+            resid = run_decision(
+                ctx.lm.config, ctx.lm.params, take(encoded, side[np.minimum(at, len(side) - 1)])[0],
+                site=ctx.saes.config.site,
+            ).resid  # fmt: skip
+            total = total + np.asarray(jnp.einsum("lbd,b->ld", resid, weight))
+        sums.append(total / len(side))
+    return (sums[0] - sums[1]).astype(np.float32)
+
+
+def feature_table(ctx: Context, s: co.FeatureStats, m: co.Moments, permuted, chosen: co.Selected, budget) -> pd.DataFrame:
+    """One row a feature of every layer, dead ones included."""
+    layers, F = ctx.saes.config.layers, ctx.saes.config.d_sae
+    t, p, d_z = paired_t(s.difference)
+    live = s.fires.max(0) > 0
+    q = np.ones_like(p)
+    q[live] = benjamini_hochberg(p[live])
+    norm = np.linalg.norm(np.asarray(ctx.saes.params["W_dec"]), axis=-1).reshape(-1)
+    correlation = co.correlation_with_g(m).reshape(2, -1)
+    frame = pd.DataFrame(
+        dict(
+            layer=np.repeat(layers, F), feature=np.tile(np.arange(F), len(layers)), live=live,
+            dz=s.difference.mean(0), strength=np.abs(s.difference.mean(0)) * norm, t=t, p=p, q=q, d_z=d_z,
+            permutation_p=permuted, sign=np.maximum(s.positive.sum(0), s.negative.sum(0)) / s.pairs,
+            auroc=co.auroc(s.plus, s.minus), fires_generous=s.fires[0], fires_selfish=s.fires[1], density=s.density,
+            placebo_d_z=s.placebo_d_z, correlation_generous=correlation[0], correlation_selfish=correlation[1],
+            stability=chosen.stability, selected=chosen.chosen, in_budget=budget,
+        )
+    )  # fmt: skip
+    return frame.assign(**{f"passes_{name}": passed for name, passed in chosen.passed.items()})
+
+
+def criteria_counts(chosen: co.Selected) -> pd.DataFrame:
+    """How many features each criterion alone lets through, and how many are left after each in turn."""
+    left, rows = np.ones(len(chosen.chosen), bool), []
+    for name, passed in chosen.passed.items():
+        left = left & passed
+        rows.append(dict(criterion=name, alone=int(passed.sum()), remaining=int(left.sum())))
+    return pd.DataFrame(rows)
+
+
+def budget_sweep(s: co.FeatureStats, share: float) -> pd.DataFrame:
+    """What larger and smaller budgets would take: number of features and the smallest |t| among them."""
+    t, rows = np.abs(np.nan_to_num(paired_t(s.difference)[0], posinf=np.inf)), []
+    for factor in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
+        taken = co.top_budget(s, share * factor)
+        rows.append(dict(share=share * factor, features=int(taken.sum()), smallest_t=float(t[taken].min()) if taken.any() else None))
+    return pd.DataFrame(rows)
+
+
+def selection_results(s, chosen: co.Selected, false, budget, mode: str, picked: pd.DataFrame) -> dict:
+    live, found = int((s.fires.max(0) > 0).sum()), int(chosen.chosen.sum())
+    return {
+        "features_total": len(chosen.chosen),
+        "features_live": live,
+        "selected": found,
+        "share": found / len(chosen.chosen),
+        "expected_false": float(false.mean()),
+        "expected_false_max": int(false.max()),
+        "fdr": float(min(1.0, false.mean() / found)) if found else None,
+        "mode": mode,
+        "used": len(picked),
+        "budget": int(budget.sum()),
+        "budget_and_rule": int((budget & chosen.chosen).sum()),
+        "by_layer": picked["layer"].value_counts().sort_index().to_dict(),
+    }

@@ -1,0 +1,45 @@
+"""Stage dictionaries: opens the study's sparse autoencoders, or trains them, all layers in one program."""
+
+from __future__ import annotations
+
+import jax
+
+from jaxmech.sae.formats import load_saes, save_saes
+from jaxmech.sae.stream import ActivationStream
+from jaxmech.sae.train import SAETrainConfig, train
+from jaxmech.study.context import Context
+from jaxmech.study.folder import Outcome
+
+
+def run(ctx: Context) -> Outcome:
+    """Trains and saves them in SAELens' format under `saes/`; a killed training goes on from its last checkpoint."""
+    c, lm = ctx.config, ctx.lm
+    if c.sae_path:
+        saes = load_saes(c.sae_path)
+        wrong = [layer for layer in saes.config.layers if layer >= lm.config.n_layers]
+        if saes.config.d_in != lm.config.d_model or wrong:
+            raise ValueError(
+                f"sae_path: {c.sae_path} holds dictionaries of width {saes.config.d_in} for layers {saes.config.layers}; "
+                f"{lm.name} has width {lm.config.d_model} and layers 0..{lm.config.n_layers - 1}"
+            )
+        return Outcome(describe(saes) | {"trained": False})
+    text = ctx.folder.arrays("text")
+    layers = range(lm.config.n_layers) if c.sae_layers is None else c.sae_layers
+    stream = ActivationStream(
+        lm.config, lm.params, text["tokens"], text["mask"], layers=tuple(layers), batch_size=c.sae_batch,
+        buffer_tokens=c.sae_buffer, epochs=c.sae_epochs, seed=c.seed, model=lm.name,
+    )  # fmt: skip
+    config = SAETrainConfig(d_sae=c.sae_features, k=c.sae_k, kind=c.sae_kind, steps=c.sae_steps, lr=c.sae_lr)
+    saes, history = train(config, stream, key=jax.random.key(c.seed), checkpoint_dir=ctx.folder.path / "saes" / "training")
+    save_saes(saes, ctx.folder.path / "saes")
+    return Outcome(
+        describe(saes) | {"trained": True, "steps": c.sae_steps, "tokens": stream.tokens_seen}, {"training": history}
+    )
+
+
+def describe(saes) -> dict:
+    config = saes.config
+    return {
+        "layers": list(config.layers), "features_per_layer": config.d_sae, "site": config.site,
+        "activation": config.activation, "source": config.source,
+    }  # fmt: skip

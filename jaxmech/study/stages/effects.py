@@ -1,0 +1,72 @@
+"""What the causal stages share: base and donor runs on test families, patched outcomes, and their family means."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from jaxmech import edits as ed
+from jaxmech.behavior.scoring import take
+from jaxmech.choices import Choices, Prompts, before_last, in_chunks
+from jaxmech.collect import run_decision
+from jaxmech.progress import progress
+from jaxmech.statistics import family_means
+from jaxmech.study.context import Context
+
+DIRECTIONS = {"to_generous": ("selfish", "generous"), "to_selfish": ("generous", "selfish")}
+"""Direction of a patch -> (condition that is patched, condition of the donor)."""
+
+
+class Side(NamedTuple):
+    """One stance of the test families, a pair a family: everything before the decision token is in the cache.
+
+    rows [B] of the prompt table; families [B]; prompts; values [B,N]; g [B]; resid [L,B,D].
+    """
+
+    rows: np.ndarray
+    families: np.ndarray
+    prompts: Prompts
+    values: jax.Array
+    g: np.ndarray
+    resid: jax.Array
+
+
+def side(ctx: Context, condition: str, *, split: str = "test", limit: int | None = None) -> Side:
+    """Runs one prompt a family of a condition."""
+    rows = ctx.rows(condition, split=split, per_family=1)[:limit]
+    prompts, values = take(ctx.encoded[1], rows)
+    prompts = jax.jit(before_last, static_argnums=0)(ctx.lm.config, ctx.lm.params, prompts)
+    base = run_decision(ctx.lm.config, ctx.lm.params, prompts, site=ctx.saes.config.site)
+    return Side(rows, ctx.families(rows), prompts, values, np.asarray(base.choices.expected(values)), base.resid)
+
+
+def expected(logprobs, values) -> np.ndarray:
+    """Expected share given [..., B] from log s(a) [..., B, N]."""
+    return np.asarray(Choices(jnp.asarray(logprobs)).expected(values))
+
+
+def stack_selections(ctx: Context, sets: list[list[tuple[int, int]]]) -> ed.Selection:
+    """Feature sets as one `Selection` with the sweep axis in front, [S,L,K], all padded alike."""
+    L = ctx.lm.config.n_layers
+    width = max(max(np.bincount([layer for layer, _ in s], minlength=L)) for s in sets if s)
+    return jax.tree.map(lambda *a: jnp.stack(a), *(ed.select(s, L, int(width)) for s in sets))
+
+
+def pairs_of(features: pd.DataFrame) -> list[tuple[int, int]]:
+    return [(int(a), int(b)) for a, b in zip(features["layer"], features["feature"], strict=True)]
+
+
+def sweep_sets(run, sets: ed.Selection, values, *, what: str, size: int) -> np.ndarray:
+    """Expected shares [S,B] of a compiled sweep over feature sets (or any points)."""
+    total = len(jax.tree.leaves(sets)[0])
+    with progress(what, total, unit="sets") as advance:
+        return expected(in_chunks(run, sets, size=min(size, total), advance=advance), values)
+
+
+def by_family(values: np.ndarray, one: Side) -> np.ndarray:
+    """Means within families of values [B]."""
+    return family_means(values, one.families)

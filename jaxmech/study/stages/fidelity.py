@@ -1,0 +1,45 @@
+"""Stage fidelity: how much of the residual stream the dictionaries explain, on held-out text and where it matters."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmech.behavior.dictator import PAIRED
+from jaxmech.behavior.scoring import take
+from jaxmech.collect import run_decision
+from jaxmech.sae.evaluate import evaluate, loss_recovered
+from jaxmech.sae.stream import ActivationStream
+from jaxmech.study.context import Context
+from jaxmech.study.folder import Outcome
+
+
+def run(ctx: Context) -> Outcome:
+    """FVU, L0, dead share and loss recovered on held-out text, and FVU at the decision tokens of the test families."""
+    lm, saes, text = ctx.lm, ctx.saes, ctx.folder.arrays("text")
+    tokens, mask = text["heldout_tokens"], text["heldout_mask"].astype(bool)
+    stream = ActivationStream(
+        lm.config, lm.params, tokens, mask, layers=saes.config.layers, site=saes.config.site, batch_size=1, seed=ctx.config.seed
+    )
+    found = evaluate(saes, stream.chunks())
+    recovered = loss_recovered(lm.config, lm.params, saes, tokens[:8], mask[:8])
+    table = found.table.merge(recovered.drop(columns="tokens"), on="layer")
+    table["fvu_decision"], table["l0_decision"] = decision_fidelity(ctx)
+    columns = ("fvu", "fvu_decision", "l0", "dead", "recovered_zero")
+    results = {name: {"mean": table[name].mean(), "worst": table[name].min() if "recovered" in name else table[name].max()} for name in columns}
+    return Outcome(results, {"layers": table}, {"density": found.density.astype(np.float32)})
+
+
+def decision_fidelity(ctx: Context) -> tuple[np.ndarray, np.ndarray]:
+    """FVU and L0 [L'] at the decision token of the test families' stance pairs, where the study intervenes."""
+    saes, resid = ctx.saes, []
+    rows = np.concatenate([ctx.rows(name) for name in PAIRED["stance"]])
+    batch = ctx.config.batch
+    for start in range(0, len(rows), batch):
+        at = np.minimum(np.arange(start, start + batch), len(rows) - 1)
+        x = run_decision(ctx.lm.config, ctx.lm.params, take(ctx.encoded[1], rows[at])[0], site=saes.config.site).resid
+        resid.append(np.asarray(x)[:, : len(rows) - start])
+    x = jnp.asarray(np.concatenate(resid, axis=1))[jnp.asarray(saes.config.layers)]
+    code = saes.encode(x)
+    error, spread = x - saes.decode(code), x - x.mean(1, keepdims=True)
+    return np.asarray((error**2).sum((1, 2)) / (spread**2).sum((1, 2))), np.asarray((code > 0).sum(2).mean(1))

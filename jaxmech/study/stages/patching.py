@@ -1,0 +1,100 @@
+"""Stage patching: do the selected features carry the stance, both ways, more than matched random ones?"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from jaxmech import patching as pa
+from jaxmech.statistics import p_from_null, ratio_of_sums
+from jaxmech.study.context import Context
+from jaxmech.study.folder import Outcome
+from jaxmech.study.stages import effects as ef
+
+CHUNK = 8
+
+
+def run(ctx: Context) -> Outcome:
+    """Recovered share of the stance gap for the selection, reference bars and controls, in both directions."""
+    c, saes = ctx.config, ctx.saes
+    sides = {name: ef.side(ctx, name) for name in ("generous", "selfish")}
+    features = ctx.folder.table("contrast", "features")
+    sets = control_sets(ctx, features)
+    bars, null_rows, results = [], [], {}
+    for direction, (base_name, donor_name) in ef.DIRECTIONS.items():
+        base, donor = sides[base_name], sides[donor_name]
+        model = (ctx.lm.config, ctx.lm.params, base.prompts)
+        gap = ef.by_family(donor.g - base.g, base)
+
+        def bar(name, kind, g, gap=gap, base=base, direction=direction):
+            effect = ratio_of_sums(ef.by_family(g - base.g, base), gap, seed=c.seed)
+            bars.append(
+                dict(
+                    direction=direction, name=name, kind=kind, recovered=effect.value, low=effect.low, high=effect.high,
+                    change_pp=100 * float((g - base.g).mean()),
+                )
+            )
+            return effect
+
+        points = ef.stack_selections(ctx, [ef.pairs_of(ctx.selected), sets["placebo_selected"], *sets["random"]])
+        patch = lambda s, model=model, donor=donor: pa.patch_features(*model, saes, s, donor.resid)  # noqa: E731
+        g = ef.sweep_sets(patch, points, base.values, what=f"patching {direction}", size=CHUNK)
+        observed = bar("selected features", "effect", g[0])
+        bar("placebo-selected features", "control", g[1])
+        gap_total = float(gap.sum())
+        null = np.array([ef.by_family(row - base.g, base).sum() / gap_total for row in g[2:]])
+        null_rows.append(pd.DataFrame(dict(direction=direction, recovered=null)))
+        bars.append(
+            dict(
+                direction=direction, name="matched random features", kind="control", recovered=float(null.mean()),
+                low=float(np.percentile(null, 2.5)), high=float(np.percentile(null, 97.5)),
+                change_pp=100 * float((g[2:] - base.g).mean()),
+            )
+        )  # fmt: skip
+        references(ctx, base, donor, bar)
+        results[f"recovered_{direction}"] = observed.value
+        results[f"recovered_{direction}_ci"] = [observed.low, observed.high]
+        results[f"p_random_{direction}"] = p_from_null(observed.value, null)
+        results[f"random_{direction}"] = float(null.mean())
+    # Both directions have to beat their own random sets, so that the larger p speaks for the stage.
+    results["p_random"] = max(results[f"p_random_{d}"] for d in ef.DIRECTIONS)
+    results["random_sets"], results["families"] = len(sets["random"]), len(sides["generous"].rows)
+    return Outcome(results, {"bars": pd.DataFrame(bars), "null": pd.concat(null_rows, ignore_index=True)})
+
+
+def references(ctx: Context, base: ef.Side, donor: ef.Side, bar) -> None:
+    """Bars of reference: the whole residual, all features, the error alone, the mean-difference direction, a sham donor."""
+    config, params, saes = ctx.lm.config, ctx.lm.params, ctx.saes
+    names = {"residual": "whole residual", "all_features": "all features", "error": "reconstruction error only"}
+    for kind, name in names.items():
+        logprobs = pa.patch_reference(config, params, base.prompts, saes, donor.resid, kind)
+        bar(name, "reference", ef.expected(logprobs, base.values))
+    direction = jnp.asarray(ctx.folder.arrays("contrast")["mean_difference"])
+    unit = direction / jnp.maximum(jnp.linalg.norm(direction, axis=-1, keepdims=True), 1e-9)
+    at = jnp.zeros(config.n_layers, bool).at[jnp.asarray(saes.config.layers)].set(True)
+    logprobs = pa.patch_vectors(config, params, base.prompts, unit[None], donor.resid, at)
+    bar("mean-difference direction", "reference", ef.expected(logprobs, base.values)[0])
+    sham = jnp.roll(base.resid, 1, axis=1)  # the next family's prompt of the same stance
+    points = ef.stack_selections(ctx, [ef.pairs_of(ctx.selected)])
+    logprobs = pa.patch_features(config, params, base.prompts, saes, points, sham)
+    bar("sham donor, same stance", "control", ef.expected(logprobs, base.values)[0])
+
+
+def control_sets(ctx: Context, features: pd.DataFrame) -> dict:
+    """Random sets matched to the selection, and the features that a placebo would have selected at the same layers."""
+    layers, F = ctx.saes.config.layers, ctx.saes.config.d_sae
+    grid = lambda column: features[column].to_numpy().reshape(len(layers), F)  # noqa: E731
+    fires = np.maximum(grid("fires_generous"), grid("fires_selfish"))
+    chosen = ef.pairs_of(ctx.selected)
+    random = pa.matched_sets(
+        chosen, fires, grid("strength"), layers, sets=ctx.config.random_sets, seed=ctx.config.seed
+    )
+    placebo, taken = [], set(chosen)
+    ranked = features[features["live"]].sort_values("placebo_d_z", key=np.abs, ascending=False, kind="stable")
+    for layer, count in ctx.selected["layer"].value_counts().sort_index().items():
+        at = [pair for pair in ef.pairs_of(ranked[ranked["layer"] == layer]) if pair not in taken]
+        placebo += at[:count]
+    return {"random": random, "placebo_selected": placebo}
+
+

@@ -1,0 +1,102 @@
+"""Stage proximity: how directly the selected features act, and whether S2 is nearer to the output than S1."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from jaxmech import patching as pa
+from jaxmech import proximity as px
+from jaxmech.statistics import mean_effect, ratio_of_sums
+from jaxmech.study.context import Context
+from jaxmech.study.folder import Outcome
+from jaxmech.study.stages import effects as ef
+
+CHUNK = 8
+
+
+def run(ctx: Context) -> Outcome:
+    """Total and direct effects of the selection, of the classes, and of single features; mediation; layer-matched test."""
+    classes = ctx.folder.table("dual_process", "classes")
+    base, donor = ef.side(ctx, "selfish"), ef.side(ctx, "generous")
+    sublayers = px.base_sublayers(ctx.lm.config, ctx.lm.params, base.prompts)
+    groups = {"all": ctx.selected} | {
+        name: classes[classes["class"] == name] for name in ("s1", "s2") if (classes["class"] == name).any()
+    }
+    singles = classes.head(ctx.config.proximity_features)
+    points = ef.stack_selections(
+        ctx, [ef.pairs_of(g) for g in groups.values()] + [[pair] for pair in ef.pairs_of(singles)]
+    )
+    model = (ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes)
+    total = ef.sweep_sets(lambda s: pa.patch_features(*model, s, donor.resid), points, base.values, what="total effects", size=CHUNK)
+    direct = ef.sweep_sets(
+        lambda s: px.direct_effects(*model, s, donor.resid, sublayers), points, base.values, what="direct effects", size=CHUNK
+    )
+    total, direct = total - base.g, direct - base.g
+    table = pd.DataFrame(
+        [
+            dict(set=name, features=len(groups[name])) | effect_row(te, de, base, ctx.config.seed)
+            for name, te, de in zip(groups, total, direct, strict=False)
+        ]
+    )
+    n = len(groups)
+    each = singles[["layer", "feature", "class"]].assign(total=total[n:].mean(1), direct=direct[n:].mean(1))
+    each["proximity"] = np.where(np.abs(each["total"]) > 1e-6, each["direct"] / each["total"], np.nan)
+    results = {"sets": {row["set"]: {k: v for k, v in row.items() if k != "set"} for row in table.to_dict("records")}}
+    results |= {key: results["sets"]["all"][key] for key in ("total_pp", "direct_pp", "pi")}
+    results["effect_weighted_depth"] = weighted_depth(each)
+    results["s2_minus_s1_within_layers"] = layer_matched(each, ctx.config.seed)
+    results["mediation"] = mediation(ctx, groups, base, donor, total)
+    return Outcome(results, {"sets": table, "features": each})
+
+
+def effect_row(total: np.ndarray, direct: np.ndarray, base: ef.Side, seed: int) -> dict:
+    """TE, DE and proximity of one set from per-prompt effects [B]; pi only where TE's interval excludes 0."""
+    te, de = ef.by_family(total, base), ef.by_family(direct, base)
+    effect, straight = mean_effect(te, seed=seed), mean_effect(de, seed=seed)
+    row = dict(
+        total_pp=100 * effect.value, total_low=100 * effect.low, total_high=100 * effect.high,
+        direct_pp=100 * straight.value, indirect_pp=100 * (effect.value - straight.value),
+    )  # fmt: skip
+    if effect.low > 0 or effect.high < 0:
+        ratio = ratio_of_sums(de, te, seed=seed)
+        return row | dict(pi=ratio.value, pi_low=ratio.low, pi_high=ratio.high)
+    return row | dict(pi=None, pi_low=None, pi_high=None)
+
+
+def weighted_depth(each: pd.DataFrame) -> dict[str, float]:
+    """Mean layer of each class, weighted by |total effect|."""
+    out = {}
+    for name, part in each.groupby("class"):
+        weight = part["total"].abs()
+        out[name] = float((part["layer"] * weight).sum() / weight.sum()) if weight.sum() > 0 else float("nan")
+    return out
+
+
+def layer_matched(each: pd.DataFrame, seed: int) -> dict:
+    """S2 minus S1 within layers, or the plain statement that depth and class cannot be told apart."""
+    both = each[each["class"].isin(["s1", "s2"])].dropna(subset=["proximity"])
+    difference, p, layers = (float("nan"), float("nan"), 0)
+    if len(both):
+        difference, p, layers = px.within_layer_difference(
+            both["proximity"].to_numpy(), both["layer"].to_numpy(), (both["class"] == "s2").to_numpy(),
+            permutations=2000, seed=seed,
+        )  # fmt: skip
+    verdict = "identified within layers" if layers else "not identifiable beyond depth: no layer holds both classes"
+    return {"difference": difference, "p": p, "layers": layers, "verdict": verdict}
+
+
+def mediation(ctx: Context, groups: dict, base: ef.Side, donor: ef.Side, total: np.ndarray) -> dict | None:
+    """1 - TE(a | b held at base) / TE(a) for S1 through S2 and the reverse; None unless both classes exist."""
+    if not {"s1", "s2"} <= set(groups):
+        return None
+    order, out = list(groups), {}
+    for name, other in (("s1", "s2"), ("s2", "s1")):
+        logprobs = px.mediated_effect(
+            ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes, ctx.selection(groups[name]), ctx.selection(groups[other]),
+            donor.resid, base.resid,
+        )  # fmt: skip
+        held = ef.by_family(ef.expected(logprobs, base.values) - base.g, base)
+        ratio = ratio_of_sums(held, ef.by_family(total[order.index(name)], base), seed=ctx.config.seed)
+        out[f"{name}_through_{other}"] = {"share": 1 - ratio.value, "ci": [1 - ratio.high, 1 - ratio.low]}
+    return out

@@ -1,0 +1,210 @@
+"""Stage steering: does the feature direction move the allocation by dose, inside a usable range, more than others do?"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from jaxmech import steering as st
+from jaxmech.behavior.scoring import take, with_outcomes
+from jaxmech.choices import answer_ids, before_last, encode_prompts, in_chunks
+from jaxmech.collect import run_decision
+from jaxmech.patching import matched_sets, random_directions
+from jaxmech.progress import progress
+from jaxmech.statistics import mean_effect, p_from_null
+from jaxmech.study.context import Context
+from jaxmech.study.folder import Outcome
+from jaxmech.study.stages import effects as ef
+
+CHUNK = 8
+
+
+def run(ctx: Context) -> Outcome:
+    """Dose-response on neutral prompts, usable range, comparators at matched norm, and what must not move."""
+    c, alphas = ctx.config, np.asarray(ctx.config.alphas)
+    vector = direction(ctx)
+    neutral = Steered(ctx, "neutral")
+    doses = neutral.sweep(alphas[:, None, None] * np.asarray(vector), what="steering")
+    dose = dose_table(neutral, alphas, doses)
+    cost = costs(ctx, vector, alphas)
+    baseline = dose.loc[dose["alpha"] == 0, "mass"].iloc[0]
+    usable = (dose["mass"].to_numpy() >= 0.95 * baseline) & cost["usable"].to_numpy()
+    usable |= alphas == 0
+    low, high = st.usable_range(alphas, usable)
+    inside = (alphas >= low) & (alphas <= high)
+    effects = comparators(ctx, neutral, vector, max(abs(low), abs(high)) or 1.0)
+    slopes = family_slopes(alphas, doses, neutral, inside if inside.sum() >= 2 else np.abs(alphas) <= 1)
+    slope = mean_effect(slopes, seed=c.seed)
+    specific = specificity(ctx, vector)
+    results = {
+        "slope_pp": 100 * slope.value,
+        "slope_ci": [100 * slope.low, 100 * slope.high],
+        "usable_range": [low, high],
+        "effect_in_range_pp": 100 * float(dose["g"][inside].iloc[-1] - dose["g"][inside].iloc[0]),
+        "dose_response": {k: v for k, v in st.dose_response(alphas[inside], dose["g"][inside].to_numpy()).items()}
+        if inside.sum() >= 3
+        else None,
+        **effects.attrs,
+        "specificity": specific,
+        "families": len(neutral.rows),
+        "norm_share": norm_share(ctx, vector, neutral),
+    }
+    tables = {"dose": dose.merge(cost, on="alpha"), "comparators": effects.reset_index(drop=True)}
+    tables["comparators"].attrs = {}
+    return Outcome(results, tables, {"direction": np.asarray(vector)})
+
+
+class Steered:
+    """Prompts of some conditions of the test families, one a family, to be steered at the decision token."""
+
+    def __init__(self, ctx: Context, *conditions: str):
+        self.ctx, self.rows = ctx, np.concatenate([ctx.rows(name, per_family=1) for name in conditions])
+        if not len(self.rows):
+            raise ValueError(f"steering: the bank holds no {conditions} prompt in its test families; raise test_families")
+        prompts, self.values = take(ctx.encoded[1], self.rows)
+        self.prompts = jax.jit(before_last, static_argnums=0)(ctx.lm.config, ctx.lm.params, prompts)
+
+    def sweep(self, vectors, *, what: str, size: int = CHUNK) -> np.ndarray:
+        """log s(a) [S,B,N] for vectors [S,L,D]."""
+        run = partial(st.steer, self.ctx.lm.config, self.ctx.lm.params, self.prompts)
+        with progress(what, len(vectors), unit="points") as advance:
+            return in_chunks(run, np.asarray(vectors, np.float32), size=size, advance=advance)
+
+    def expected(self, logprobs) -> np.ndarray:
+        return ef.expected(logprobs, self.values)
+
+
+def direction(ctx: Context, features: pd.DataFrame | None = None) -> jax.Array:
+    """v_l = sum_j mean(dz_j) D_j of the selected features (or some of them), [L,D]; frozen by the selection families."""
+    features = ctx.selected if features is None else features
+    selection = ctx.selection(features)
+    return st.feature_direction(ctx.saes, selection, jnp.asarray(ctx.per_feature(selection, features, "dz")))
+
+
+def dose_table(prompts: Steered, alphas: np.ndarray, logprobs: np.ndarray) -> pd.DataFrame:
+    """A row a coefficient: mean share given with its interval over families, mass, P(0), P(half), P(all)."""
+    rows = []
+    for alpha, each in zip(alphas, logprobs, strict=True):
+        out = with_outcomes(pd.DataFrame(index=prompts.rows), each, np.asarray(prompts.values))
+        effect = mean_effect(out["g"].to_numpy(), seed=prompts.ctx.config.seed)
+        rows.append(
+            dict(alpha=alpha, g=effect.value, g_low=effect.low, g_high=effect.high)
+            | out[["mass", "p_zero", "p_half", "p_all"]].mean().to_dict()
+        )
+    return pd.DataFrame(rows)
+
+
+def family_slopes(alphas: np.ndarray, logprobs: np.ndarray, prompts: Steered, inside: np.ndarray) -> np.ndarray:
+    """Least-squares slope of the share given a unit of alpha, a family, [B]."""
+    return np.polyfit(alphas[inside], prompts.expected(logprobs[inside]), 1)[0]
+
+
+def costs(ctx: Context, vector: jax.Array, alphas: np.ndarray) -> pd.DataFrame:
+    """Perplexity and KL on neutral text and arithmetic accuracy, steered at every token; whether all stay in bounds.
+
+    Bounds: perplexity + 10 %, KL 0.1 nat a token, accuracy - 2 points.
+    """
+    c, lm = ctx.config, ctx.lm
+    arrays = ctx.folder.arrays("text")
+    tokens, mask = arrays["heldout_tokens"][: c.text_check], arrays["heldout_mask"][: c.text_check].astype(bool)
+    vectors = (alphas[:, None, None] * np.asarray(vector)).astype(np.float32)
+    model, size = (lm.config, lm.params), 3
+    with progress("cost on text", len(alphas), unit="points") as advance:
+        nll, kl = in_chunks(partial(st.language_cost, *model, tokens, mask), vectors, size=size, advance=advance)
+    sums, answers = arithmetic(lm, c.arithmetic_items, c.seed)
+    with progress("cost on arithmetic", len(alphas), unit="points") as advance:
+        said = in_chunks(partial(st.next_token, *model, *sums), vectors, size=size, advance=advance)
+    accuracy = (said == answers).mean(1)
+    zero = int(np.flatnonzero(alphas == 0)[0])
+    perplexity = np.exp(nll)
+    fine = (perplexity <= 1.1 * perplexity[zero]) & (kl <= 0.1) & (accuracy >= accuracy[zero] - 0.02 - 1e-9)
+    return pd.DataFrame(dict(alpha=alphas, perplexity=perplexity, kl=kl, accuracy=accuracy, usable=fine))
+
+
+def arithmetic(lm, items: int, seed: int):
+    """One-digit sums behind two worked ones, and the first token of each right answer, [items]."""
+    pairs = np.random.default_rng(seed).integers(1, 5, (items, 2))
+    texts = [f"2+3=5\n4+1=5\n1+7=8\n{a}+{b}=" for a, b in pairs]
+    answers = [answer_ids(lm.tokenizer, text, str(a + b))[0] for text, (a, b) in zip(texts, pairs, strict=True)]
+    return encode_prompts(lm, texts), np.asarray(answers)
+
+
+def comparators(ctx: Context, neutral: Steered, vector: jax.Array, reach: float) -> pd.DataFrame:
+    """Slopes of other directions at the same norm a layer: mean difference, random ones, random feature sets, S1, S2.
+
+    Each is steered by plus and minus one unit of coefficient; attrs holds the p-values.
+    """
+    c, saes = ctx.config, ctx.saes
+    features = ctx.folder.table("contrast", "features")
+    layers, F = saes.config.layers, saes.config.d_sae
+    fires = features[["fires_generous", "fires_selfish"]].max(axis=1).to_numpy().reshape(len(layers), F)
+    strength = features["strength"].to_numpy().reshape(len(layers), F)
+    sets = matched_sets(ef.pairs_of(ctx.selected), fires, strength, layers, sets=c.random_sets, seed=c.seed + 7)
+    lookup = features.set_index(["layer", "feature"])
+    named = [("selected features", "effect", vector)]
+    mean_difference = jnp.asarray(ctx.folder.arrays("contrast")["mean_difference"])
+    named.append(("mean difference", "comparator", match_norm(mean_difference, vector)))
+    classes = ctx.folder.table("dual_process", "classes")
+    for name in ("s1", "s2"):
+        part = classes[classes["class"] == name]
+        if len(part):
+            only = direction(ctx, ctx.selected.merge(part[["layer", "feature"]], on=["layer", "feature"]))
+            named.append((f"{name.upper()} features only", "comparator", match_total_norm(only, vector)))
+    for chosen in sets:
+        frame = lookup.loc[chosen].reset_index()
+        named.append(("matched random features", "null", match_norm(direction(ctx, frame), vector)))
+    for noise in random_directions(jax.random.key(c.seed), vector, c.random_directions):
+        named.append(("random directions", "null", noise))
+    vectors = np.stack([np.asarray(v) for *_, v in named])
+    logprobs = neutral.sweep(np.stack([vectors, -vectors], axis=1).reshape(-1, *vectors.shape[1:]), what="comparators")
+    g = neutral.expected(logprobs).reshape(len(named), 2, -1)
+    slopes = (g[:, 0] - g[:, 1]) / 2
+    frame = pd.DataFrame([dict(name=n, kind=k, slope_pp=100 * s.mean()) for (n, k, _), s in zip(named, slopes, strict=True)])
+    observed = frame.loc[0, "slope_pp"]
+    null = {name: part["slope_pp"].to_numpy() for name, part in frame[frame["kind"] == "null"].groupby("name")}
+    frame.attrs = {
+        "slope_at_one_pp": observed,
+        "p_random": p_from_null(observed, null["matched random features"]),
+        "p_random_directions": p_from_null(observed, null["random directions"]) if c.random_directions else None,
+        "comparators_pp": frame[frame["kind"] == "comparator"].set_index("name")["slope_pp"].to_dict(),
+    }
+    return frame
+
+
+def match_norm(v: jax.Array, like: jax.Array) -> jax.Array:
+    """v with the norm of `like` at every layer; zero where either is zero."""
+    norm = jnp.linalg.norm(v, axis=-1, keepdims=True)
+    return jnp.where(norm > 0, v / jnp.maximum(norm, 1e-12), 0.0) * jnp.linalg.norm(like, axis=-1, keepdims=True)
+
+
+def match_total_norm(v: jax.Array, like: jax.Array) -> jax.Array:
+    """v scaled as a whole to the norm of `like`: for sets that live at other layers."""
+    return v * jnp.linalg.norm(like) / jnp.maximum(jnp.linalg.norm(v), 1e-12)
+
+
+def norm_share(ctx: Context, vector: jax.Array, neutral: Steered) -> float:
+    """The largest norm a layer gets at coefficient 1, as a share of the median residual norm there."""
+    resid = run_decision(ctx.lm.config, ctx.lm.params, neutral.prompts, site=ctx.saes.config.site).resid
+    return float((jnp.linalg.norm(vector, axis=-1) / jnp.median(jnp.linalg.norm(resid, axis=-1), axis=1)).max())
+
+
+def specificity(ctx: Context, vector: jax.Array) -> dict:
+    """Slope of the share given, in percentage points, where giving is not saying a larger number, or is not social."""
+    conditions = [name for name in ("keep", "take", "own_accounts_neutral") if len(ctx.rows(name))]
+    if not conditions:
+        return {}
+    prompts = Steered(ctx, *conditions)
+    g = prompts.expected(prompts.sweep(np.stack([-np.asarray(vector), np.asarray(vector)]), what="specificity", size=2))
+    slopes, condition = (g[1] - g[0]) / 2, ctx.encoded[0].loc[prompts.rows, "condition"].to_numpy()
+    out = {}
+    for name in conditions:
+        effect = mean_effect(slopes[condition == name], seed=ctx.config.seed)
+        out[name] = {
+            "slope_pp": 100 * effect.value, "ci": [100 * effect.low, 100 * effect.high],
+            "families": int((condition == name).sum()),
+        }  # fmt: skip
+    return out

