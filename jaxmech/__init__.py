@@ -1,0 +1,24 @@
+"""jaxmech: finds the features of a language model that carry a behaviour, and tests them by intervention.
+
+    import jaxmech as jm
+    lm = jm.load_model("gemma-3-270m")
+    tokens, mask = jm.encode_prompts(lm, ["Q: A generous player has $10. How much does the player give?\nA: $"])
+    out = jm.forward(lm.config, lm.params, tokens, mask=mask, taps=("resid_post",))
+    dist = jm.choice_distribution(lm, ["..."], [str(a) for a in range(11)])
+"""
+
+from jaxmech import edits
+from jaxmech.choices import Choices, Prompts, choice_distribution, encode_prompts, score
+from jaxmech.models.config import ModelConfig
+from jaxmech.models.decoder import Output, Tap, forward
+from jaxmech.models.generate import generate
+from jaxmech.models.load import LanguageModel, load_model, save_model
+from jaxmech.sae.formats import load_sae, load_saes, save_sae, save_saes
+from jaxmech.sae.module import SAE, SAEConfig
+from jaxmech.sae.train import SAETrainConfig, train
+
+__all__ = [
+    "SAE", "Choices", "LanguageModel", "ModelConfig", "Output", "Prompts", "SAEConfig", "SAETrainConfig", "Tap",
+    "choice_distribution", "edits", "encode_prompts", "forward", "generate", "load_model", "load_sae", "load_saes",
+    "save_model", "save_sae", "save_saes", "score", "train",
+]  # fmt: skip

@@ -41,10 +41,10 @@ class Moments(NamedTuple):
 
 def empty_moments(L: int, K: int, F: int) -> Moments:
     """Moments of no pairs."""
-    feature, stance = jnp.zeros((L, K, F)), jnp.zeros((2, L, K, F))
-    return Moments(
-        jnp.zeros(K), stance, stance, feature, feature, feature, feature, stance, jnp.zeros((2, K)), jnp.zeros((2, K)), stance
-    )
+    shapes = {"n": (K,), "mean_g": (2, K), "m2_g": (2, K)}
+    shapes |= dict.fromkeys(("mean", "m2", "active", "c_zg"), (2, L, K, F))
+    # An array of its own for every field: they are donated together.
+    return Moments(**{name: jnp.zeros(shapes.get(name, (L, K, F))) for name in Moments._fields})
 
 
 def batch_moments(z: jax.Array, g: jax.Array, member: jax.Array) -> Moments:

@@ -10,7 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from jaxmech import edits as ed
 from jaxmech.choices import Prompts, score, sweep
@@ -85,7 +85,7 @@ def dose_response(alphas: np.ndarray, means: np.ndarray) -> dict[str, float]:
     """
     slope = float(np.polyfit(alphas, means, 1)[0])
     spearman = float(stats.spearmanr(alphas, means).statistic) if np.ptp(means) > 0 else 0.0
-    fitted = stats.isotonic_regression(means, increasing=slope >= 0).x
+    fitted = optimize.isotonic_regression(means, increasing=slope >= 0).x
     total = ((means - means.mean()) ** 2).sum()
     zero = float(np.interp(0.0, alphas, means))
     up, down = means[-1] - zero, means[0] - zero

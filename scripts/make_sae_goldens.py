@@ -1,4 +1,4 @@
-"""Writes tests/goldens/sae: dictionaries saved by SAELens itself with its own features and outputs. Needs torch, sae-lens.
+"""Writes tests/goldens/sae: SAEs saved by SAELens with its own features and outputs. Needs torch, sae-lens.
 
 python scripts/make_sae_goldens.py                 # writes the goldens
 python scripts/make_sae_goldens.py check FOLDER    # opens every SAE under FOLDER (saved by jaxmech beside an

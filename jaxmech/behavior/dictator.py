@@ -57,6 +57,7 @@ class BankConfig:
       decoys: (word, tenths given) of further worked examples in which a pleasant word gives little and an unpleasant
         one much. Without them a small model reads the examples as "nice words give": cheerful/gloomy then moves it
         more than generous/selfish does.
+      intensifier: stands before every such word, here and in the controls; may be empty.
       placebo_words: word pairs that say nothing about giving; one a family, evenly.
       valence_words: a (pleasant, unpleasant) pair.
       stance_frames: frames in which stance pairs are built ("give", "keep", "take"); "keep" and "take" get worked
@@ -81,6 +82,7 @@ class BankConfig:
         ("loving", "nasty"),
     )  # fmt: skip
     decoys: tuple[tuple[str, int], ...] = (("joyful", 0), ("sad", 9))
+    intensifier: str = "very"
     placebo_words: tuple[Words, ...] = (("tall", "short"), ("left-handed", "right-handed"), ("morning", "evening"))
     valence_words: Words = ("cheerful", "gloomy")
     stance_frames: tuple[str, ...] = ("give",)
@@ -159,7 +161,7 @@ def build_bank(config: BankConfig, tokenizer: Any) -> Bank:
     Raises:
       ValueError: no pair of some of `stance_words` passes the check.
     """
-    scenarios = {s.name: s for s in SCENARIOS}
+    scenarios, tokenizer = {s.name: s for s in SCENARIOS}, qa.memoized(tokenizer)
     rows, failures = [], []
     for split in SPLITS:
         names = stock_families()[split][: getattr(config, split)]
@@ -196,8 +198,11 @@ class _Family:
 
     def ask(self, stance: str = "", *, after: str = "", lead: str = "", wording: str | None = None) -> str:
         wording = wording or getattr(self.scenario, self.frame)
-        who = qa.person(self.scenario.giver, stance, after)
+        who = qa.person(self.scenario.giver, stance and self.intense(stance), after)
         return lead + wording.format(E=self.scenario.endowment(self.stake), **who)
+
+    def intense(self, word: str) -> str:
+        return f"{self.config.intensifier} {word}".strip()
 
     def prefix(self) -> str:
         """Worked examples: half of either stance, and the decoys, in words and order drawn for this family."""
@@ -241,8 +246,8 @@ class _Family:
         simple = {
             "placebo": [(w, self.ask(w)) for w in self.placebo],
             "valence": [(w, self.ask(w)) for w in config.valence_words],
-            "number": [(w, self.ask(after=f"who likes {w} numbers")) for w in ("large", "small")],
-            "other": [(w, self.ask(lead=f"The judge is {w}. ")) for w in generous_selfish],
+            "number": [(w, self.ask(after=f"who likes {self.intense(w)} numbers")) for w in ("large", "small")],
+            "other": [(w, self.ask(lead=f"The judge is {self.intense(w)}. ")) for w in generous_selfish],
             "own_accounts": [(w, self.ask(w, wording=self.own)) for w in generous_selfish],
             "own_accounts_neutral": [("", self.ask(wording=self.own))],
         }
@@ -312,8 +317,9 @@ def _refuse_unusable_words(config: BankConfig, bank: Bank, tokenizer: Any) -> No
     lengths = "; ".join(
         " / ".join(f"'{w}' {len(qa.tokenize(tokenizer, ' ' + w))} tokens" for w in pair) for pair in config.stance_words
     )
-    reasons = ", ".join(sorted(set(bank.exclusions.reason)))
+    first = bank.exclusions.iloc[0]
     raise ValueError(
         f"stance_words: expected pairs of words with equally many tokens in this model's tokenizer, got {lengths} "
-        f"({reasons}). No generous/selfish pair is left: choose other words, such as generous / selfish"
+        f"(in family {first['family']}: {first['reason']}). No generous/selfish pair is left: choose other words, such "
+        "as generous / selfish"
     )

@@ -97,15 +97,11 @@ def _ratio_bias(rng: random.Random, wording: int) -> Twins:
     small, factor = rng.choice((10, 20)), rng.choice((5, 10))
     a = rng.randint(2, 3)
     fewer, more = rng.randint(a + 1, a * factor - 1), rng.randint(a * factor + 1, (a + 2) * factor)
-    conflict, twin = (story.format(a=a, s=small, b=b, l=small * factor) for b in (fewer, more))
+    ask = lambda one, two: story.format(a=one[0], s=one[1], b=two[0], l=two[1])  # noqa: E731
+    better, worse, large = (a, small), (fewer, small * factor), (more, small * factor)
     if rng.random() < 0.5:  # the letter of the intuitive bowl is no clue
-        conflict, twin = (_swap_letters(text) for text in (conflict, twin))
-        return Twins(conflict, twin, "B", "A", "A", "B")
-    return Twins(conflict, twin, "A", "B", "B", "A")
-
-
-def _swap_letters(text: str) -> str:
-    return text.translate(str.maketrans("AB", "BA"))
+        return Twins(ask(worse, better), ask(large, better), "B", "A", "A", "B")
+    return Twins(ask(better, worse), ask(better, large), "A", "B", "B", "A")
 
 
 def _base_rate(rng: random.Random, wording: int) -> Twins:

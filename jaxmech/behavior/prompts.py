@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import random
 from collections.abc import Sequence
@@ -33,6 +34,12 @@ def allowed_amounts(stake: int) -> list[int]:
     if stake < 20:
         return list(range(stake + 1))
     raise ValueError(f"stake: expected a multiple of 10, or any whole number below 20, got {stake}")
+
+
+def memoized(tokenizer: Any) -> Any:
+    """The same tokenizer, remembering what it has seen: prompts repeat their last lines and answers."""
+    ids = functools.cache(lambda text: tokenizer(text, add_special_tokens=False))
+    return lambda text, add_special_tokens=False: ids(text)
 
 
 def tokenize(tokenizer: Any, text: str) -> list[int]:
@@ -67,11 +74,13 @@ class Checked:
 
 def check_boundary(tokenizer: Any, prefix: str, query: str, amounts: Sequence[int]) -> Checked:
     """Tokens must not straddle prefix and query, nor query and answer: both are scored apart from each other."""
-    head, tail = tokenize(tokenizer, prefix), tokenize(tokenizer, query)
-    if tokenize(tokenizer, prefix + query) != head + tail:
+    # Tokens join neighbours only, so the lines at the two boundaries are enough to look at.
+    tail, head = tokenize(tokenizer, query), "\n".join(prefix.split("\n")[-2:])
+    if tokenize(tokenizer, head + query) != tokenize(tokenizer, head) + tail:
         return Checked(tuple(tail), "a token straddles the worked examples and the query")
+    stem = "\n" + query.rsplit("\n", 1)[-1]
     for amount in amounts:
-        if tokenize(tokenizer, query + str(amount)) != tail + tokenize(tokenizer, str(amount)):
+        if tokenize(tokenizer, stem + str(amount)) != tokenize(tokenizer, stem) + tokenize(tokenizer, str(amount)):
             return Checked(tuple(tail), f"a token straddles the query and the answer {amount}")
     return Checked(tuple(tail))
 

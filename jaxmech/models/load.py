@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -58,19 +58,24 @@ class LanguageModel:
 
 
 class _Packaged(NamedTuple):
-    """A model inside an installed Python package. locate() gives its files, in order, and their sha256 if known."""
+    """A model inside an installed Python package. locate(module) gives its files in order and their sha256 if known."""
 
     module: str
     hint: str
-    locate: Callable[[Any], tuple[list[Path], str | None]]
+    locate: Callable[[str], tuple[list[Path], str | None]]
 
 
-def _gemma_parts(module) -> tuple[list[Path], str | None]:
-    return module.chunk_paths(), module.EXPECTED_SHA256
+def _gemma_parts(module: str) -> tuple[list[Path], str | None]:
+    package = importlib.import_module(module)
+    return package.chunk_paths(), package.EXPECTED_SHA256
 
 
-def _only_gguf(module) -> tuple[list[Path], str | None]:
-    return sorted(Path(module.__file__).parent.glob("*.gguf")), None
+def _only_gguf(module: str) -> tuple[list[Path], str | None]:
+    # Found and not imported: its code wants packages that its weights do not need.
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"no module named {module!r}")
+    return sorted(Path(spec.origin).parent.glob("*.gguf"))[:1], None
 
 
 _PACKAGED = {
@@ -134,13 +139,14 @@ def cache_dir() -> Path:
 def _load_packaged(name: str, dtype: str) -> LanguageModel:
     package = _PACKAGED[name]
     try:
-        module = importlib.import_module(package.module)
-        paths, expected = package.locate(module)
+        paths, expected = package.locate(package.module)
     except ImportError as error:
         raise ValueError(f"the package with the model {name!r} is not installed ({error}); {package.hint}") from None
     missing = [str(path) for path in paths if not path.is_file()]
     if missing or not paths:
-        raise ValueError(f"the package of {name!r} lacks its files {', '.join(missing)}; reinstall it: {package.hint}")
+        raise ValueError(
+            f"the package of {name!r} lacks its files {', '.join(missing) or '*.gguf'}; reinstall it: {package.hint}"
+        )
     if expected is None:
         return _load_gguf(name, paths, _remembered_sha256(paths[0]), dtype)
     # The expected digest keys the cache: the files are hashed only when there is something to convert.

@@ -1,0 +1,7 @@
+"""The report: from a run folder's tables to one self-contained page and a summary in the terminal."""
+
+from jaxmech.report.page import write_report
+from jaxmech.report.summary import print_summary, show
+from jaxmech.report.verdict import Claim, judge, side_questions
+
+__all__ = ["Claim", "judge", "print_summary", "show", "side_questions", "write_report"]

@@ -1,4 +1,5 @@
-"""Numbers as a reader wants them: real minus signs, p-values without false precision, and a dash for what is undefined."""
+"""Numbers as a reader wants them: real minus signs, p-values without false precision, and a dash for what is "
+"undefined."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import math
 from collections.abc import Sequence
 
 UNDEFINED = "n/a"
+NBSP = "\u00a0"
+"""Keeps a number and its unit on one line."""
 
 
 def known(value: float | None) -> bool:
@@ -35,7 +38,7 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 def percent(share: float | None, digits: int = 0) -> str:
     """0.413 -> 41 %."""
-    return f"{number(100 * share, digits)} %" if known(share) else UNDEFINED
+    return f"{number(100 * share, digits)}{NBSP}%" if known(share) else UNDEFINED
 
 
 def points(value: float | None) -> str:
@@ -43,7 +46,7 @@ def points(value: float | None) -> str:
     if not known(value):
         return UNDEFINED
     text = number(value, 1)
-    return f"{'+' if value > 0 and text.strip('0.') else ''}{text} pp"
+    return f"{'+' if value > 0 and text.strip('0.') else ''}{text}{NBSP}pp"
 
 
 def interval(pair: Sequence[float | None] | None, digits: int = 1, *, scale: float = 1.0) -> str:
@@ -53,13 +56,22 @@ def interval(pair: Sequence[float | None] | None, digits: int = 1, *, scale: flo
     return " to ".join(number(scale * v, digits) for v in pair)
 
 
+def coefficient(value: float) -> str:
+    """As short as it can be: −0.5, 2."""
+    return f"{value:g}".replace("-", "−")
+
+
+def span(low: float, high: float) -> str:
+    return f"{coefficient(low)} to {coefficient(high)}"
+
+
 def p_value(p: float | None) -> str:
     """With its relation: "p = 0.025", "p < 0.001"."""
     if not known(p):
         return f"p {UNDEFINED}"
     if p < 0.001:
-        return "p < 0.001"
-    return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+        return f"p{NBSP}<{NBSP}0.001"
+    return f"p{NBSP}={NBSP}{p:.3f}" if p < 0.1 else f"p{NBSP}={NBSP}{p:.2f}"
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:
@@ -73,15 +85,27 @@ def listing(items: Sequence[str]) -> str:
 
 
 NAMES = {
-    "stance": "Stance", "heldout": "Held-out stance words", "placebo": "Placebo words", "valence": "Cheerful or gloomy",
-    "number": "Likes large numbers", "other": "Someone else's stance", "own_accounts": "Own two accounts",
-    "own_accounts_neutral": "Own two accounts", "keep": "Asked what to keep", "take": "Asked what to take",
-    "dictator_give": "Dictator, give", "dictator_take": "Dictator, take", "ultimatum_proposer": "Ultimatum, proposer",
-    "ultimatum_responder": "Ultimatum, responder", "trust_sender": "Trust, sender", "trust_returner": "Trust, returner",
-    "s1": "System 1", "s2": "System 2", "to_generous": "towards generous", "to_selfish": "towards selfish",
-    "auroc": "AUROC", "d_z": "effect size d_z", "q": "FDR q", "sign": "sign consistency", "fires": "fires often enough",
-    "density": "rare on neutral text", "permutation": "sign-flip permutation", "half_splits": "half-splits",
-}  # fmt: skip
+    "stance": "Stance",
+    "heldout": "Held-out stance words",
+    "placebo": "Placebo words",
+    "valence": "Cheerful or gloomy",
+    "number": "Likes large numbers",
+    "other": "Someone else's stance",
+    "own_accounts": "Own two accounts",
+    "own_accounts_neutral": "Own two accounts",
+    "keep": "Asked what to keep",
+    "take": "Asked what to take",
+    "dictator_give": "Dictator (give)",
+    "dictator_take": "Dictator (take)",
+    "ultimatum_proposer": "Ultimatum (proposer)",
+    "ultimatum_responder": "Ultimatum (responder)",
+    "trust_sender": "Trust (sender)",
+    "trust_returner": "Trust (returner)",
+    "s1": "System 1",
+    "s2": "System 2",
+    "to_generous": "towards generous",
+    "to_selfish": "towards selfish",
+}
 
 
 def name(key: str) -> str:

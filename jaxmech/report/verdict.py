@@ -56,7 +56,7 @@ def judge(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Claim]:
     later = [
         judge_features(results["contrast"], config),
         judge_cause(results["patching"], results["steering"], exploratory(results["contrast"])),
-        judge_games(results["games"], config),
+        judge_games(results["games"], config, exploratory(results["contrast"])),
     ]
     return [behaviour, *(later if behaviour.holds else map(withhold, later))]
 
@@ -92,7 +92,8 @@ def judge_behaviour(r: Mapping[str, Any]) -> Claim:
         ("test", f"{fm.p_value(r.get('p'))}, {fm.plural(r['families'], 'family', 'families')}"),
     )
     seen = (
-        f"Told that the player is generous, the model gives {fm.percent(r['mean_generous'], 1)} of the stake; told that "
+        f"Told that the player is generous, the model gives {fm.percent(r['mean_generous'], 1)} of the stake; "
+        "told that "
         f"the player is selfish, {fm.percent(r['mean_selfish'], 1)}: a shift of {fm.points(r['shift_pp'])} "
         f"(95 % interval {fm.interval(r['ci'])}). Placebo words shift it by {fm.points(r['placebo_pp'])}. "
         f"Valid answers hold {fm.percent(r['mass'])} of the probability."
@@ -121,14 +122,16 @@ def judge_features(r: Mapping[str, Any], config: Mapping[str, Any]) -> Claim:
     if not exploratory(r):
         found = (
             f"{fm.plural(r['selected'], 'feature')} of {r['features_total']:,} ({fm.percent(r['share'], 3)}) "
-            f"{'passes' if r['selected'] == 1 else 'pass'} every criterion, in {where}. With the stances relabelled at random "
+            f"{'passes' if r['selected'] == 1 else 'pass'} every criterion, in {where}. With the stances "
+            "relabelled at random "
             f"by family, the same rule selects {fm.number(r['expected_false'], 2)} on average"
         )
         if fm.known(r["fdr"]) and r["fdr"] <= LEVEL:
             return claim(title, "yes", fm.plural(r["selected"], "feature"), f"{found}.", *facts)
         sentence = f"{found}: up to {fm.percent(r['fdr'])} of those found may be false."
         return claim(title, "partly", f"{fm.plural(r['selected'], 'feature')}, uncertain", sentence, *facts)
-    budget = f"the {fm.plural(r['used'], 'feature')} with the largest |t| ({fm.percent(config['budget_share'], 3)} of all), in {where}"
+    share = fm.percent(config["budget_share"], 3)
+    budget = f"the {fm.plural(r['used'], 'feature')} with the largest |t| ({share} of all), in {where}"
     if r["selected"] == 0:
         sentence = (
             f"No feature of {r['features_total']:,} passes every criterion. What follows uses {budget}, and is "
@@ -166,7 +169,8 @@ def judge_cause(patching: Mapping[str, Any], steering: Mapping[str, Any], explor
         random, p = patching[f"random_{direction}"], patching[f"p_random_{direction}"]
         where = fm.name(direction)
         parts.append(
-            f"{fm.percent(value)} of the shift {where} (95 % interval {fm.interval(ci, 0, scale=100)}; matched random sets "
+            f"{fm.percent(value)} of the shift {where} (95 % interval {fm.interval(ci, 0, scale=100)}; matched "
+            "random sets "
             f"{fm.percent(random)}, {fm.p_value(p)})"
         )
         facts.append((f"patched {where}", f"{fm.percent(value)} ({fm.interval(ci, 0, scale=100)}), {fm.p_value(p)}"))
@@ -176,15 +180,16 @@ def judge_cause(patching: Mapping[str, Any], steering: Mapping[str, Any], explor
     usable = low < high
     facts += [
         ("steered, a unit", f"{fm.points(slope)} ({fm.interval(ci)}), {fm.p_value(p)}"),
-        ("usable coefficients", fm.interval((low, high)) if usable else "none but 0"),
+        ("usable coefficients", fm.span(low, high) if usable else "none but 0"),
     ]
     if not above(ci, p):
         missing["steering"] = f"steering {shortfall(ci, p)}"
     elif not usable:
         missing["steering"] = "steering has no usable range: every coefficient tried but 0 costs too much"
-    held = f"inside the usable range {fm.interval((low, high))}" if usable else "read over ±1, outside any usable range"
+    held = f"inside the usable range {fm.span(low, high)}" if usable else "read over ±1, outside any usable range"
     sentence = (
-        f"Set to the other stance's values, the features carry {parts[0]} and {parts[1]}. Steered along them on neutral "
+        f"Set to the other stance's values, the features carry {parts[0]} and {parts[1]}. Steered along them on "
+        "neutral "
         f"prompts, the share given changes by {fm.points(slope)} a unit of coefficient ({fm.interval(ci)}), {held}; "
         f"against random feature sets of the same norm at ±1, {fm.p_value(p)}."
     )
@@ -197,7 +202,7 @@ def judge_cause(patching: Mapping[str, Any], steering: Mapping[str, Any], explor
     return claim(title, status, answer + (", exploratory" if explore and status != "no" else ""), sentence, *facts)
 
 
-def judge_games(r: Mapping[str, Any], config: Mapping[str, Any]) -> Claim:
+def judge_games(r: Mapping[str, Any], config: Mapping[str, Any], explore: bool) -> Claim:
     """Transfer: games other than the home game that move the expected way, off zero and beyond random directions."""
     title = "Does it carry over to other games?"
     games = {name: game for name, game in r.items() if isinstance(game, Mapping) and "slope" in game}
@@ -214,24 +219,32 @@ def judge_games(r: Mapping[str, Any], config: Mapping[str, Any]) -> Claim:
     ]
     if best is not None:
         g = signed[best]
-        facts.append((fm.name(best), f"{fm.points(g['slope'])} ({fm.interval(g['ci'])}), {fm.p_value(g['p_holm'])} (Holm)"))
-    sentence = f"With the same direction, {len(moved)} of {len(signed)} other games move as expected with an interval off 0"
+        facts.append(
+            (fm.name(best), f"{fm.points(g['slope'])} ({fm.interval(g['ci'])}), {fm.p_value(g['p_holm'])} (Holm)")
+        )
+    sentence = (
+        f"With the same direction, {len(moved)} of {len(signed)} other games move as expected with an interval off 0"
+    )
     sentence += f" ({fm.listing([slope_of(name, signed[name]) for name in moved])})" if moved else ""
     sentence += f"; {len(confirmed)} of them also move more than under random directions after Holm's correction."
     if wrong:
         sentence += f" Against expectation: {fm.listing([slope_of(name, signed[name]) for name in wrong])}."
     if not signed:
         return claim(title, "open", "Not tested", "No other game with an expected sign was played.", *facts)
+    also = ", exploratory" if explore else ""
+    if explore:
+        sentence += " The direction is that of a set taken by budget, so this is exploratory."
     if floor >= LEVEL and moved:
         sentence += (
-            f" With {config['game_directions']} random directions and {len(games)} games the corrected p cannot fall below "
+            f" With {config['game_directions']} random directions and {len(games)} games the corrected p cannot "
+            "fall below "
             f"{floor:.2f}, so this control cannot decide; raise game_directions."
         )
         return claim(title, "open", "Undecided", sentence, *facts)
     if len(confirmed) == len(signed):
-        return claim(title, "yes", "Yes", sentence, *facts)
+        return claim(title, "yes", "Yes" + also, sentence, *facts)
     if confirmed:
-        return claim(title, "partly", f"To {len(confirmed)} of {len(signed)} games", sentence, *facts)
+        return claim(title, "partly", f"To {len(confirmed)} of {len(signed)} games{also}", sentence, *facts)
     return claim(title, "no", "Not shown", sentence, *facts)
 
 
@@ -249,7 +262,8 @@ def judge_dual_process(r: Mapping[str, Any]) -> Claim:
     if not r["defined"]:
         reason = f" ({r['reason']})" if r.get("reason") else ""
         sentence = (
-            f"Undefined: the model itself does not behave on the reasoning items{reason}, so an index over its features "
+            f"Undefined: the model itself does not behave on the reasoning items{reason}, so an index over its "
+            "features "
             "would mean nothing."
         )
         return claim(title, "open", "Undefined", sentence)
@@ -280,7 +294,10 @@ def judge_proximity(r: Mapping[str, Any]) -> Claim:
             f"(95 % interval {fm.interval((one['pi_low'], one['pi_high']), 0, scale=100)}). "
         )
     else:
-        near = f"The whole set's total effect ({fm.points(one['total_pp'])}) has an interval that includes 0, so its direct share is undefined. "
+        near = (
+            f"The whole set's total effect ({fm.points(one['total_pp'])}) has an interval that includes 0, so its "
+            "direct share is undefined. "
+        )
     test = r["s2_minus_s1_within_layers"]
     facts = [("direct share", fm.percent(one["pi"])), ("S2 − S1 within layers", fm.number(test["difference"]))]
     if not test["layers"]:

@@ -144,7 +144,8 @@ def loss_recovered(
     table = {name: values / scored.sum() for name, values in total.items()}
     for name in ("zero", "mean"):
         lost = table[f"ce_{name}"] - table["ce"]
-        table[f"recovered_{name}"] = (table[f"ce_{name}"] - table["ce_spliced"]) / lost
+        regained = table[f"ce_{name}"] - table["ce_spliced"]
+        table[f"recovered_{name}"] = np.divide(regained, lost, out=np.full_like(lost, np.nan), where=lost != 0)
     counts = {"tokens": int(scored.sum()), "excluded": int(tokens.size - scored.sum())}
     return pd.DataFrame({"layer": layers} | table | counts)
 

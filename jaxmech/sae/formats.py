@@ -1,4 +1,4 @@
-"""Dictionaries on disk: SAELens' `cfg.json` + `sae_weights.safetensors`, read strictly and written so that SAELens opens them.
+"""Dictionaries on disk in SAELens' format (`cfg.json` + `sae_weights.safetensors`): read strictly and written.
 
 Follows SAELens 6 (`sae_lens/saes/{standard,jumprelu,topk}_sae.py`): tensors have the canonical orientation,
 `apply_b_dec_to_input` is `subtract_b_dec`, and a BatchTopK dictionary is saved as `jumprelu`.
@@ -163,7 +163,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected a JSON object, got {type(cfg).__name__}")
     if not isinstance(cfg.get("metadata"), dict):
         raise ValueError(
-            f"{path}: no metadata, so it is in SAELens' schema before version 6; open it in SAELens and save_model it again"
+            f"{path}: no metadata, so it is in SAELens' schema before version 6; open it in SAELens and save_model it"
         )
     return cfg
 

@@ -252,9 +252,9 @@ def gather_features(sae: SAE, layers: Sequence[int], indices: Sequence[Sequence[
     c = sae.config
     if c.activation == "topk":
         raise ValueError(
-            "gather_features: in a TopK dictionary a feature fires or not depending on all others, so a selection cannot"
-            " be encoded alone; encode in full, sae.encode(x)[..., indices], or train kind='batchtopk', whose export has"
-            " a threshold"
+            "gather_features: in a TopK dictionary a feature fires or not depending on all others, so a selection"
+            " cannot be encoded alone; encode in full, sae.encode(x)[..., indices], or train kind='batchtopk', whose"
+            " export has a threshold"
         )
     indices = np.asarray(indices)
     if indices.ndim != 2 or len(indices) != len(layers):

@@ -10,6 +10,7 @@ raw activations, its decoder rows have unit norm, and a feature's activation is 
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ import optax
 import pandas as pd
 from flax import struct
 
+from jaxmech.progress import progress as progress_bar
 from jaxmech.sae.checkpoint import Checkpoints
 from jaxmech.sae.module import SAE, SAEConfig, make_sae, matmul
-from jaxmech.sae.progress import Progress
 from jaxmech.sae.stream import BatchStream
 from jaxmech.sae.topk import largest
 
@@ -58,7 +59,7 @@ class SAETrainConfig:
     k: int = 32
     kind: str = "batchtopk"
     steps: int = 1000
-    lr: float = 1e-3
+    lr: float = 3e-3
     warmup: int = 20
     decay: float = 0.3
     b1: float = 0.9
@@ -95,7 +96,7 @@ class TrainState:
 
     params: E [L',F,D] the encoder in rows, b_enc [L',F], W_dec [L',F,D], b_dec [L',D], on centred, scaled activations.
     silent: [L',F] int32 steps since a feature fired. threshold: [L'] the running mean, not yet corrected for its start.
-    last: [L'] the smallest pre-activation kept in the last batch.
+    last: [L'] the smallest pre-activation kept in the last batch. mean, scale: [L',D] see `_normalise`.
     """
 
     step: jax.Array
@@ -135,12 +136,15 @@ def train(
     state, rows = init_state(config, stream, key), []
     if checkpoints and (found := checkpoints.restore(state)):
         state, rows = found
-    with Progress(config.steps, stream.batch_size, progress) as bar:
-        for step in range(int(state.step), config.steps):
+    begin = int(state.step)
+    bar = progress_bar("training SAEs", config.steps - begin, unit="step") if progress else nullcontext(_silent)
+    with bar as advance:
+        for step in range(begin, config.steps):
             state, metrics = train_step(config, state, stream.batch(step))
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
                 rows += _log(stream, step + 1, jax.device_get(metrics))
-                bar.update(step + 1, rows[-len(stream.layers) :])
+                advance(step + 1 - begin, _note(rows[-len(stream.layers) :]))
+                begin = step + 1
             if checkpoints and ((step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps):
                 checkpoints.save(step + 1, state, rows)
     if checkpoints:
@@ -324,6 +328,17 @@ def _log(stream: BatchStream, step: int, metrics: dict[str, np.ndarray]) -> list
         {"step": step, "tokens": step * stream.batch_size, "layer": layer} | {n: float(metrics[n][i]) for n in names}
         for i, layer in enumerate(stream.layers)
     ]
+
+
+def _silent(done: int, note: str) -> None:
+    pass
+
+
+def _note(rows: list[dict[str, Any]]) -> str:
+    """One line on the logged rows of a step, one a layer."""
+    fvu = [row["fvu"] for row in rows]
+    l0, dead = (np.mean([row[name] for row in rows]) for name in ("l0", "dead"))
+    return f"FVU {min(fvu):.3f} to {max(fvu):.3f}, L0 {l0:.0f}, dead {dead:.1%}"
 
 
 def _identity(config: SAETrainConfig, stream: BatchStream, key: jax.Array) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -117,12 +118,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
         merged = OmegaConf.merge(OmegaConf.structured(StudyConfig), given)
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
+        key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+        raise ValueError(f"{path}: {key}{str(error).splitlines()[0]}") from error
 
 
 def _refuse_unknown(given) -> None:
-    import difflib
-
     known = [field.name for field in dataclasses.fields(StudyConfig)]
     unknown = [key for key in given if key not in known]
     hints = []

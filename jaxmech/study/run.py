@@ -51,6 +51,10 @@ STAGES = (
 )
 
 
+_SECTIONS = {"contrast": "selection"}
+"""Where a stage's numbers stand in results.json under another name."""
+
+
 def stage_keys(config: StudyConfig) -> dict[str, str]:
     """Each stage's hash: of its settings, its revision, and the hashes of the stages it reads."""
     settings, keys = dataclasses.asdict(config), {}
@@ -114,7 +118,7 @@ def finish(config: StudyConfig, folder: RunFolder, keys: dict[str, str], report)
     if manifest_file.is_file() and f'"{whole}"' in manifest_file.read_text() and (report is None or page.is_file()):
         return
     records = {stage.name: folder.key(stage.name) for stage in STAGES}
-    results = {stage.name: folder.results(stage.name) for stage in STAGES}
+    results = {_SECTIONS.get(stage.name, stage.name): folder.results(stage.name) for stage in STAGES}
     results["stages"] = {name: record["seconds"] for name, record in records.items()}
     manifest = {
         "study": whole,

@@ -1,0 +1,140 @@
+"""What a section of the page is made of: figures with captions, tables, feature cards."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from jaxmech.report import formats as fm
+from jaxmech.study.folder import RunFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """caption says what is seen; source is the table that it can be redrawn from."""
+
+    name: str
+    figure: go.Figure
+    caption: str
+    source: str
+    wide: bool = False
+    kind = "figure"
+
+    @property
+    def json(self) -> str:
+        """JSON that may stand inside a script element."""
+        return self.figure.to_json().replace("<", "\\u003c")
+
+    @property
+    def height(self) -> int:
+        return int(self.figure.layout.height)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """rows are formatted cells; the first column heads its row; narrow ones take one of the two columns."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    folded: bool = False
+    narrow: bool = False
+    kind = "table"
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A feature: its numbers and, where the run has them, the tokens it promotes and the contexts it fires in."""
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    texts: Sequence[tuple[str, Sequence[str]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cards:
+    caption: str
+    cards: Sequence[Card]
+    kind = "cards"
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    paragraphs: Sequence[str]
+    kind = "text"
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    anchor: str
+    title: str
+    lead: str
+    blocks: Sequence[Any]
+
+
+def level(blocks: Sequence[Any]) -> None:
+    """Makes figures that stand side by side as high as the higher one; on a phone each keeps its own height."""
+    waiting = None
+    for block in blocks:
+        if block.kind != "figure" or block.wide:
+            waiting = None
+        elif waiting is None:
+            waiting = block
+        else:
+            height = max(waiting.height, block.height)
+            for one in (waiting, block):
+                one.figure.update_layout(height=height)
+            waiting = None
+
+
+def need(folder: RunFolder, stage: str, name: str, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A table that the report cannot do without.
+
+    Raises:
+      ValueError: the table or one of `columns` is missing; names it and the way out.
+    """
+    if not folder.has_table(stage, name):
+        raise ValueError(
+            f"report: the run has no table stages/{stage}/{name}.parquet; delete stages/{stage} and run the study again"
+        )
+    table = folder.table(stage, name)
+    if missing := [column for column in columns if column not in table]:
+        raise ValueError(
+            f"report: stages/{stage}/{name}.parquet lacks the column {', '.join(missing)} (it has "
+            f"{', '.join(table.columns)}); "
+            f"it was written by another version: delete stages/{stage} and run the study again"
+        )
+    return table
+
+
+def cells(
+    frame: pd.DataFrame, columns: Mapping[str, tuple[str, Callable[[Any], str]]]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and formatted rows. columns: column -> (heading, format)."""
+    rows = [
+        [show(None if missing(row[column]) else row[column]) for column, (_, show) in columns.items()]
+        for row in frame.to_dict("records")
+    ]
+    return [heading for heading, _ in columns.values()], rows
+
+
+def missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def text(value: Any) -> str:
+    return fm.UNDEFINED if value is None else str(value)
+
+
+def fixed(digits: int, scale: float = 1.0) -> Callable[[Any], str]:
+    return lambda value: fm.number(None if value is None else scale * value, digits)
+
+
+def short_p(value: Any) -> str:
+    """A p-value without its letter."""
+    return fm.p_value(value).removeprefix("p").lstrip(f"{fm.NBSP} =")

@@ -1,0 +1,123 @@
+"""Writes the page: verdict first, then each section, in one file that loads nothing from anywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from jaxmech.report import causal_sections, sections
+from jaxmech.report.blocks import level
+from jaxmech.report.formats import NBSP
+from jaxmech.report.verdict import STAGES, judge, side_questions
+from jaxmech.study.folder import RunFolder
+
+HERE = Path(__file__).parent
+
+STATUS_WORDS = {
+    "yes": "shown",
+    "no": "not shown",
+    "partly": "shown in part",
+    "open": "left open",
+    "withheld": "withheld",
+}
+
+
+def write_report(folder: RunFolder, config: Any, manifest: Mapping[str, Any]) -> Path:
+    """Writes `report.html` in the run folder, whole or not at all.
+
+    Args:
+      folder: a run whose stages are all there.
+      config: the study's configuration (the page shows `manifest["config"]`, which is the same as a mapping).
+      manifest: see `jaxmech.study.run.finish`.
+
+    Returns:
+      The page's path.
+
+    Raises:
+      ValueError: a table is missing or was written by another version.
+    """
+    path = folder.path / "report.html"
+    temporary = path.with_name(".report.html.tmp")
+    temporary.write_text(render(folder, manifest), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def render(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
+    """The page as HTML."""
+    config = manifest["config"]
+    results = {stage: folder.results(stage) for stage in STAGES}
+    claims, asides = judge(results, config), side_questions(results)
+    parts = [
+        sections.behaviour(folder, results),
+        sections.selection(folder, results, config, claims[1]),
+        sections.classes(folder, results, config, asides[0]),
+        causal_sections.patching(folder, results),
+        causal_sections.proximity(folder, results, asides[1]),
+        causal_sections.steering(folder, results),
+        causal_sections.games(folder, results, config, claims[3]),
+        sections.fidelity(folder),
+        sections.methods(folder, results, manifest, statement(config)),
+    ]
+    for part in parts:
+        level(part.blocks)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=unbroken,
+    )
+    return environment.get_template("template.html.j2").render(
+        config=config,
+        claims=claims,
+        asides=asides,
+        status_words=STATUS_WORDS,
+        sections=parts,
+        style=Markup((HERE / "style.css").read_text()),
+        plotly=Markup(get_plotlyjs()),
+        script=Markup((HERE / "figures.js.j2").read_text()),
+    )
+
+
+def unbroken(value: Any) -> Any:
+    """Keeps a number and its percent sign on one line, wherever text is put into the page."""
+    return value.replace(" %", f"{NBSP}%") if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def statement(config: Mapping[str, Any]) -> Sequence[str]:
+    """How to read the page, and whose method and model this is."""
+    model = str(config["model"])
+    terms = (
+        "Gemma weights are provided under, and their use is subject to, the Gemma Terms of Use "
+        "(ai.google.dev/gemma/terms)."
+        if "gemma" in model.lower()
+        else "The model's weights come under its own licence, which this report does not change."
+    )
+    return (
+        "This is an independent implementation of the abstract of arXiv:2604.19260. The paper's prompts, "
+        "thresholds and sizes are "
+        "not public here; the parameters below are this study's own, and its numbers are not a replication of "
+        "the paper's.",
+        "A family is one independently worded scenario; the family, not the prompt, is the unit of inference. "
+        "Intervals are 95 %, "
+        "by resampling families. Features are chosen on selection families, and every claim is tested on test "
+        "families that took "
+        "no part in choosing. Shares come from the exact distribution over all allowed answers; their total "
+        "probability is given "
+        "as valid mass. A p-value against random sets is (1 + those at least as large) / (1 + their number), "
+        "two-sided.",
+        "A claim is called shown only if its interval excludes 0 on the expected side and its control gives p < "
+        "0.05; for several "
+        "games, after Holm's correction. Where the behaviour fails its gate, later claims are withheld and their "
+        "numbers still shown.",
+        f"Model: {model}. {terms}",
+        "Every figure can be redrawn from the Parquet table named below it, under stages/ in the run folder.",
+    )

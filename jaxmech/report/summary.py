@@ -1,0 +1,41 @@
+"""The verdict in the terminal: the same claims as the page's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from jaxmech.report.verdict import STAGES, Claim, judge, side_questions
+from jaxmech.study.folder import RunFolder, read_json
+
+COLOURS = {"yes": "green", "no": "red", "partly": "yellow", "open": "yellow", "withheld": "dim"}
+
+
+def print_summary(claims: Sequence[Claim], console: Console) -> None:
+    """Prints each claim: its mark, the question, the answer, and the sentence with its numbers."""
+    for claim in claims:
+        style = COLOURS[claim.status]
+        console.print(
+            Text.assemble((f"{claim.mark} ", f"bold {style}"), (claim.title, "bold"), "  ", (claim.answer, style))
+        )
+        console.print(Padding(Text(claim.sentence), (0, 0, 1, 2)), highlight=False)
+
+
+def show(path: str | Path, console: Console | None = None) -> None:
+    """Prints the verdict of a finished run, and where its page is.
+
+    Raises:
+      ValueError: the folder holds no finished run.
+    """
+    path, console = Path(path), console or Console()
+    if not (path / "manifest.json").is_file():
+        raise ValueError(f"{path} holds no finished run (no manifest.json); start it with: jaxmech run CONFIG")
+    folder = RunFolder(path)
+    results = {stage: folder.results(stage) for stage in STAGES}
+    console.print()
+    print_summary([*judge(results, read_json(path / "manifest.json")["config"]), *side_questions(results)], console)
+    console.print(Text.assemble("Report: ", (str(path / "report.html"), "bold")), soft_wrap=True)

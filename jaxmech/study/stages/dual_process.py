@@ -1,0 +1,112 @@
+"""Stage dual_process: sorts the selected features into System 1 and System 2 by what the items make them do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from jaxmech import edits as ed
+from jaxmech.behavior import dual_index as di
+from jaxmech.behavior.dual_process import build_items
+from jaxmech.behavior.scoring import encode_table, take
+from jaxmech.choices import token_ids
+from jaxmech.collect import run_decision
+from jaxmech.patching import donor_values
+from jaxmech.progress import progress
+from jaxmech.statistics import mean_effect
+from jaxmech.study.context import Context
+from jaxmech.study.folder import Outcome
+
+ARMS = {"demand": ("conflict", "no_conflict"), "instruction": ("think", "instinct")}
+COVARIATES = ("digits", "words", "tokens", "option", "log_mass")
+
+
+def run(ctx: Context) -> Outcome:
+    """Runs every item once; classes come from activations, whether they mean anything from the model's own answers."""
+    c = ctx.config
+    items = build_items(c.items_per_generator, seed=c.seed)
+    items, z = answered(ctx, items)
+    features = ctx.selected[["layer", "feature"]]
+    arms = {name: matched(items, z, *conditions) for name, conditions in ARMS.items()}
+    fires = (z > 0).mean(0)
+    classes = features.assign(
+        **{"class": di.classify(arms["demand"], arms["instruction"], fires, cut=c.index_cut)},
+        index=(arms["demand"].index + arms["instruction"].index) / 2,
+        silent_share=1 - fires,
+    )
+    for name, arm in arms.items():
+        classes[name], classes[f"{name}_low"], classes[f"{name}_high"] = arm.index, arm.low, arm.high
+    counts = [
+        dict(cut=cut) | class_counts(di.classify(arms["demand"], arms["instruction"], fires, cut=cut))
+        for cut in (0.1, 0.2, 0.3, 0.4, 0.5)
+    ]
+    behavior = behaviour(items, seed=c.seed)
+    results = class_counts(classes["class"]) | behavior | {"items": int(items["item"].nunique()), "cut": c.index_cut}
+    tables = {"classes": classes, "sensitivity": pd.DataFrame(counts), "items": items.drop(columns=["prefix", "text"])}
+    return Outcome(results, tables)
+
+
+def answered(ctx: Context, items: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """Items with p_correct, log_mass and tokens, and the selected features' activations [n, features]."""
+    lm, saes, selection = ctx.lm, ctx.saes, ctx.selection()
+    encoded = encode_table(lm, items, answers="answers")
+    encoder, _ = ed.gather(saes, selection)
+    valid, batch = np.asarray(selection.valid), ctx.config.batch
+    p_correct, mass, z = [], [], []
+    with progress("dual-process items", len(items), unit="prompts") as advance:
+        for start in range(0, len(items), batch):
+            rows = np.minimum(np.arange(start, start + batch), len(items) - 1)
+            keep = min(batch, len(items) - start)
+            prompts, values = take(encoded, rows)
+            got = run_decision(lm.config, lm.params, prompts, site=saes.config.site)
+            p_correct.append(np.asarray(got.choices.expected(values))[:keep])
+            mass.append(np.asarray(got.choices.mass)[:keep])
+            z.append(np.asarray(donor_values(encoder, got.resid)).transpose(1, 0, 2)[:keep][:, valid])
+            advance(keep)
+    tokens = [len(token_ids(lm.tokenizer, query)) for query in items["query"]]
+    items = items.assign(
+        p_correct=np.concatenate(p_correct), log_mass=np.log(np.concatenate(mass) + 1e-30), tokens=tokens
+    )
+    # The selection lists features by layer, then in the order of `selected` within the layer.
+    order = ctx.selected.reset_index().sort_values("layer", kind="stable")["index"].to_numpy()
+    z = np.concatenate(z)
+    out = np.empty_like(z)
+    out[:, order] = z
+    return items, out
+
+
+def matched(items: pd.DataFrame, z: np.ndarray, high: str, low: str) -> di.Arm:
+    """An arm's index from the two prompts of every item."""
+    wide = items.reset_index(drop=True).reset_index().pivot(index="item", columns="condition", values="index")[[high, low]]
+    a, b = (wide.dropna()[name].to_numpy(int) for name in (high, low))
+    covariates = items[list(COVARIATES)].to_numpy(float)
+    return di.arm_index(z[a], z[b], (covariates[a], covariates[b]), items["family"].to_numpy()[a])
+
+
+def class_counts(classes) -> dict[str, int]:
+    return {name: int((np.asarray(classes) == name).sum()) for name in di.CLASSES}
+
+
+def behaviour(items: pd.DataFrame, *, seed: int) -> dict:
+    """Whether the model answers the items at all: above chance where nothing lures, worse where something does."""
+    demand = items[items["arm"] == "demand"]
+    by = demand.pivot_table(index="family", columns="condition", values="p_correct")
+    accuracy = mean_effect(by["no_conflict"].to_numpy() - 0.5, seed=seed)
+    cost = mean_effect((by["no_conflict"] - by["conflict"]).to_numpy(), seed=seed)
+    think = items[items["arm"] == "instruction"].pivot_table(index="family", columns="condition", values="p_correct")
+    gain = mean_effect((think["think"] - think["instinct"]).to_numpy(), seed=seed)
+    able, lured = accuracy.low > 0, cost.low > 0
+    reasons = [] if able else ["the model is not above chance on items without conflict"]
+    reasons += [] if lured else ["conflict does not cost it accuracy"]
+    return {
+        "defined": bool(able and lured),
+        "reason": "; ".join(reasons),
+        "behavior": {
+            "accuracy_no_conflict": 0.5 + accuracy.value,
+            "accuracy_no_conflict_ci": [0.5 + accuracy.low, 0.5 + accuracy.high],
+            "conflict_cost": cost.value,
+            "conflict_cost_ci": [cost.low, cost.high],
+            "instruction_gain": gain.value,
+            "instruction_gain_ci": [gain.low, gain.high],
+        },
+    }

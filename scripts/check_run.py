@@ -1,0 +1,37 @@
+"""Checks that a finished run holds every number a study promises, and prints them: python scripts/check_run.py RUN_DIR."""
+
+import json
+import sys
+from pathlib import Path
+
+PROMISED = {
+    "behavior": ("mean_generous", "mean_selfish", "shift_pp", "ci", "placebo_pp", "mass", "gate"),
+    "selection": ("features_total", "features_live", "selected", "share", "expected_false"),
+    "dual_process": ("s1", "s2", "mixed", "neither", "silent", "defined"),
+    "patching": ("recovered_to_generous", "recovered_to_selfish", "p_random"),
+    "steering": ("slope_pp", "usable_range", "p_random"),
+    "proximity": ("total_pp", "direct_pp", "pi"),
+    "stages": (),
+}
+
+
+def main(folder: Path) -> None:
+    results = json.loads((folder / "results.json").read_text())
+    missing = [f"{s}.{k}" for s, keys in PROMISED.items() for k in keys if k not in results.get(s, {})]
+    missing += [f"games.{name}" for name, game in results["games"].items() if not {"slope", "ci"} <= set(game)]
+    missing += [name for name in ("report.html", "manifest.json") if not (folder / name).is_file()]
+    if missing:
+        sys.exit(f"{folder} lacks: {', '.join(missing)}")
+    for section, keys in PROMISED.items():
+        for key in keys:
+            print(f"{section}.{key}: {results[section][key]}")
+    for name, game in results["games"].items():
+        print(f"games.{name}: slope {game['slope']:.2f} {game['ci']}")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, record in manifest["stages"].items():
+        print(f"{name}: {record['seconds']:.1f} s, peak {record['peak_gb']:.1f} GB")
+    print(f"all stages: {sum(r['seconds'] for r in manifest['stages'].values()):.0f} s")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,174 @@
+"""The page: whole, self-contained, with every section and verdict; strict about tables; atomic."""
+
+import json
+import re
+from html.parser import HTMLParser
+from io import StringIO
+
+import plotly.graph_objects as go
+import pytest
+from rich.console import Console
+
+from jaxmech.report import judge, print_summary, show, write_report
+from jaxmech.report.formats import NBSP
+from jaxmech.report.verdict import STAGES
+from jaxmech.study.folder import Outcome, RunFolder, write_json
+
+SECTIONS = (
+    "verdict",
+    "behaviour",
+    "features",
+    "classes",
+    "patching",
+    "proximity",
+    "steering",
+    "games",
+    "fidelity",
+    "methods",
+)
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Reader(HTMLParser):
+    """Collects what a page loads, its elements' ids, its text outside scripts, and checks that tags close."""
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.loads, self.ids, self.words, self.json, self.stack = [], [], [], {}, []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag not in VOID:
+            self.stack.append((tag, attrs))
+        self.loads += [attrs["src"]] if "src" in attrs else []
+        self.loads += [attrs["href"]] if tag == "link" else []
+        self.ids += [attrs["id"]] if "id" in attrs else []
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop()[0] == tag
+
+    def handle_data(self, data):
+        tag, attrs = self.stack[-1] if self.stack else ("", {})
+        if attrs.get("type") == "application/json":
+            self.json[attrs["data-plot"]] = data
+        elif tag not in ("script", "style"):
+            self.words.append(data)
+        elif tag == "style":
+            assert "url(" not in data and "@import" not in data
+
+
+def read(path):
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    assert not reader.stack
+    reader.text = re.sub(r"\s+", " ", " ".join(reader.words)).replace(NBSP, " ")
+    return reader
+
+
+@pytest.fixture(scope="module")
+def page_of(run_of):
+    made = {}
+
+    def make(name):
+        if name not in made:
+            made[name] = read(write_report(*run_of(name)))
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["finding", "null", "no_behaviour", "fallback", "coarse"])
+def test_every_scenario_gives_a_whole_page_that_loads_nothing(page_of, run_of, name):
+    page = page_of(name)
+    assert [load for load in page.loads if load != "data:,"] == []
+    assert [anchor for anchor in page.ids if anchor in SECTIONS] == list(SECTIONS)
+    assert len(page.ids) == len(set(page.ids))
+    assert (run_of(name)[0].path / "report.html").stat().st_size < 7e6
+    assert "nan" not in page.text.lower().split() and "None" not in page.text.split()
+
+
+def test_the_page_says_what_the_verdict_says(page_of, run_of):
+    folder, _, manifest = run_of("finding")
+    for claim in judge({stage: folder.results(stage) for stage in STAGES}, manifest["config"]):
+        assert claim.title in page_of("finding").text
+        assert claim.sentence.replace(NBSP, " ") in page_of("finding").text
+
+
+def test_withheld_claims_are_shown_with_their_numbers(page_of):
+    text = page_of("no_behaviour").text
+    assert "No behaviour to explain" in text
+    assert text.count("Withheld, because there is no behaviour to explain") >= 5
+    assert "NOT met" in text and "the features recover 2 %" in text
+
+
+def test_exploratory_and_undefined_are_said(page_of):
+    assert "exploratory" in page_of("fallback").text
+    assert "There is no usable range" in page_of("fallback").text
+    assert "these counts carry no meaning" in page_of("coarse").text
+
+
+def test_every_figure_is_valid_captioned_and_redrawable(page_of):
+    page = page_of("finding")
+    assert len(page.json) > 20
+    for anchor, source in page.json.items():
+        figure = go.Figure(json.loads(source))
+        assert anchor in page.ids and figure.data and figure.layout.meta["phone"] > 100
+
+
+def test_methods_hold_every_parameter_and_where_this_comes_from(page_of, run_of):
+    text = page_of("finding").text
+    assert all(key in text for key in run_of("finding")[2]["config"])
+    assert "arXiv:2604.19260" in text and "independent implementation" in text and "Gemma Terms of Use" in text
+    assert "unequal length" in text and "0000000000000003" in text
+
+
+def test_tokens_from_a_model_cannot_become_markup(page_of, run_of):
+    raw = (run_of("finding")[0].path / "report.html").read_text()
+    assert "&lt;b&gt;half&lt;/b&gt;" in raw and "<b>half</b>" not in raw
+    assert "<b>half</b> of it" in page_of("finding").text
+
+
+def test_optional_tables_may_be_missing_named_ones_may_not(run_of, tmp_path):
+    folder, config, manifest = run_of("finding")
+    copy = RunFolder(tmp_path / "copy")
+    for stage in folder.path.glob("stages/*"):
+        names = [file.stem for file in stage.glob("*.parquet") if file.stem not in ("cards", "training", "exclusions")]
+        tables = {name: folder.table(stage.name, name) for name in names}
+        copy.save(stage.name, Outcome(folder.results(stage.name), tables), {"key": "0", "seconds": 1.0, "peak_gb": 1.0})
+    page = write_report(copy, config, manifest)
+    before = page.read_text()
+    (copy.stage("patching") / "bars.parquet").unlink()
+    with pytest.raises(ValueError, match="no table stages/patching/bars.parquet"):
+        write_report(copy, config, manifest)
+    assert page.read_text() == before and [file.name for file in copy.path.glob(".report*")] == []
+
+
+def test_a_table_of_another_version_is_named(run_of, tmp_path):
+    folder, config, manifest = run_of("finding")
+    copy = RunFolder(tmp_path / "copy")
+    for stage in folder.path.glob("stages/*"):
+        tables = {file.stem: folder.table(stage.name, file.stem) for file in stage.glob("*.parquet")}
+        if stage.name == "steering":
+            tables["dose"] = tables["dose"].drop(columns="kl")
+        copy.save(stage.name, Outcome(folder.results(stage.name), tables), {"key": "0", "seconds": 1.0, "peak_gb": 1.0})
+    with pytest.raises(ValueError, match=r"steering/dose.parquet lacks the column kl"):
+        write_report(copy, config, manifest)
+
+
+def test_the_terminal_says_the_same(run_of):
+    folder, _, manifest = run_of("no_behaviour")
+    claims = judge({stage: folder.results(stage) for stage in STAGES}, manifest["config"])
+    out = StringIO()
+    print_summary(claims, Console(file=out, width=2000))
+    for claim in claims:
+        assert claim.title in out.getvalue() and claim.answer in out.getvalue() and claim.sentence in out.getvalue()
+
+
+def test_show_needs_a_finished_run(run_of, tmp_path):
+    with pytest.raises(ValueError, match="no finished run"):
+        show(tmp_path)
+    folder, _, manifest = run_of("finding")
+    write_json(folder.path / "manifest.json", manifest)
+    out = StringIO()
+    show(folder.path, Console(file=out, width=2000))
+    assert "report.html" in out.getvalue() and "Is there a behaviour?" in out.getvalue()

@@ -1,0 +1,128 @@
+"""A study resumes where it stood, recomputes only what changed, and gives the numbers of an uninterrupted run."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from jaxmech.study import run as runner
+from jaxmech.study.folder import Outcome, RunFolder, read_json
+from jaxmech.study.stages import effects as ef
+
+
+def numbers(folder):
+    results = read_json(folder / "results.json")
+    results.pop("stages")
+    return results
+
+
+@pytest.mark.slow
+def test_a_whole_study_resumes_to_the_same_numbers(small_study, tmp_path, monkeypatch):
+    whole = runner.run_study(small_study)
+    interrupted = dataclasses.replace(small_study, run_dir=str(tmp_path / "again"))
+    # Killed in the middle of training, after a checkpoint of step 6 of 12, and once more before the last stage.
+    import jaxmech.sae.train as training
+
+    original = training.train_step
+    calls = []
+
+    def dies(*args):
+        calls.append(1)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(training, "train_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_study(interrupted)
+    monkeypatch.setattr(training, "train_step", original)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner.STAGES[-1].__class__, "run", killed_at("games", runner.STAGES[-1].__class__.run))
+        runner.run_study(interrupted)
+    again = runner.run_study(interrupted)
+    a, b = numbers(whole), numbers(again)
+    a["dictionaries"].pop("source"), b["dictionaries"].pop("source")  # the folder's own name
+    assert json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+    required = {
+        "behavior": {"mean_generous", "mean_selfish", "shift_pp", "ci", "placebo_pp", "mass", "gate"},
+        "selection": {"features_total", "features_live", "selected", "share", "expected_false"},
+        "dual_process": {"s1", "s2", "mixed", "neither", "silent", "defined"},
+        "patching": {"recovered_to_generous", "recovered_to_selfish", "p_random"},
+        "steering": {"slope_pp", "usable_range", "p_random"},
+    }
+    for section, keys in required.items():
+        assert keys <= set(a[section]), section
+    assert all({"slope", "ci"} <= set(game) for game in a["games"].values())
+    states = dict(runner.plan(interrupted))
+    assert set(states.values()) == {"kept"}
+    changed = dict(runner.plan(dataclasses.replace(interrupted, game_families=1)))
+    assert [name for name, state in changed.items() if state == "changed"] == ["games"]
+
+
+def killed_at(name, original):
+    def run(stage, context):
+        if stage.name == name:
+            raise KeyboardInterrupt
+        return original(stage, context)
+
+    return run
+
+
+def test_keys_change_with_what_a_stage_depends_on(small_study):
+    base = runner.stage_keys(small_study)
+
+    def changed(**settings):
+        other = runner.stage_keys(dataclasses.replace(small_study, **settings))
+        return {name for name in base if base[name] != other[name]}
+
+    assert changed(run_dir="elsewhere") == set()
+    assert changed(game_families=1) == {"games"}
+    assert changed(alphas=[-2.0, 0.0, 2.0]) == {"steering", "games"}
+    assert "behavior" not in changed(sae_k=9) and "contrast" in changed(sae_k=9)
+    assert changed(seed=1) == set(base)
+    used = {field for field in dataclasses.asdict(small_study) if changed(**{field: other_value(small_study, field)})}
+    assert set(dataclasses.asdict(small_study)) - used == {"run_dir"}, "a setting no stage depends on"
+
+
+def other_value(config, field):
+    value = getattr(config, field)
+    if field in ("selection", "sae_kind"):
+        return {"selection": "budget", "sae_kind": "topk"}[field]
+    if isinstance(value, str) or value is None:
+        return "other"
+    if isinstance(value, list):
+        return [-3.0, 0.0, 3.0] if "alphas" in field else [1]
+    return value + 1
+
+
+def test_a_half_written_stage_is_not_a_stage(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "stages" / ".patching-x").mkdir()
+    folder.save("text", Outcome({"a": np.float32(1.5), "b": float("nan")}, arrays={"x": np.eye(2)}), {"key": "k"})
+    assert folder.key("patching") is None and folder.key("text") == {"key": "k"}
+    assert folder.results("text") == {"a": 1.5, "b": None}
+    RunFolder(tmp_path)
+    assert not list((tmp_path / "stages").glob(".*"))
+
+
+def test_a_full_disk_is_one_message_and_keeps_what_is_there(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.save("text", Outcome({"a": 1}), {"key": "old"})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jaxmech.study.folder.write_json", full)
+    with pytest.raises(ValueError, match="stage text: .*No space left on device.*run the same command again"):
+        folder.save("text", Outcome({"a": 2}), {"key": "new"})
+    assert folder.results("text") == {"a": 1}
+
+
+def test_unknown_stages_are_named(small_study):
+    with pytest.raises(ValueError, match="'steeering'"):
+        runner.run_study(small_study, until="steeering")
+
+
+def test_directions_are_named_after_what_they_move_to():
+    assert ef.DIRECTIONS["to_generous"] == ("selfish", "generous")

@@ -1,0 +1,109 @@
+"""Streaming moments against NumPy on all data at once, the rule on planted features, and its null."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmech import contrast as co
+
+L, K, F = 2, 6, 5
+
+
+def data(pairs=24, seed=0):
+    rng = np.random.default_rng(seed)
+    family = np.arange(pairs) % K
+    z = np.maximum(rng.normal(0.3, 1.0, (2, L, pairs, F)) + rng.normal(0, 0.5, (K, 1))[family], 0).astype(np.float32)
+    return z, rng.uniform(size=(2, pairs)).astype(np.float32), family
+
+
+def streamed(z, g, family, batch):
+    moments = co.empty_moments(L, K, F)
+    for start in range(0, len(family), batch):
+        at = np.arange(start, start + batch)
+        real, at = at < len(family), np.minimum(at, len(family) - 1)
+        member = (np.arange(K) == family[at][:, None]) * real[:, None] * 1.0
+        moments = co.merge_moments(moments, co.batch_moments(z[:, :, at], g[:, at], jnp.asarray(member, jnp.float32)))
+    return moments
+
+
+@pytest.mark.parametrize("batch", [24, 5, 1])
+def test_streaming_equals_all_at_once(batch):
+    z, g, family = data()
+    m = streamed(z, g, family, batch)
+    d = z[0] - z[1]
+    for k in range(K):
+        here = family == k
+        n = here.sum()
+        np.testing.assert_allclose(m.mean[:, :, k], z[:, :, here].mean(2), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(m.m2[:, :, k], z[:, :, here].var(2) * n, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(m.m2_d[:, k], d[:, here].var(1) * n, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(m.positive[:, k], (d[:, here] > 0).sum(1))
+        np.testing.assert_array_equal(m.active[:, :, k], (z[:, :, here] > 0).sum(2))
+        g_off = g[:, here] - g[:, here].mean(1, keepdims=True)
+        np.testing.assert_allclose(
+            m.c_zg[:, :, k], np.einsum("slbf,sb->slf", z[:, :, here], g_off), rtol=1e-3, atol=1e-4
+        )
+
+
+def test_correlation_equals_numpy():
+    z, g, family = data(60)
+    got = co.correlation_with_g(streamed(z, g, family, 7))
+    for s in range(2):
+        for layer in range(L):
+            for f in range(F):
+                assert got[s, layer, f] == pytest.approx(np.corrcoef(z[s, layer, :, f], g[s])[0, 1], abs=1e-4)
+
+
+def planted(K=16, m=300, found=3, seed=0):
+    """Family differences of which the first `found` features are real, the next two fire with the placebo too."""
+    rng = np.random.default_rng(seed)
+    minus = np.abs(rng.normal(1.0, 0.3, (K, m)))
+    plus = np.abs(minus + rng.normal(0, 0.3, (K, m)))
+    plus[:, : found + 2] = minus[:, : found + 2] + 2.0 + rng.normal(0, 0.2, (K, found + 2))
+    d = plus - minus
+    placebo = rng.normal(0, 0.2, m)
+    placebo[found : found + 2] = 5.0
+    fires = np.ones((2, m))
+    return co.FeatureStats(
+        d, plus, minus, 2.0 * (d > 0), 2.0 * (d < 0), 2.0 * K, fires, np.full(m, 0.05), placebo
+    )  # fmt: skip
+
+
+def test_the_rule_finds_what_was_planted_and_no_placebo():
+    s = planted()
+    permuted = co.permutation_p(s.difference, key=jax.random.key(0), R=1000)
+    chosen = co.select_features(s, co.Rule(), permuted, splits=20, seed=0)
+    assert set(np.flatnonzero(chosen.chosen)) == {0, 1, 2}
+    assert co.top_budget(s, 5 / 300).sum() == 5
+
+
+def test_the_null_selects_next_to_nothing():
+    s = planted()
+    permuted = co.permutation_p(s.difference, key=jax.random.key(0), R=1000)
+    assert co.expected_false(s, co.Rule(), permuted, relabelings=40, splits=10, seed=1).mean() <= 0.1
+
+
+def test_correlated_but_dense_or_rare_features_fail():
+    s = planted()
+    permuted = co.permutation_p(s.difference, key=jax.random.key(0), R=1000)
+    density, fires = s.density.copy(), s.fires.copy()
+    density[0], fires[:, 1] = 0.5, 0.1
+    chosen = co.select_features(s._replace(density=density, fires=fires), co.Rule(), permuted, splits=20, seed=0)
+    assert not chosen.passed["density"][0] and not chosen.passed["fires"][1]
+    assert set(np.flatnonzero(chosen.chosen)) == {2}
+
+
+def test_permutation_p_equals_a_plain_loop():
+    d = np.random.default_rng(3).normal(0.4, 1.0, (8, 6)).astype(np.float32)
+    R, key = 200, jax.random.key(5)
+    signs = np.asarray(jax.random.rademacher(key, (R, 8), jnp.float32))
+    t = lambda x: np.abs(x.mean(0) / x.std(0, ddof=1))  # noqa: E731
+    count = sum(t(s[:, None] * d) >= t(d) * (1 - 1e-6) for s in signs)
+    np.testing.assert_allclose(co.permutation_p(d, key=key, R=R), (1 + count) / (R + 1))
+
+
+def test_flipping_families_twice_is_nothing():
+    s, flip = planted(), np.arange(16) % 3 == 0
+    for a, b in zip(co.flip_families(co.flip_families(s, flip), flip), s, strict=True):
+        np.testing.assert_array_equal(a, b)
