@@ -235,7 +235,8 @@ def costs_caption(dose: pd.DataFrame) -> str:
     out = [fm.coefficient(alpha) for alpha in dose.loc[~dose["usable"].astype(bool), "alpha"]]
     said = f"Too costly: {fm.listing(out)}." if out else "No coefficient tried is too costly."
     return (
-        "What steering costs on neutral text and arithmetic, steered at every token; above the line a coefficient is out. "
+        "What steering costs on neutral text and arithmetic, steered at every token; above the line a coefficient "
+        "is out. "
         f"{said} Triangles lie beyond the axis; valid mass is that of the prompts."
     )
 

@@ -1,5 +1,4 @@
-"""Numbers as a reader wants them: real minus signs, p-values without false precision, and a dash for what is "
-"undefined."""
+"""Numbers as a reader wants them: real minus signs, no false precision, and a mark for what is undefined."""
 
 from __future__ import annotations
 

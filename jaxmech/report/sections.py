@@ -401,7 +401,7 @@ def methods(
         *packages,
     ]
     settings = [
-        [key, ", ".join(map(str, value)) if isinstance(value, list) else text(value)]
+        [key, ", ".join(map(str, value)) if isinstance(value, list) else "not set" if value is None else str(value)]
         for key, value in manifest["config"].items()
     ]
     blocks: list[Any] = [

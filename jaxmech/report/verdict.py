@@ -137,7 +137,7 @@ def judge_features(r: Mapping[str, Any], config: Mapping[str, Any]) -> Claim:
             f"No feature of {r['features_total']:,} passes every criterion. What follows uses {budget}, and is "
             "exploratory: these features were taken by budget, not by a test."
         )
-        return claim(title, "no", "None by the full rule; exploratory set", sentence, *facts)
+        return claim(title, "no", "No feature by the full rule; exploratory set", sentence, *facts)
     sentence = (
         f"As configured, the study uses a budget, not the rule: {budget}; {r['budget_and_rule']} of them pass every "
         f"criterion, as do {r['selected']} features in all. What follows is exploratory."

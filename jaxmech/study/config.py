@@ -43,7 +43,7 @@ class StudyConfig:
     sae_batch: int = 512
     sae_epochs: int = 2
     sae_buffer: int = 65536
-    sae_lr: float = 1e-3
+    sae_lr: float = 3e-3
     text_file: str | None = None
     text_dataset: str | None = None
     text_count: int = 128
@@ -71,7 +71,6 @@ class StudyConfig:
     # patching, attribution, proximity
     random_sets: int = 199
     audit_features: int = 200
-    audit_families: int = 4
     proximity_features: int = 32
 
     # steering and games

@@ -50,15 +50,15 @@ class Context:
 
     @cached_property
     def encoded(self) -> tuple[pd.DataFrame, Encoded]:
-        """The prompts of the development and test families and their encoding, prefixes computed."""
+        """The prompts of the test families and their encoding, prefixes computed."""
         table = self.bank.prompts
-        table = table[table["split"] != "selection"].reset_index(drop=True)
+        table = table[table["split"] == "test"].reset_index(drop=True)
         return table, encode_table(self.lm, table)
 
-    def rows(self, condition: str, *, split: str = "test", per_family: int | None = None) -> np.ndarray:
+    def rows(self, condition: str, *, per_family: int | None = None) -> np.ndarray:
         """Rows of `encoded` in a condition, in the order of families and pairs; `per_family` keeps the first few."""
         table = self.encoded[0]
-        chosen = table[(table["condition"] == condition) & (table["split"] == split)].sort_values(["family", "pair"])
+        chosen = table[table["condition"] == condition].sort_values(["family", "pair"])
         if per_family is not None:
             chosen = chosen.groupby("family", sort=True).head(per_family)
         return chosen.index.to_numpy()

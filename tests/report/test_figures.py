@@ -41,9 +41,16 @@ def test_shifts_put_intervals_around_their_value():
 
 def test_effects_that_are_undefined_are_left_out_of_a_forest():
     bars = pd.DataFrame(
-        dict(direction="to_generous", name=["selected features", "all features"], kind=["effect", "reference"],
-             recovered=[0.4, np.nan], low=[0.3, np.nan], high=[0.5, np.nan], change_pp=[9.0, np.nan])
-    )  # fmt: skip
+        dict(
+            direction="to_generous",
+            name=["selected features", "all features"],
+            kind=["effect", "reference"],
+            recovered=[0.4, np.nan],
+            low=[0.3, np.nan],
+            high=[0.5, np.nan],
+            change_pp=[9.0, np.nan],
+        )
+    )
     assert len(causal_figures.patching_bars(bars, "to_generous").data) == 1
 
 
@@ -67,7 +74,7 @@ def test_dose_shades_the_usable_range_only_where_there_is_one(usable, shapes):
 def test_costs_are_in_units_of_their_limits_and_clipped_marks_keep_their_value():
     table = pd.DataFrame(
         dict(alpha=[0.0, 1.0], perplexity=[10.0, 11.0], kl=[0.0, 1.0], accuracy=[1.0, 0.98], mass=[0.9, 0.9])
-    )  # fmt: skip
+    )
     by = {trace.name: trace for trace in causal_figures.cost_limits(table, (0.0, 0.0)).data if trace.name}
     assert by["perplexity (limit +10 %)"].y[1] == pytest.approx(1.0)
     assert by["arithmetic (limit −2 pp)"].y[1] == pytest.approx(1.0)

@@ -1,4 +1,4 @@
-"""The verdict says what the numbers say: findings, nulls, a failed gate, a budget, and controls too coarse to decide."""
+"""The verdict says what the numbers say: findings, nulls, a failed gate, a budget, controls too coarse to decide."""
 
 import copy
 import dataclasses
@@ -11,7 +11,7 @@ from jaxmech.report.verdict import STAGES, judge, side_questions
 
 @pytest.fixture
 def judged(run_of):
-    """`judged(name, change)` -> the six claims of a scenario, its results changed in place by `change(results, config)`."""
+    """`judged(name, change)` -> the six claims of a scenario, its results changed in place by `change`."""
 
     def run(name, change=None):
         folder, config, _ = run_of(name)
@@ -61,7 +61,7 @@ def test_a_failed_gate_withholds_even_strong_numbers(judged):
 
 def test_a_fallback_budget_is_exploratory_throughout(judged):
     _, features, cause, games, *_ = judged("fallback")
-    assert features.holds is False and "None by the full rule" in features.answer
+    assert features.holds is False and "No feature by the full rule" in features.answer
     assert all("exploratory" in c.sentence for c in (features, cause, games))
     assert cause.holds is None and cause.answer == "In part, exploratory"
     assert "no usable range" in cause.sentence and "outside any usable range" in cause.sentence

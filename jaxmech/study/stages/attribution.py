@@ -16,8 +16,8 @@ from jaxmech.study.stages import effects as ef
 
 def run(ctx: Context) -> Outcome:
     """Attributes generous donors' features on selfish prompts; patches the top and some random features one by one."""
-    c, saes = ctx.config, ctx.saes
-    base, donor = (ef.side(ctx, name, limit=c.audit_families) for name in ("selfish", "generous"))
+    saes = ctx.saes
+    base, donor = (ef.side(ctx, name) for name in ("selfish", "generous"))
     layers = jnp.asarray(saes.config.layers)
     gradient = decision_gradient(ctx.lm.config, ctx.lm.params, base.prompts, base.values, site=saes.config.site)
     scores = np.asarray(attribute(saes, gradient[layers], base.resid[layers], donor.resid[layers]).mean(1))  # [L',F]
@@ -46,7 +46,7 @@ def audited(ctx: Context, frame: pd.DataFrame, base: ef.Side, donor: ef.Side) ->
     points = ef.stack_selections(ctx, [[pair] for pair in ef.pairs_of(audit)])
     g = ef.sweep_sets(
         lambda s: pa.patch_features(ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes, s, donor.resid),
-        points, base.values, what="attribution audit", size=8,
+        points, base.values, what="attribution audit",
     )  # fmt: skip
     return audit.assign(patched=(g - base.g).mean(1))
 

@@ -18,20 +18,15 @@ from jaxmech.study.folder import Outcome
 
 
 def run(ctx: Context) -> Outcome:
-    """Scores every prompt of the development and test families exactly; samples some as a cross-check."""
+    """Scores every prompt of the test families exactly; samples some as a cross-check."""
     table, encoded = ctx.encoded
     with progress("behaviour", len(table), unit="prompts") as advance:
-        scored = allocate(ctx.lm, table, encoded, batch=ctx.config.batch, advance=advance)
-    test = scored[scored["split"] == "test"]
+        test = allocate(ctx.lm, table, encoded, batch=ctx.config.batch, advance=advance)
     effects = contrast_effects(test, seed=ctx.config.seed)
     results = summary(test, effects, ctx)
-    results["by_split"] = {
-        split: {"shift_pp": 100 * float(paired_differences(part, *PAIRED["stance"]).mean())}
-        for split, part in scored.groupby("split")
-    }
     results["excluded_pairs"] = len(ctx.bank.exclusions)
     results["sampling"] = sampling_check(ctx, test)
-    tables = {"prompts": scored, "effects": effects, "distributions": distributions(test, np.asarray(encoded.values))}
+    tables = {"prompts": test, "effects": effects, "distributions": distributions(test, np.asarray(encoded.values))}
     return Outcome(results, tables | {"exclusions": ctx.bank.exclusions.astype(str)})
 
 

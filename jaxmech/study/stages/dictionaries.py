@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import jax
 
 from jaxmech.sae.formats import load_saes, save_saes
@@ -29,9 +31,14 @@ def run(ctx: Context) -> Outcome:
         lm.config, lm.params, text["tokens"], text["mask"], layers=tuple(layers), batch_size=c.sae_batch,
         buffer_tokens=c.sae_buffer, epochs=c.sae_epochs, seed=c.seed, model=lm.name,
     )  # fmt: skip
-    config = SAETrainConfig(d_sae=c.sae_features, k=c.sae_k, kind=c.sae_kind, steps=c.sae_steps, lr=c.sae_lr)
-    saes, history = train(config, stream, key=jax.random.key(c.seed), checkpoint_dir=ctx.folder.path / "saes" / "training")
+    config = SAETrainConfig(
+        d_sae=c.sae_features, k=c.sae_k, kind=c.sae_kind, steps=c.sae_steps, lr=c.sae_lr,
+        checkpoint_every=max(1, c.sae_steps // 8),
+    )  # fmt: skip
+    checkpoints = ctx.folder.path / "saes" / "training"
+    saes, history = train(config, stream, key=jax.random.key(c.seed), checkpoint_dir=checkpoints)
     save_saes(saes, ctx.folder.path / "saes")
+    shutil.rmtree(checkpoints)
     return Outcome(
         describe(saes) | {"trained": True, "steps": c.sae_steps, "tokens": stream.tokens_seen}, {"training": history}
     )

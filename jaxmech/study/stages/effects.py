@@ -21,6 +21,10 @@ DIRECTIONS = {"to_generous": ("selfish", "generous"), "to_selfish": ("generous",
 """Direction of a patch -> (condition that is patched, condition of the donor)."""
 
 
+CHUNK = 8
+"""Sweep points in one call of a compiled sweep: enough to hide the call, few enough that padding costs little."""
+
+
 class Side(NamedTuple):
     """One stance of the test families, a pair a family: everything before the decision token is in the cache.
 
@@ -35,9 +39,9 @@ class Side(NamedTuple):
     resid: jax.Array
 
 
-def side(ctx: Context, condition: str, *, split: str = "test", limit: int | None = None) -> Side:
+def side(ctx: Context, condition: str) -> Side:
     """Runs one prompt a family of a condition."""
-    rows = ctx.rows(condition, split=split, per_family=1)[:limit]
+    rows = ctx.rows(condition, per_family=1)
     prompts, values = take(ctx.encoded[1], rows)
     prompts = jax.jit(before_last, static_argnums=0)(ctx.lm.config, ctx.lm.params, prompts)
     base = run_decision(ctx.lm.config, ctx.lm.params, prompts, site=ctx.saes.config.site)
@@ -50,9 +54,12 @@ def expected(logprobs, values) -> np.ndarray:
 
 
 def stack_selections(ctx: Context, sets: list[list[tuple[int, int]]]) -> ed.Selection:
-    """Feature sets as one `Selection` with the sweep axis in front, [S,L,K], all padded alike."""
+    """Feature sets as one `Selection` with the sweep axis in front, [S,L,K].
+
+    K is what the whole selection needs, and at least 4, so that sweeps over sets of any size share one program.
+    """
     L = ctx.lm.config.n_layers
-    width = max(max(np.bincount([layer for layer, _ in s], minlength=L)) for s in sets if s)
+    width = max(4, *(np.bincount([layer for layer, _ in s], minlength=L).max() for s in [pairs_of(ctx.selected), *sets] if s))
     return jax.tree.map(lambda *a: jnp.stack(a), *(ed.select(s, L, int(width)) for s in sets))
 
 
@@ -60,11 +67,11 @@ def pairs_of(features: pd.DataFrame) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(features["layer"], features["feature"], strict=True)]
 
 
-def sweep_sets(run, sets: ed.Selection, values, *, what: str, size: int) -> np.ndarray:
+def sweep_sets(run, sets: ed.Selection, values, *, what: str, size: int = CHUNK) -> np.ndarray:
     """Expected shares [S,B] of a compiled sweep over feature sets (or any points)."""
     total = len(jax.tree.leaves(sets)[0])
     with progress(what, total, unit="sets") as advance:
-        return expected(in_chunks(run, sets, size=min(size, total), advance=advance), values)
+        return expected(in_chunks(run, sets, size=size, advance=advance), values)
 
 
 def by_family(values: np.ndarray, one: Side) -> np.ndarray:

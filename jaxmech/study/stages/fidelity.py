@@ -22,7 +22,7 @@ def run(ctx: Context) -> Outcome:
         lm.config, lm.params, tokens, mask, layers=saes.config.layers, site=saes.config.site, batch_size=1, seed=ctx.config.seed
     )
     found = evaluate(saes, stream.chunks())
-    recovered = loss_recovered(lm.config, lm.params, saes, tokens[:8], mask[:8])
+    recovered = loss_recovered(lm.config, lm.params, saes, tokens[: ctx.config.text_check], mask[: ctx.config.text_check])
     table = found.table.merge(recovered.drop(columns="tokens"), on="layer")
     table["fvu_decision"], table["l0_decision"] = decision_fidelity(ctx)
     columns = ("fvu", "fvu_decision", "l0", "dead", "recovered_zero")

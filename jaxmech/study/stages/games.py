@@ -19,23 +19,20 @@ from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages import effects as ef
 
-CHUNK = 8
-
-
 def run(ctx: Context) -> Outcome:
     """Slope of each game's score over the coefficient, its interval over families, and a random-direction null."""
     c, alphas = ctx.config, np.asarray(ctx.config.game_alphas)
     vector = np.asarray(ctx.folder.arrays("steering")["direction"])
     noise = np.asarray(random_directions(jax.random.key(c.seed + 3), vector, c.game_directions))
-    vectors = np.concatenate([alphas[:, None, None] * vector, noise, -noise]).astype(np.float32)
+    vectors = np.concatenate([alphas[:, None, None] * vector, noise]).astype(np.float32)
     table, scores, mass = play(ctx, vectors)
-    S, R = len(alphas), c.game_directions
+    S = len(alphas)
     rows, curves = [], []
     for name, game in GAMES.items():
         here = (table["game"] == name).to_numpy()
         g, m = scores[:, here], mass[:S, here]
         effect = mean_effect(np.polyfit(alphas, g[:S], 1)[0], seed=c.seed)
-        null = ((g[S : S + R] - g[S + R :]) / 2).mean(1)
+        null = (g[S:] - g[:S][alphas == 0]).mean(1)
         rows.append(
             dict(
                 game=name, expected_sign=game.expected_sign, families=int(here.sum()),
@@ -69,6 +66,6 @@ def play(ctx: Context, vectors: np.ndarray) -> tuple[pd.DataFrame, np.ndarray, n
     prompts = jax.jit(before_last, static_argnums=0)(ctx.lm.config, ctx.lm.params, prompts)
     with progress("games", len(vectors), unit="points") as advance:
         logprobs = in_chunks(
-            partial(st.steer, ctx.lm.config, ctx.lm.params, prompts), vectors, size=CHUNK, advance=advance
+            partial(st.steer, ctx.lm.config, ctx.lm.params, prompts), vectors, size=ef.CHUNK, advance=advance
         )
     return table, ef.expected(logprobs, values), np.exp(np.logaddexp.reduce(logprobs, axis=-1))

@@ -12,9 +12,6 @@ from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages import effects as ef
 
-CHUNK = 8
-
-
 def run(ctx: Context) -> Outcome:
     """Recovered share of the stance gap for the selection, reference bars and controls, in both directions."""
     c, saes = ctx.config, ctx.saes
@@ -39,7 +36,7 @@ def run(ctx: Context) -> Outcome:
 
         points = ef.stack_selections(ctx, [ef.pairs_of(ctx.selected), sets["placebo_selected"], *sets["random"]])
         patch = lambda s, model=model, donor=donor: pa.patch_features(*model, saes, s, donor.resid)  # noqa: E731
-        g = ef.sweep_sets(patch, points, base.values, what=f"patching {direction}", size=CHUNK)
+        g = ef.sweep_sets(patch, points, base.values, what=f"patching {direction}")
         observed = bar("selected features", "effect", g[0])
         bar("placebo-selected features", "control", g[1])
         gap_total = float(gap.sum())

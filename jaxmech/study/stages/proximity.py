@@ -12,9 +12,6 @@ from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages import effects as ef
 
-CHUNK = 8
-
-
 def run(ctx: Context) -> Outcome:
     """Total and direct effects of the selection, of the classes, and of single features; mediation; layer-matched test."""
     classes = ctx.folder.table("dual_process", "classes")
@@ -28,9 +25,9 @@ def run(ctx: Context) -> Outcome:
         ctx, [ef.pairs_of(g) for g in groups.values()] + [[pair] for pair in ef.pairs_of(singles)]
     )
     model = (ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes)
-    total = ef.sweep_sets(lambda s: pa.patch_features(*model, s, donor.resid), points, base.values, what="total effects", size=CHUNK)
+    total = ef.sweep_sets(lambda s: pa.patch_features(*model, s, donor.resid), points, base.values, what="total effects")
     direct = ef.sweep_sets(
-        lambda s: px.direct_effects(*model, s, donor.resid, sublayers), points, base.values, what="direct effects", size=CHUNK
+        lambda s: px.direct_effects(*model, s, donor.resid, sublayers), points, base.values, what="direct effects"
     )
     total, direct = total - base.g, direct - base.g
     table = pd.DataFrame(

@@ -20,9 +20,6 @@ from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages import effects as ef
 
-CHUNK = 8
-
-
 def run(ctx: Context) -> Outcome:
     """Dose-response on neutral prompts, usable range, comparators at matched norm, and what must not move."""
     c, alphas = ctx.config, np.asarray(ctx.config.alphas)
@@ -36,7 +33,7 @@ def run(ctx: Context) -> Outcome:
     usable |= alphas == 0
     low, high = st.usable_range(alphas, usable)
     inside = (alphas >= low) & (alphas <= high)
-    effects = comparators(ctx, neutral, vector, max(abs(low), abs(high)) or 1.0)
+    effects = comparators(ctx, neutral, vector)
     slopes = family_slopes(alphas, doses, neutral, inside if inside.sum() >= 2 else np.abs(alphas) <= 1)
     slope = mean_effect(slopes, seed=c.seed)
     specific = specificity(ctx, vector)
@@ -68,7 +65,7 @@ class Steered:
         prompts, self.values = take(ctx.encoded[1], self.rows)
         self.prompts = jax.jit(before_last, static_argnums=0)(ctx.lm.config, ctx.lm.params, prompts)
 
-    def sweep(self, vectors, *, what: str, size: int = CHUNK) -> np.ndarray:
+    def sweep(self, vectors, *, what: str, size: int = ef.CHUNK) -> np.ndarray:
         """log s(a) [S,B,N] for vectors [S,L,D]."""
         run = partial(st.steer, self.ctx.lm.config, self.ctx.lm.params, self.prompts)
         with progress(what, len(vectors), unit="points") as advance:
@@ -133,10 +130,10 @@ def arithmetic(lm, items: int, seed: int):
     return encode_prompts(lm, texts), np.asarray(answers)
 
 
-def comparators(ctx: Context, neutral: Steered, vector: jax.Array, reach: float) -> pd.DataFrame:
+def comparators(ctx: Context, neutral: Steered, vector: jax.Array) -> pd.DataFrame:
     """Slopes of other directions at the same norm a layer: mean difference, random ones, random feature sets, S1, S2.
 
-    Each is steered by plus and minus one unit of coefficient; attrs holds the p-values.
+    Each is steered by one unit of coefficient and compared with no steering; attrs holds the p-values.
     """
     c, saes = ctx.config, ctx.saes
     features = ctx.folder.table("contrast", "features")
@@ -159,10 +156,9 @@ def comparators(ctx: Context, neutral: Steered, vector: jax.Array, reach: float)
         named.append(("matched random features", "null", match_norm(direction(ctx, frame), vector)))
     for noise in random_directions(jax.random.key(c.seed), vector, c.random_directions):
         named.append(("random directions", "null", noise))
-    vectors = np.stack([np.asarray(v) for *_, v in named])
-    logprobs = neutral.sweep(np.stack([vectors, -vectors], axis=1).reshape(-1, *vectors.shape[1:]), what="comparators")
-    g = neutral.expected(logprobs).reshape(len(named), 2, -1)
-    slopes = (g[:, 0] - g[:, 1]) / 2
+    vectors = np.stack([np.zeros_like(vector), *(np.asarray(v) for *_, v in named)])
+    g = neutral.expected(neutral.sweep(vectors, what="comparators"))
+    slopes = g[1:] - g[0]
     frame = pd.DataFrame([dict(name=n, kind=k, slope_pp=100 * s.mean()) for (n, k, _), s in zip(named, slopes, strict=True)])
     observed = frame.loc[0, "slope_pp"]
     null = {name: part["slope_pp"].to_numpy() for name, part in frame[frame["kind"] == "null"].groupby("name")}

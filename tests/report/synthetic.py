@@ -1,0 +1,449 @@
+"""Tables and results of every stage, small and plausible, from the schemas that the stages write."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+
+from jaxmech.study.folder import Outcome
+
+LAYERS, F, FAMILIES = (6, 8, 10, 12, 14, 16), 512, 16
+CONTRASTS = ("stance", "heldout", "placebo", "valence", "number", "other", "own_accounts")
+GAMES = {
+    "dictator_give": (1, "mean 28 %, 36 % give nothing (Engel 2011)"),
+    "dictator_take": (1, "about 35 % left (Flage)"),
+    "ultimatum_proposer": (1, "40 % offered, 16 % rejected (Oosterbeek 2004)"),
+    "trust_returner": (1, "37 % returned (Johnson & Mislin 2011)"),
+    "public_goods": (1, "35-55 % (Zelmer 2003)"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """gate, rule: whether the behaviour and the features are there; effect: of interventions; defined: of the index."""
+
+    gate: bool = True
+    rule: bool = True
+    effect: bool = True
+    defined: bool = True
+    usable: bool = True
+    directions: int = 199
+
+
+def behaviour(rng, scenario):
+    shift = 26.8 if scenario.gate else 3.1
+    rows = []
+    for contrast in CONTRASTS:
+        value = {"stance": shift, "heldout": 0.7 * shift, "own_accounts": 6.0}.get(contrast, rng.normal(0, 1.0))
+        half = rng.uniform(1.5, 4.0)
+        rows.append(
+            dict(
+                contrast=contrast,
+                high=f"{contrast}_a",
+                low=f"{contrast}_b",
+                families=FAMILIES,
+                shift_pp=value,
+                low_pp=value - half,
+                high_pp=value + half,
+                p=3e-5 if abs(value) > half else 0.4,
+                d_z=value / (2 * half),
+                mass=0.9,
+                size_pp=abs(value) + 1,
+            )
+        )
+    effects = pd.DataFrame(rows)
+    shares, distributions = np.linspace(0, 1, 11), []
+    for condition, centre in (("generous", 0.2 + shift / 100), ("selfish", 0.2), ("neutral", 0.3), ("placebo_a", 0.3)):
+        weights = np.exp(-((shares - centre) ** 2) / 0.03) + 0.15 * (shares == 0.5) + 0.02
+        for share, probability in zip(shares, weights / weights.sum(), strict=True):
+            distributions.append(dict(condition=condition, share=share, probability=probability))
+    stance, placebo = effects.iloc[0], effects.iloc[2]
+    results = {
+        "mean_generous": 0.203 + shift / 100,
+        "mean_selfish": 0.203,
+        "mean_neutral": 0.31,
+        "shift_pp": shift,
+        "ci": [stance.low_pp, stance.high_pp],
+        "p": 3e-5,
+        "d_z": 2.1,
+        "wasserstein": shift / 100,
+        "placebo_pp": placebo.shift_pp,
+        "placebo_ci": [placebo.low_pp, placebo.high_pp],
+        "placebo_size_pp": 2.0,
+        "mass": 0.89,
+        "families": FAMILIES,
+        "gate": scenario.gate,
+        "edges": {
+            name: {"zero": 0.1 + 0.3 * (name == "selfish"), "half": 0.3, "all": 0.02}
+            for name in ("generous", "selfish")
+        },
+        "gate_reasons": {
+            "shift >= 10.0 pp": scenario.gate,
+            "interval above 0": True,
+            "|placebo| <= 0.34 x shift": scenario.gate,
+        },
+        "controls_pp": {},
+        "by_split": {"test": {"shift_pp": shift}},
+        "excluded_pairs": 2,
+        "sampling": {
+            "samples": 128,
+            **{
+                name: {
+                    "valid": 0.88,
+                    "mean": mean,
+                    "standard_error": 0.03,
+                    "exact_mean": mean + 0.01,
+                    "invalid": {"range": 3},
+                }
+                for name, mean in (("generous", 0.46), ("selfish", 0.21))
+            },
+        },
+    }
+    exclusions = pd.DataFrame({"family": ["a", "b"], "reason": ["unequal length", "unequal length"]})
+    return Outcome(
+        results, {"effects": effects, "distributions": pd.DataFrame(distributions), "exclusions": exclusions}
+    )
+
+
+def feature_tables(rng, scenario):
+    n = len(LAYERS) * F
+    layer, live = np.repeat(LAYERS, F), rng.random(n) > 0.4
+    d_z = np.where(live, rng.normal(0, 0.35, n), 0.0)
+    strong = rng.choice(np.flatnonzero(live & (layer >= 10)), 24, replace=False)
+    d_z[strong] = rng.choice([-1, 1], 24) * rng.uniform(1.6, 4.2, 24)
+    t = d_z * np.sqrt(32)
+    p = np.minimum(1.0, np.exp(-np.abs(t) * 1.9))
+    stability = np.full(n, np.nan)
+    stability[strong] = np.round(rng.uniform(0.6, 1.0, 24) * 20) / 20
+    chosen = (np.nan_to_num(stability) >= 0.8) & scenario.rule
+    budget = np.zeros(n, bool)
+    budget[strong[:2]] = True
+    features = pd.DataFrame(
+        dict(
+            layer=layer,
+            feature=np.tile(np.arange(F), len(LAYERS)),
+            live=live,
+            dz=d_z * 3,
+            strength=np.abs(d_z) * 3,
+            t=t,
+            p=p,
+            q=np.minimum(1, p * 20),
+            d_z=d_z,
+            permutation_p=np.maximum(p, 0.001),
+            sign=0.95,
+            auroc=np.clip(0.5 + d_z / 5, 0, 1),
+            fires_generous=rng.uniform(0.2, 1, n),
+            fires_selfish=rng.uniform(0.2, 1, n),
+            density=rng.uniform(0, 0.1, n),
+            placebo_d_z=rng.normal(0, 0.2, n),
+            correlation_generous=rng.normal(0, 0.2, n),
+            correlation_selfish=rng.normal(0, 0.2, n),
+            stability=stability,
+            selected=chosen,
+            in_budget=budget,
+        )
+    )
+    used = features[features["selected" if scenario.rule else "in_budget"]]
+    return features, used.sort_values("t", key=np.abs, ascending=False).reset_index(drop=True)
+
+
+def contrast(features, used, scenario):
+    names = ("q", "d_z", "sign", "fires", "density", "placebo", "auroc", "permutation", "half_splits")
+    found = int(features["selected"].sum())
+    alone = [420, 300, 260, 900, 1500, 800, 60, 410, found]
+    criteria = pd.DataFrame(dict(criterion=names, alone=alone, remaining=[420, 280, 140, 90, 88, 70, 40, 24, found]))
+    budgets = pd.DataFrame(dict(share=[0.00006, 0.00024, 0.00048], features=[1, 2, 4], smallest_t=[20.0, 18.0, 15.0]))
+    results = {
+        "features_total": len(features),
+        "features_live": int(features["live"].sum()),
+        "selected": found,
+        "share": found / len(features),
+        "expected_false": 0.04,
+        "expected_false_max": 1,
+        "fdr": 0.04 / found if found else None,
+        "mode": "rule" if scenario.rule else "budget",
+        "used": len(used),
+        "budget": 2,
+        "budget_and_rule": min(found, 2),
+        "by_layer": used["layer"].value_counts().sort_index().to_dict(),
+    }
+    cards = used[["layer", "feature"]].assign(
+        promoted=[[" generous", " share", "50"]] * len(used),
+        contexts=[["A <generous> player has $10", "<b>half</b> of it &\n the rest"]] * len(used),
+    )
+    return Outcome(
+        results, {"features": features, "selected": used, "criteria": criteria, "budgets": budgets, "cards": cards}
+    )
+
+
+def dual_process(rng, used, scenario):
+    kinds = rng.choice(["s2", "s1", "mixed", "neither", "silent"], len(used), p=[0.3, 0.25, 0.1, 0.25, 0.1])
+    sign = pd.Series(kinds).map({"s2": 1, "s1": -1, "mixed": 0.2, "neither": 0, "silent": 0}).to_numpy(float)
+    arms = {}
+    for arm, flip in (("demand", 1), ("instruction", np.where(kinds == "mixed", -1, 1))):
+        value = sign * flip * 0.6 + rng.normal(0, 0.1, len(used))
+        arms |= {arm: value, f"{arm}_low": value - 0.2, f"{arm}_high": value + 0.2}
+    classes = used[["layer", "feature"]].assign(
+        **{"class": kinds},
+        index=(arms["demand"] + arms["instruction"]) / 2,
+        **arms,
+        silent_share=0.1,
+        lexical=np.arange(len(used)) == 1,
+    )
+    counts = {kind: int((kinds == kind).sum()) for kind in ("s1", "s2", "mixed", "neither", "silent")}
+    cuts = pd.DataFrame(
+        [
+            dict(cut=cut, **{k: max(v + 2 - i, 0) if k in ("s1", "s2") else v for k, v in counts.items()})
+            for i, cut in enumerate((0.1, 0.2, 0.3, 0.4, 0.5))
+        ]
+    )
+    reason = None if scenario.defined else "accuracy without conflict 0.31 is not above chance"
+    behaviour = {"accuracy_no_conflict": 0.62 if scenario.defined else 0.31, "conflict_cost": 0.18, "ci": [0.1, 0.26]}
+    return Outcome(
+        counts | {"defined": scenario.defined, "reason": reason, "behavior": behaviour},
+        {"classes": classes, "sensitivity": cuts},
+    )
+
+
+def patching(rng, scenario):
+    names = (
+        ("selected features", "effect", 0.41 if scenario.effect else 0.02),
+        ("placebo-selected features", "control", 0.03),
+        ("matched random features", "control", 0.02),
+        ("whole residual", "reference", 1.0),
+        ("all features", "reference", 0.72),
+        ("reconstruction error only", "reference", 0.24),
+        ("mean-difference direction", "reference", 0.55),
+        ("sham donor, same stance", "control", -0.01),
+    )
+    bars, null, results = [], [], {}
+    for direction in ("to_generous", "to_selfish"):
+        draws = rng.normal(0.02, 0.03, 199)
+        for name, kind, value in names:
+            bars.append(
+                dict(
+                    direction=direction,
+                    name=name,
+                    kind=kind,
+                    recovered=value,
+                    low=value - 0.07,
+                    high=value + 0.07,
+                    change_pp=26.8 * value,
+                )
+            )
+        null.append(pd.DataFrame(dict(direction=direction, recovered=draws)))
+        value = names[0][2]
+        results |= {
+            f"recovered_{direction}": value,
+            f"recovered_{direction}_ci": [value - 0.07, value + 0.07],
+            f"p_random_{direction}": 0.005 if scenario.effect else 0.62,
+            f"random_{direction}": float(draws.mean()),
+        }
+    results |= {"p_random": 0.005 if scenario.effect else 0.62, "random_sets": 199, "families": FAMILIES}
+    return Outcome(results, {"bars": pd.DataFrame(bars), "null": pd.concat(null, ignore_index=True)})
+
+
+def attribution(rng, features):
+    frame = features[["layer", "feature", "selected", "live"]].assign(attribution=rng.normal(0, 1e-4, len(features)))
+    top = frame.sample(40, random_state=0).assign(group="top")
+    top["attribution"] = rng.normal(0, 0.01, 40)
+    rest = frame.sample(40, random_state=1).assign(group="random")
+    audit = pd.concat([top, rest], ignore_index=True)
+    audit["patched"] = 0.8 * audit["attribution"] + rng.normal(0, 1e-3, len(audit))
+    results = {
+        "audited": {"top": 40, "random": 40},
+        "spearman": {"top": 0.93, "random": 0.2, "all": 0.8},
+        "sign_agreement": {"top": 0.9, "random": 0.55},
+        "families": 4,
+        "selected_share_of_top": 0.2,
+    }
+    return Outcome(results, {"attribution": frame, "audit": audit})
+
+
+def proximity(rng, used, scenario):
+    total = 11.0 if scenario.effect else 0.4
+    rows = []
+    for name, share in (("all", 0.4), ("s1", 0.2), ("s2", 0.6)):
+        size = total * {"all": 1.0, "s1": 0.4, "s2": 0.5}[name]
+        pi = (
+            dict(pi=share, pi_low=share - 0.1, pi_high=share + 0.1)
+            if scenario.effect
+            else dict(pi=None, pi_low=None, pi_high=None)
+        )
+        rows.append(
+            dict(
+                set=name,
+                features=5,
+                total_pp=size,
+                total_low=size - 2,
+                total_high=size + 2,
+                direct_pp=share * size,
+                indirect_pp=(1 - share) * size,
+            )
+            | pi
+        )
+    effects = rng.normal(0, 0.01, len(used))
+    share = rng.uniform(0, 1, len(used))
+    share[0] = 7.0  # outside the drawn range
+    each = used[["layer", "feature"]].assign(
+        **{"class": rng.choice(["s1", "s2", "neither"], len(used))},
+        total=effects,
+        direct=effects * share,
+        proximity=share,
+    )
+    sets = pd.DataFrame(rows)
+    inside = {"difference": 0.21, "p": 0.012, "layers": 3, "verdict": "identified within layers"}
+    if not scenario.effect:
+        inside = {
+            "difference": None,
+            "p": None,
+            "layers": 0,
+            "verdict": "not identifiable beyond depth: no layer holds both classes",
+        }
+    results = {
+        "sets": {row["set"]: {k: v for k, v in row.items() if k != "set"} for row in rows},
+        "total_pp": total,
+        "direct_pp": 0.4 * total,
+        "pi": rows[0]["pi"],
+        "effect_weighted_depth": {"s1": 11.2, "s2": 13.4},
+        "s2_minus_s1_within_layers": inside,
+        "mediation": {
+            "s1_through_s2": {"share": 0.3, "ci": [0.1, 0.5]},
+            "s2_through_s1": {"share": 0.05, "ci": [-0.1, 0.2]},
+        },
+    }
+    return Outcome(results, {"sets": sets, "features": each})
+
+
+def steering(rng, scenario):
+    alphas = np.array([-4, -2, -1, -0.5, 0, 0.5, 1, 2, 4])
+    slope = 0.05 if scenario.effect else 0.001
+    g = 0.31 + 0.28 * np.tanh(alphas * slope / 0.28)
+    size = alphas**2 * (1.0 if scenario.usable else 9.0)
+    usable = size <= 4
+    dose = pd.DataFrame(
+        dict(
+            alpha=alphas,
+            g=g,
+            g_low=g - 0.02,
+            g_high=g + 0.02,
+            mass=0.9 - 0.004 * size,
+            p_zero=np.clip(0.2 - alphas * slope, 0, 1),
+            p_half=0.25,
+            p_all=np.clip(0.03 + alphas * slope / 4, 0, 1),
+            perplexity=12 * (1 + 0.02 * size),
+            kl=0.015 * size,
+            accuracy=1 - 0.004 * (size > 4) * size,
+            usable=usable,
+        )
+    )
+    low, high = (-2.0, 2.0) if scenario.usable else (0.0, 0.0)
+    rows = [
+        ("selected features", "effect", 100 * slope),
+        ("mean difference", "comparator", 120 * slope),
+        ("S1 features only", "comparator", 1.1),
+    ]
+    rows += [("S2 features only", "comparator", 2.4)]
+    rows += [("matched random features", "null", v) for v in rng.normal(0, 0.5, 199)]
+    rows += [("random directions", "null", v) for v in rng.normal(0, 0.3, 100)]
+    p = 0.005 if scenario.effect else 0.71
+    results = {
+        "slope_pp": 100 * slope,
+        "slope_ci": [100 * slope - 0.9, 100 * slope + 0.9],
+        "usable_range": [low, high],
+        "effect_in_range_pp": 400 * slope,
+        "dose_response": {"slope": slope, "spearman": 0.99, "isotonic_r2": 0.98, "asymmetry": 0.02}
+        if scenario.usable
+        else None,
+        "slope_at_one_pp": 100 * slope,
+        "p_random": p,
+        "p_random_directions": p,
+        "comparators_pp": {"mean difference": 6.0},
+        "specificity": {
+            name: {"slope_pp": value, "ci": [value - 1, value + 1], "families": FAMILIES}
+            for name, value in (("keep", 90 * slope), ("take", 70 * slope), ("own_accounts_neutral", 0.3))
+        },
+        "families": FAMILIES,
+        "norm_share": 0.12,
+    }
+    return Outcome(results, {"dose": dose, "comparators": pd.DataFrame(rows, columns=["name", "kind", "slope_pp"])})
+
+
+def games(rng, scenario):
+    rows, curves, results = [], [], {}
+    for number, (name, (sign, people)) in enumerate(GAMES.items()):
+        slope = (5.0 - number) if scenario.effect else rng.normal(0, 0.3)
+        p_holm = max(0.005 * len(GAMES), len(GAMES) / (scenario.directions + 1)) if scenario.effect else 1.0
+        rows.append(
+            dict(
+                game=name,
+                expected_sign=sign,
+                families=6,
+                baseline=0.3 + 0.05 * number,
+                slope_pp=slope,
+                low_pp=slope - 0.8,
+                high_pp=slope + 0.8,
+                p=0.03,
+                p_random=p_holm / 5,
+                null_sd_pp=0.4,
+                mass=0.85,
+                people=people,
+                p_holm=p_holm,
+            )
+        )
+        alphas = np.array([-1.0, 0.0, 1.0])
+        curves.append(
+            pd.DataFrame(dict(game=name, alpha=alphas, score=0.3 + 0.05 * number + alphas * slope / 100, mass=0.85))
+        )
+        results[name] = {
+            "slope": slope,
+            "ci": [slope - 0.8, slope + 0.8],
+            "p_random": p_holm / 5,
+            "p_holm": p_holm,
+            "baseline": 0.3,
+            "mass": 0.85,
+            "expected_sign": sign,
+            "families": 6,
+        }
+    return Outcome(results, {"games": pd.DataFrame(rows), "curves": pd.concat(curves, ignore_index=True)})
+
+
+def dictionaries(rng):
+    steps = np.arange(10, 401, 10)
+    history = pd.DataFrame(
+        [
+            dict(
+                step=step,
+                layer=layer,
+                fvu=0.2 + 0.7 * np.exp(-step / 90) + 0.01 * i + rng.normal(0, 0.01),
+                l0=32.0,
+                dead=0.1,
+                aux=0.0,
+            )
+            for step in steps
+            for i, layer in enumerate(LAYERS)
+        ]
+    )
+    return Outcome({"layers": list(LAYERS), "trained": True}, {"training": history})
+
+
+def fidelity(rng):
+    n = len(LAYERS)
+    table = pd.DataFrame(
+        dict(
+            layer=LAYERS,
+            tokens=1500,
+            fvu=np.linspace(0.22, 0.34, n),
+            fvu_scaled=0.3,
+            cosine=0.88,
+            norm_ratio=0.92,
+            l0=rng.uniform(28, 36, n),
+            dead=np.linspace(0.2, 0.05, n),
+            dense=0.02,
+            recovered_zero=np.linspace(0.97, 0.9, n),
+            recovered_mean=np.linspace(0.94, 0.85, n),
+            fvu_decision=np.linspace(0.15, 0.3, n),
+            l0_decision=30.0,
+        )
+    )
+    return Outcome({"fvu": {"mean": 0.28, "worst": 0.34}}, {"layers": table})
