@@ -1,10 +1,10 @@
 """jaxmech: finds the features of a language model that carry a behaviour, and tests them by intervention.
 
-    import jaxmech as jm
-    lm = jm.load_model("gemma-3-270m")
-    tokens, mask = jm.encode_prompts(lm, ["Q: A generous player has $10. How much does the player give?\nA: $"])
-    out = jm.forward(lm.config, lm.params, tokens, mask=mask, taps=("resid_post",))
-    dist = jm.choice_distribution(lm, ["..."], [str(a) for a in range(11)])
+import jaxmech as jm
+lm = jm.load_model("gemma-3-270m")
+tokens, mask = jm.encode_prompts(lm, ["Q: A generous player has $10. How much does the player give?\nA: $"])
+out = jm.forward(lm.config, lm.params, tokens, mask=mask, taps=("resid_post",))
+dist = jm.choice_distribution(lm, ["..."], [str(a) for a in range(11)])
 """
 
 from jaxmech import edits

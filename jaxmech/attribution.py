@@ -2,9 +2,9 @@
 
 `B` denotes prompts, `L` layers, `D` the residual width, `F` features.
 
-To first order, moving a feature by dz moves the outcome m by dz * <dm/dx, D_j>, with the gradient taken at the unedited
-run (Nanda 2023; Syed et al. 2023, arXiv 2310.10348). Gradients with respect to a zero vector added at the decision token
-of every layer give all of them together.
+To first order, moving a feature by dz moves the outcome m by dz * <dm/dx, D_j>, with the gradient taken at the
+unedited run (Nanda 2023; Syed et al. 2023, arXiv 2310.10348). Gradients with respect to a zero vector added at the
+decision token of every layer give all of them together.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -79,7 +80,12 @@ class Choices(NamedTuple):
 
 
 def score(
-    config, params: Params, prompts: Prompts, *, edits: Edits | None = None, taps: Sequence[str] | Mapping[str, Any] = ()
+    config,
+    params: Params,
+    prompts: Prompts,
+    *,
+    edits: Edits | None = None,
+    taps: Sequence[str] | Mapping[str, Any] = (),
 ) -> tuple[Choices, Output]:
     """Scores every choice of every prompt in one forward pass.
 
@@ -153,7 +159,9 @@ def sweep(score_point: Callable[[Any], Any], points: Any) -> Any:
     return jax.lax.map(score_point, points)
 
 
-def in_chunks(run: Callable[[Any], Any], points: Any, *, size: int, advance: Callable[[int], None] | None = None) -> Any:
+def in_chunks(
+    run: Callable[[Any], Any], points: Any, *, size: int, advance: Callable[[int], None] | None = None
+) -> Any:
     """Runs a compiled sweep in chunks of `size` points, the last one padded, so that one program serves any length.
 
     Args:
@@ -166,10 +174,9 @@ def in_chunks(run: Callable[[Any], Any], points: Any, *, size: int, advance: Cal
     total = len(jax.tree.leaves(points)[0])
     pieces = []
     for start in range(0, total, size):
-        rows = np.minimum(np.arange(start, start + size), total - 1)
-        piece = jax.tree.map(np.asarray, run(jax.tree.map(lambda a: a[rows], points)))
-        keep = min(size, total - start)
-        pieces.append(jax.tree.map(lambda a: a[:keep], piece))
+        rows, keep = np.minimum(np.arange(start, start + size), total - 1), min(size, total - start)
+        piece = run(jax.tree.map(itemgetter(rows), points))
+        pieces.append(jax.tree.map(lambda a, keep=keep: np.asarray(a)[:keep], piece))
         if advance is not None:
             advance(keep)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
@@ -213,7 +220,8 @@ def encode_prompts(
     limit = min(length or lm.config.max_positions, lm.config.max_positions)
     if len(rows[longest]) > limit:
         raise ValueError(
-            f"prompt {longest} has {len(rows[longest])} tokens, at most {limit} fit: shorten it ({texts[longest][:60]!r}…)"
+            f"prompt {longest} has {len(rows[longest])} tokens, at most {limit} fit: "
+            f"shorten it ({texts[longest][:60]!r}…)"
         )
     length = length or -(-len(rows[longest]) // 16) * 16
     tokens, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
@@ -241,7 +249,10 @@ def build_tries(
       ValueError: a choice that re-tokenises the prompt it follows, is empty, or stands twice.
     """
     groups = [[(c,) if isinstance(c, str) else tuple(c) for c in row] for row in choices]
-    tails = [[[answer_ids(lm.tokenizer, prompt, s) for s in c] for c in row] for prompt, row in zip(prompts, groups)]
+    tails = [
+        [[answer_ids(lm.tokenizer, prompt, s) for s in c] for c in row]
+        for prompt, row in zip(prompts, groups, strict=True)
+    ]
     tries = [_one_trie(tail, group) for tail, group in zip(tails, groups, strict=True)]
     nodes = max(len(t[0]) for t in tries) if nodes is None else nodes
     width = max(len(c) for row in groups for c in row)

@@ -10,7 +10,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Finds the features that carry a behaviour, and tests them.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Finds the features that carry a behaviour, and tests them."
+)
 
 ConfigPath = Annotated[Path, typer.Argument(help="A study's YAML file, such as configs/quickstart.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value pairs that replace values of the file.")]

@@ -273,9 +273,7 @@ def expected_false(
     """How many features the whole rule selects under each of R random relabelings of families, [R]."""
     rng = np.random.default_rng(seed)
     flips = rng.integers(0, 2, (relabelings, len(s.difference))).astype(bool)
-    return np.array(
-        [select_features(s, rule, permuted, splits=splits, seed=seed, flip=f).chosen.sum() for f in flips]
-    )
+    return np.array([select_features(s, rule, permuted, splits=splits, seed=seed, flip=f).chosen.sum() for f in flips])
 
 
 def top_budget(s: FeatureStats, share: float) -> np.ndarray:

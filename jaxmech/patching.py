@@ -28,7 +28,7 @@ def donor_values(encoder: ed.Gathered | ed.Full, resid: jax.Array) -> jax.Array:
 
 
 def patch_edit(config, saes: SAE, selection: ed.Selection, resid: jax.Array, length: int) -> ed.Edits:
-    """The edit that sets the selection to its values at the donor's residuals [L,B,D], at the last of `length` tokens."""
+    """Sets the selection to its values at the donor's residuals [L,B,D], at the last of `length` tokens."""
     edit = ed.features(saes, selection, gain=0.0, shift=0.0, **ed.at_last(config.n_layers, length))
     edit = edit.replace(shift=donor_values(edit.encoder, resid))
     return {saes.config.site: (edit.replace(gain=jnp.zeros_like(edit.shift)),)}
@@ -46,13 +46,17 @@ def patch_features(config, params: Params, prompts: Prompts, saes: SAE, selectio
 
 
 @partial(jax.jit, static_argnums=0)
-def patch_vectors(config, params: Params, prompts: Prompts, directions: jax.Array, resid: jax.Array, site_layers: jax.Array):
+def patch_vectors(
+    config, params: Params, prompts: Prompts, directions: jax.Array, resid: jax.Array, site_layers: jax.Array
+):
     """log s(a) [S,B,N] with the component along unit directions [S,L,D] set to the donor's, at layers [L] bool."""
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], site_layers)
 
     def one(direction):
         shift = jnp.einsum("lbd,ld->lb", resid, direction, precision=jax.lax.Precision.HIGHEST)
-        return score(config, params, prompts, edits={"resid_post": (ed.project(direction, shift=shift, **spans),)})[0].logprobs
+        return score(config, params, prompts, edits={"resid_post": (ed.project(direction, shift=shift, **spans),)})[
+            0
+        ].logprobs
 
     return sweep(one, directions)
 

@@ -27,7 +27,13 @@ def progress(what: str, total: int, *, unit: str = "it") -> Iterator[Callable[..
     """
     out, begun, done = console(), time.monotonic(), 0
     last = begun
-    columns = (f"[bold]{what}", rp.BarColumn(), rp.MofNCompleteColumn(), rp.TimeRemainingColumn(), "{task.fields[note]}")
+    columns = (
+        f"[bold]{what}",
+        rp.BarColumn(),
+        rp.MofNCompleteColumn(),
+        rp.TimeRemainingColumn(),
+        "{task.fields[note]}",
+    )
     with rp.Progress(*columns, console=out, disable=not out.is_terminal, transient=True) as bar:
         task = bar.add_task(what, total=total, note="compiling")
 
@@ -41,6 +47,8 @@ def progress(what: str, total: int, *, unit: str = "it") -> Iterator[Callable[..
             if not out.is_terminal and now - last > _SECONDS_BETWEEN_LINES:
                 last = now
                 left = (total - done) / rate
-                out.print(f"  {what}: {done} of {total}, {note}, about {left:.0f} s left", soft_wrap=True, highlight=False)
+                out.print(
+                    f"  {what}: {done} of {total}, {note}, about {left:.0f} s left", soft_wrap=True, highlight=False
+                )
 
         yield advance

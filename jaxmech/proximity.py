@@ -2,10 +2,10 @@
 
 `B` denotes prompts, `T` tokens of the pass (prompt and answers), `L` layers, `D` the residual width, `S` feature sets.
 
-TE(S) sets the features of S to the donor's values. DE(S) does the same while every attention and feed-forward output is
-held at its base value, so that only the residual stream carries the change to the logits. IE = TE - DE, and proximity is
-pi = sum DE / sum TE (Pearl 2001; Vig et al. 2020, arXiv 2004.12265). Later layers are more direct by construction, which
-is why classes are compared within layers.
+TE(S) sets the features of S to the donor's values. DE(S) does the same while every attention and feed-forward output
+is held at its base value, so that only the residual stream carries the change to the logits. IE = TE - DE, and
+proximity is pi = sum DE / sum TE (Pearl 2001; Vig et al. 2020, arXiv 2004.12265). Later layers are more direct by
+construction, which is why classes are compared within layers.
 """
 
 from __future__ import annotations

@@ -52,13 +52,25 @@ def ratio_of_sums(numerator: np.ndarray, denominator: np.ndarray, *, seed: int, 
 
 
 def p_from_null(observed: float, null: np.ndarray) -> float:
-    """(1 + #{|null| >= |observed|}) / (B + 1), Phipson & Smyth 2010; null values that are NaN count as beating it."""
-    null = np.abs(np.asarray(null, float))
-    return float((1 + np.sum(~(null < abs(observed)))) / (1 + len(null)))
+    """(1 + #{null >= observed}) / (B + 1), one-sided (Phipson & Smyth 2010); NaN in the null counts as beating it."""
+    null = np.asarray(null, float)
+    return float((1 + np.sum(~(null < observed))) / (1 + len(null)))
+
+
+def p_from_normal_null(observed: float, null: np.ndarray) -> float:
+    """One-sided p of `observed` as one more draw from the normal distribution that gave `null` [R]: t with R - 1 df.
+
+    For nulls too small to count in, where a rank-based p could not get below 1 / (R + 1).
+    """
+    null = np.asarray(null, float)
+    spread = null.std(ddof=1) * np.sqrt(1 + 1 / len(null))
+    if not spread > 0:
+        return 1.0
+    return float(stats.t.sf((observed - null.mean()) / spread, len(null) - 1))
 
 
 def paired_t(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """t, two-sided p and d_z = mean / sd over the leading axis of family differences [K, ...]; p = 1 where all are 0."""
+    """t, two-sided p and d_z = mean / sd over the leading axis of differences [K, ...]; p = 1 where all are 0."""
     K = len(differences)
     mean, sd = differences.mean(0), differences.std(0, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):

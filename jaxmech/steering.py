@@ -27,9 +27,7 @@ def feature_direction(saes: SAE, selection: ed.Selection, dz: jax.Array) -> jax.
 @partial(jax.jit, static_argnums=0, static_argnames="everywhere")
 def steer(config, params: Params, prompts: Prompts, vectors: jax.Array, *, everywhere: bool = False) -> jax.Array:
     """log s(a) [S,B,N] with vectors [S,L,D] added at the decision token, or at every token and the answer's too."""
-    spans = (
-        ed.everywhere(config.n_layers) if everywhere else ed.at_last(config.n_layers, prompts.tokens.shape[1])
-    )
+    spans = ed.everywhere(config.n_layers) if everywhere else ed.at_last(config.n_layers, prompts.tokens.shape[1])
 
     def one(vector):
         return score(config, params, prompts, edits={"resid_post": (ed.add_vector(vector, **spans),)})[0].logprobs
@@ -70,6 +68,7 @@ def language_cost(config, params: Params, tokens: jax.Array, mask: jax.Array, ve
 @partial(jax.jit, static_argnums=0)
 def next_token(config, params: Params, tokens: jax.Array, mask: jax.Array, vectors: jax.Array) -> jax.Array:
     """The likeliest next token [S,B] of each row with vectors [S,L,D] added at every token."""
+
     def one(vector):
         edits = {"resid_post": (ed.add_vector(vector, **ed.everywhere(config.n_layers)),)}
         return forward(config, params, tokens, mask=mask, edits=edits).logits.argmax(-1)

@@ -1,4 +1,4 @@
-"""Checks that a finished run holds every number a study promises, and prints them: python scripts/check_run.py RUN_DIR."""
+"""Checks that a finished run holds every number a study promises, and prints them: check_run.py RUN_DIR."""
 
 import json
 import sys

@@ -22,7 +22,9 @@ def naive(lm, prompt, strings, edits=None):
         head = [0, *ch.token_ids(lm.tokenizer, prompt)]
         tail = ch.token_ids(lm.tokenizer, string)
         tokens = jnp.asarray([head + tail])
-        logp = np.asarray(jax.nn.log_softmax(forward(lm.config, lm.params, tokens, edits=edits, logits="all").logits[0]))
+        logp = np.asarray(
+            jax.nn.log_softmax(forward(lm.config, lm.params, tokens, edits=edits, logits="all").logits[0])
+        )
         at = len(head) - 1
         value = sum(logp[at + i, t] for i, t in enumerate(tail))
         value += np.log(np.exp(logp[at + len(tail)])[~continues].sum())
@@ -63,7 +65,9 @@ def test_mass_and_samples_agree(lm):
     amounts = [str(a) for a in range(10)]
     dist = ch.choice_distribution(lm, PROMPTS[:1], amounts)
     tokens, mask = ch.encode_prompts(lm, PROMPTS[:1] * n)
-    out = np.asarray(generate(lm.config, lm.params, tokens, mask=mask, max_new_tokens=2, temperature=1.0, key=jax.random.key(1)))
+    out = np.asarray(
+        generate(lm.config, lm.params, tokens, mask=mask, max_new_tokens=2, temperature=1.0, key=jax.random.key(1))
+    )
     digit = {i + 1: i for i in range(10)}
     first = np.array([digit.get(a, -1) if b not in digit else -1 for a, b in out])
     seen = np.array([(first == a).mean() for a in range(10)])

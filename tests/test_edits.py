@@ -48,6 +48,21 @@ def test_feature_edits_keep_the_error_term(lm, tokens, saes):
         np.testing.assert_allclose(got, sae.decode(new) + error, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("subtract", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "jumprelu"])
+def test_gathered_features_are_the_full_code(saes, activation, subtract):
+    params = {k: v for k, v in saes.params.items() if activation == "jumprelu" or k != "threshold"}
+    stack = SAE(params, SAEConfig(d_in=32, d_sae=24, activation=activation, subtract_b_dec=subtract, layers=(1, 3)))
+    encoder, W_dec = ed.gather(stack, ed.select([(1, 3), (1, 0), (3, 7)], L))
+    x = jax.random.normal(jax.random.key(0), (L, 5, 9, 32))
+    got = jax.vmap(lambda e, v: e.encode(v))(encoder, x)
+    want = {layer: stack.at(layer).encode(x[layer]) for layer in (1, 3)}
+    np.testing.assert_allclose(got[1], want[1][..., jnp.array([3, 0])], atol=1e-5)
+    np.testing.assert_allclose(got[3, ..., 0], want[3][..., 7], atol=1e-5)
+    assert not got[3, ..., 1].any() and not got[0].any() and not W_dec[3, 1].any()
+    np.testing.assert_array_equal(W_dec[1, 0], stack.params["W_dec"][0, 3])
+
+
 def test_topk_takes_the_exact_full_path(lm, tokens, saes):
     config = SAEConfig(d_in=32, d_sae=24, activation="topk", k=5, subtract_b_dec=True, layers=(1, 3))
     topk = SAE({k: v for k, v in saes.params.items() if k != "threshold"}, config)

@@ -40,7 +40,13 @@ def test_holm_by_hand():
 
 
 def test_p_from_null_counts_ties_and_nan():
-    assert js.p_from_null(2.0, [1.0, -2.0, 0.0, np.nan]) == pytest.approx(3 / 5)
+    assert js.p_from_null(2.0, [1.0, 2.0, -3.0, np.nan]) == pytest.approx(3 / 5)
+
+
+def test_p_from_a_normal_null_is_uniform_under_it():
+    draws = RNG.normal(2.0, 3.0, (2000, 11))
+    assert stats.kstest([js.p_from_normal_null(d[0], d[1:]) for d in draws], "uniform").pvalue > 0.01
+    assert js.p_from_normal_null(1.0, np.zeros(5)) == 1.0
 
 
 def test_mean_effect_covers_the_truth():

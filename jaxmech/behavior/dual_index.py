@@ -76,7 +76,14 @@ def pool_random_effects(means: np.ndarray, variances: np.ndarray) -> tuple[np.nd
 
 
 def classify(
-    demand: Arm, instruction: Arm, fires: np.ndarray, *, cut: float = 0.3, q: float = 0.05, agree: float = 0.75, silent: float = 0.05
+    demand: Arm,
+    instruction: Arm,
+    fires: np.ndarray,
+    *,
+    cut: float = 0.3,
+    q: float = 0.05,
+    agree: float = 0.75,
+    silent: float = 0.05,
 ) -> np.ndarray:
     """One of `CLASSES` for each feature, [K].
 

@@ -1,6 +1,7 @@
 """From a table of prompts to exact allocations; what the prompts of a family share is computed once.
 
-`N` denotes prompts, `G` distinct prefixes (a family's worked examples), `P` prefix tokens, `T` query tokens, `C` choices.
+`N` denotes prompts, `G` distinct prefixes (a family's worked examples), `P` prefix tokens, `T` query tokens, `C`
+choices.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def encode_table(lm: LanguageModel, table: pd.DataFrame, *, batch: int = 4, answ
     values = np.zeros((len(shares), max(map(len, shares))), np.float32)
     for i, share in enumerate(shares):
         values[i, : len(share)] = share
-    return Encoded(Prompts(tokens, mask, trie), jnp.asarray(values), index, prefix_caches(lm, list(prefixes), batch=batch))
+    return Encoded(
+        Prompts(tokens, mask, trie), jnp.asarray(values), index, prefix_caches(lm, list(prefixes), batch=batch)
+    )
 
 
 def prefix_caches(lm: LanguageModel, prefixes: Sequence[str], *, batch: int) -> KV:
@@ -106,7 +109,12 @@ def _score(config, params, prompts: Prompts) -> jax.Array:
 
 
 def allocate(
-    lm: LanguageModel, table: pd.DataFrame, encoded: Encoded, *, batch: int = 16, advance: Callable[[int], None] | None = None
+    lm: LanguageModel,
+    table: pd.DataFrame,
+    encoded: Encoded,
+    *,
+    batch: int = 16,
+    advance: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
     """The table with what each prompt makes the model do.
 

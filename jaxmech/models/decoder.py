@@ -275,7 +275,17 @@ def forward(
         raise ValueError(f"logits: expected 'last', 'all', 'none' or 1..{tokens.shape[1]}, got {logits!r}")
     mask = jnp.ones(tokens.shape, bool) if mask is None else mask
     return _forward(
-        config, params, tokens, mask, dict(edits or {}), dict(taps), tuple(cache), positions, within, logits, return_cache
+        config,
+        params,
+        tokens,
+        mask,
+        dict(edits or {}),
+        dict(taps),
+        tuple(cache),
+        positions,
+        within,
+        logits,
+        return_cache,
     )
 
 

@@ -22,6 +22,7 @@ from jaxmech.report.style import (
     figure,
     forest,
     hatch,
+    note,
 )
 
 GAME_SYMBOLS = (
@@ -176,12 +177,18 @@ def proximity_features(features: pd.DataFrame) -> go.Figure:
                 name=name,
                 mode="markers",
                 marker=dict(
-                    color=colour, symbol=symbol, size=7 + 11 * np.sqrt(part["total"].abs() / largest), opacity=0.85
+                    color=colour,
+                    symbol=symbol,
+                    size=7 + 11 * np.sqrt(part["total"].abs() / largest),
+                    opacity=0.85,
+                    line=dict(width=0 if symbol == "circle" or symbol == "diamond" else 1.5),
                 ),
                 customdata=np.column_stack([part["layer"], part["feature"], 100 * part["total"]]),
                 hovertemplate=FEATURE + ": %{y:.0f} % direct, total %{customdata[2]:.2f} pp<extra></extra>",
             )
         )
+    if not traces:
+        return note(figure([], height=360, phone=200), "No single feature has a direct share in range.")
     out = figure(traces, x="layer", y="direct share of the effect, %", height=360, phone=340)
     for y in (0, 100):
         out.add_hline(y=y, line=dict(color=NEUTRAL, width=1, dash="dot"))
@@ -276,7 +283,7 @@ def cost_limits(table: pd.DataFrame, usable: tuple[float, float]) -> go.Figure:
                 mode="lines+markers",
                 line=dict(color=colour, dash=dash),
                 customdata=cost,
-                marker=dict(symbol=symbol, size=np.where(beyond, 0, 9)),
+                marker=dict(symbol=symbol, size=np.where(beyond, 0, 9), color=colour, line=dict(width=0)),
                 legendgroup=name,
                 hovertemplate=hover,
             )

@@ -181,12 +181,13 @@ def steering(folder: RunFolder, results: Mapping[str, Any]) -> Section:
         if shape
         else ""
     )
+    shaded = " Shaded: the usable range." if low < high else ""
     blocks = [
         Figure(
             "dose",
             fig.dose(dose, usable),
             f"Dose-response on neutral prompts, {fm.plural(r['families'], 'family', 'families')}; unsteered "
-            f"{fm.percent(zero, 1)} (dotted). Shaded: the usable range.{monotone}",
+            f"{fm.percent(zero, 1)} (dotted).{shaded}{monotone}",
             "steering/dose",
         ),
         Figure(

@@ -184,7 +184,7 @@ def stability(features: pd.DataFrame, in_use: pd.DataFrame, *, needed: float) ->
     used = pd.MultiIndex.from_frame(frame[["layer", "feature"]]).isin(
         pd.MultiIndex.from_frame(in_use[["layer", "feature"]])
     )
-    jitter = np.random.default_rng(0).uniform(-0.012, 0.012, len(frame))  # many features share a value exactly
+    jitter = np.random.default_rng(0).uniform(-0.004, 0.004, len(frame))  # many features share both values exactly
     traces = []
     for name, mask, colour, symbol in (
         ("not in use", ~used, CONTROL, "circle-open"),
@@ -193,8 +193,8 @@ def stability(features: pd.DataFrame, in_use: pd.DataFrame, *, needed: float) ->
         part = frame[mask]
         traces.append(
             go.Scatter(
-                x=(part["auroc"] - 0.5).abs() + 0.5 + jitter[mask] / 4,
-                y=100 * (part["stability"] + jitter[mask]),
+                x=(part["auroc"] - 0.5).abs() + 0.5 + jitter[mask],
+                y=100 * part["stability"],
                 name=name,
                 mode="markers",
                 marker=dict(color=colour, symbol=symbol, size=8, opacity=0.8),

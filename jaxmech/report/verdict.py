@@ -115,7 +115,7 @@ def judge_features(r: Mapping[str, Any], config: Mapping[str, Any]) -> Claim:
     where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {min(layers)} to {max(layers)}"
     facts = (
         ("by the full rule", f"{r['selected']:,} of {r['features_total']:,}"),
-        ("share of all features", fm.percent(r["share"], 4)),
+        ("share of all features", f"{fm.significant(100 * r['share'])} %"),
         ("expected by chance", f"{fm.number(r['expected_false'], 2)} (at most {r['expected_false_max']} in one draw)"),
         ("in use", f"{r['used']:,}, {where}"),
     )
@@ -150,20 +150,23 @@ def above(pair, p: float | None) -> bool:
     return fm.known(pair[0]) and pair[0] > 0 and fm.known(p) and p < LEVEL
 
 
-def shortfall(pair, p: float | None) -> str:
-    """Why an effect does not count."""
+def shortfall(pair, p: float | None, sets: int) -> str:
+    """Why an effect does not count; too few random sets are no evidence that they do as well."""
     if not fm.known(pair[0]) or not fm.known(pair[1]):
         return "is undefined"
     if pair[1] < 0:
         return "goes the wrong way"
     if pair[0] <= 0:
         return "has an interval that includes 0"
+    if 1 / (sets + 1) >= LEVEL:
+        return f"cannot be told from random: with {sets} random sets p cannot fall below {1 / (sets + 1):.2f}"
     return f"is not larger than matched random sets give ({fm.p_value(p)})"
 
 
 def judge_cause(patching: Mapping[str, Any], steering: Mapping[str, Any], explore: bool) -> Claim:
     title = "Do they cause it?"
-    parts, facts, missing = [], [], {}  # missing: which of the three tests falls short, and why
+    parts, facts, sets = [], [], patching["random_sets"]
+    missing = {}  # which of the three tests falls short, and why
     for direction in ("to_generous", "to_selfish"):
         value, ci = patching[f"recovered_{direction}"], patching[f"recovered_{direction}_ci"]
         random, p = patching[f"random_{direction}"], patching[f"p_random_{direction}"]
@@ -175,7 +178,7 @@ def judge_cause(patching: Mapping[str, Any], steering: Mapping[str, Any], explor
         )
         facts.append((f"patched {where}", f"{fm.percent(value)} ({fm.interval(ci, 0, scale=100)}), {fm.p_value(p)}"))
         if not above(ci, p):
-            missing[direction] = f"patching {where} {shortfall(ci, p)}"
+            missing[direction] = f"patching {where} {shortfall(ci, p, sets)}"
     slope, ci, p, (low, high) = (steering[key] for key in ("slope_pp", "slope_ci", "p_random", "usable_range"))
     usable = low < high
     facts += [
@@ -183,7 +186,7 @@ def judge_cause(patching: Mapping[str, Any], steering: Mapping[str, Any], explor
         ("usable coefficients", fm.span(low, high) if usable else "none but 0"),
     ]
     if not above(ci, p):
-        missing["steering"] = f"steering {shortfall(ci, p)}"
+        missing["steering"] = f"steering {shortfall(ci, p, sets)}"
     elif not usable:
         missing["steering"] = "steering has no usable range: every coefficient tried but 0 costs too much"
     held = f"inside the usable range {fm.span(low, high)}" if usable else "read over ±1, outside any usable range"
@@ -222,11 +225,17 @@ def judge_games(r: Mapping[str, Any], config: Mapping[str, Any], explore: bool) 
         facts.append(
             (fm.name(best), f"{fm.points(g['slope'])} ({fm.interval(g['ci'])}), {fm.p_value(g['p_holm'])} (Holm)")
         )
-    sentence = (
-        f"With the same direction, {len(moved)} of {len(signed)} other games move as expected with an interval off 0"
-    )
-    sentence += f" ({fm.listing([slope_of(name, signed[name]) for name in moved])})" if moved else ""
-    sentence += f"; {len(confirmed)} of them also move more than under random directions after Holm's correction."
+    if moved:
+        sentence = (
+            f"With the same direction, {len(moved)} of {len(signed)} other games move as expected with an interval off "
+            f"0 ({fm.listing([slope_of(name, signed[name]) for name in moved])}); {len(confirmed) or 'none'} of them "
+            f"also {'moves' if len(confirmed) < 2 else 'move'} more than under random directions after Holm's "
+            "correction."
+        )
+    else:
+        sentence = (
+            f"With the same direction, none of {len(signed)} other games moves as expected with an interval off 0."
+        )
     if wrong:
         sentence += f" Against expectation: {fm.listing([slope_of(name, signed[name]) for name in wrong])}."
     if not signed:
@@ -262,9 +271,8 @@ def judge_dual_process(r: Mapping[str, Any]) -> Claim:
     if not r["defined"]:
         reason = f" ({r['reason']})" if r.get("reason") else ""
         sentence = (
-            f"Undefined: the model itself does not behave on the reasoning items{reason}, so an index over its "
-            "features "
-            "would mean nothing."
+            f"The index is undefined: the model itself does not behave on the reasoning items{reason}, so an index of "
+            "its features would mean nothing."
         )
         return claim(title, "open", "Undefined", sentence)
     counts = {kind: r[kind] for kind in ("s1", "s2", "mixed", "neither", "silent")}

@@ -93,7 +93,12 @@ class StudyConfig:
                 raise ValueError(f"{name}: expected at least three ascending numbers with 0 among them, got {values}")
         for name in ("selection_families", "test_families"):
             if getattr(self, name) < 6:
-                raise ValueError(f"{name}: families are the unit of inference, at least 6 are needed, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name}: families are the unit of inference, at least 6 are needed, got {getattr(self, name)}"
+                )
+        for name in ("random_directions", "game_directions"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name}: a null needs at least 2 directions, got {getattr(self, name)}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not isinstance(value, bool) and field.name != "seed" and value < 0:
@@ -104,7 +109,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Reads a YAML file and applies `key=value` overrides.
 
     Raises:
-      ValueError: the file is missing, a key is unknown (the nearest known one is named), or a value is of the wrong type.
+      ValueError: the file is missing, a key is unknown (the nearest one is named), or a value is of the wrong type.
     """
     path = Path(path)
     if not path.is_file():

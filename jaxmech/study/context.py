@@ -1,4 +1,4 @@
-"""What a stage may reach: the configuration, the run folder, and the model and dictionaries, loaded when first needed."""
+"""What a stage may reach: the configuration, the run folder, and the model and dictionaries, loaded when needed."""
 
 from __future__ import annotations
 

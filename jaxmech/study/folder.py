@@ -1,10 +1,10 @@
 """The run folder: stages kept under the hash of what they depend on, written whole or not at all.
 
-    run_dir/
-      manifest.json           versions, devices, seeds, hashes, wall time and peak memory of each stage, exclusions
-      results.json            the numbers
-      report.html             the page
-      stages/<name>/          key.json, results.json, *.parquet, arrays.safetensors
+run_dir/
+  manifest.json           versions, devices, seeds, hashes, wall time and peak memory of each stage, exclusions
+  results.json            the numbers
+  report.html             the page
+  stages/<name>/          key.json, results.json, *.parquet, arrays.safetensors
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class RunFolder:
             (self.path / "stages").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"run_dir: cannot write to {self.path}: {error.strerror}") from error
+
+    def sweep(self) -> None:
+        """Removes what a killed run left half written."""
         for leftover in (self.path / "stages").glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -59,7 +62,9 @@ class RunFolder:
             for table, frame in outcome.tables.items():
                 frame.to_parquet(temporary / f"{table}.parquet", index=False)
             if outcome.arrays:
-                save_file({k: np.ascontiguousarray(v) for k, v in outcome.arrays.items()}, temporary / "arrays.safetensors")
+                save_file(
+                    {k: np.ascontiguousarray(v) for k, v in outcome.arrays.items()}, temporary / "arrays.safetensors"
+                )
             write_json(temporary / "key.json", record)
             shutil.rmtree(self.stage(name), ignore_errors=True)
             temporary.rename(self.stage(name))

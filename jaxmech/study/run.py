@@ -41,12 +41,18 @@ STAGES = (
     Stage("text", (*_BANK, "text_file", "text_dataset", "text_count", "text_length")),
     Stage("dictionaries", (*_MODEL, "sae_"), ("text",)),
     Stage("fidelity", (*_BANK, "text_check"), ("dictionaries",)),
-    Stage("contrast", (*_BANK, "rule_", "half_splits", "permutations", "relabelings", "selection", "budget_share"), ("fidelity",)),
+    Stage(
+        "contrast",
+        (*_BANK, "rule_", "half_splits", "permutations", "relabelings", "selection", "budget_share"),
+        ("fidelity",),
+    ),
     Stage("dual_process", ("items_per_generator", "index_cut"), ("contrast",)),
     Stage("patching", ("random_sets",), ("contrast",)),
     Stage("attribution", ("audit_features",), ("contrast",)),
     Stage("proximity", ("proximity_features",), ("dual_process",)),
-    Stage("steering", ("alphas", "random_sets", "random_directions", "text_check", "arithmetic_items"), ("dual_process",)),
+    Stage(
+        "steering", ("alphas", "random_sets", "random_directions", "text_check", "arithmetic_items"), ("dual_process",)
+    ),
     Stage("games", ("game_",), ("steering",)),
 )
 
@@ -59,7 +65,11 @@ def stage_keys(config: StudyConfig) -> dict[str, str]:
     """Each stage's hash: of its settings, its revision, and the hashes of the stages it reads."""
     settings, keys = dataclasses.asdict(config), {}
     for stage in STAGES:
-        own = {k: v for k, v in settings.items() if any(k == p or (p.endswith("_") and k.startswith(p)) for p in stage.settings)}
+        own = {
+            k: v
+            for k, v in settings.items()
+            if any(k == p or (p.endswith("_") and k.startswith(p)) for p in stage.settings)
+        }
         keys[stage.name] = digest(stage.name, stage.revision, own, [keys[name] for name in stage.after])
     return keys
 
@@ -79,6 +89,7 @@ def run_study(config: StudyConfig, *, report: Callable[..., Path] | None = None,
     """
     folder, keys, context, out = RunFolder(config.run_dir), stage_keys(config), None, console()
     stages = STAGES if until is None else with_ancestors(until)
+    folder.sweep()
     for number, stage in enumerate(stages, 1):
         record, label = folder.key(stage.name), f"[{number}/{len(stages)}] {stage.name}"
         if record and record["key"] == keys[stage.name]:
@@ -134,14 +145,27 @@ def finish(config: StudyConfig, folder: RunFolder, keys: dict[str, str], report)
             report(folder, config, manifest)
         write_json(manifest_file, manifest)
     except OSError as error:
-        raise ValueError(f"cannot write to {folder.path}: {error.strerror}. All stages are kept; make room and run again") from error
+        raise ValueError(
+            f"cannot write to {folder.path}: {error.strerror}. All stages are kept; make room and run again"
+        ) from error
 
 
 def environment() -> dict:
     """Versions and devices, as the manifest keeps them."""
     import jax
 
-    packages = ("jaxmech", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "scipy", "pandas")
+    packages = (
+        "jaxmech",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "transformers",
+        "numpy",
+        "scipy",
+        "pandas",
+    )
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -162,7 +186,7 @@ def plan(config: StudyConfig) -> list[tuple[str, str]]:
     states = []
     for stage in STAGES:
         record = folder.key(stage.name)
-        states.append((stage.name, "to run" if record is None else "kept" if record["key"] == keys[stage.name] else "changed"))
+        states.append(
+            (stage.name, "to run" if record is None else "kept" if record["key"] == keys[stage.name] else "changed")
+        )
     return states
-
-

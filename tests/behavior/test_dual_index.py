@@ -1,4 +1,4 @@
-"""The index on planted features, its pooling against a hand computation, and covariates that must not pass for demand."""
+"""The index on planted features, its pooling against a hand computation, and covariates that are not demand."""
 
 import numpy as np
 import pytest

@@ -63,7 +63,9 @@ def test_taps_reduce_inside_the_scan(lm, tokens):
     weights = jax.random.normal(jax.random.key(0), (lm.config.n_layers, lm.config.d_model))
     taps = {"dot": Tap("resid_mid", lambda w, x: x[:, -1] @ w, weights), "all": Tap("resid_mid")}
     out = forward(lm.config, lm.params, tokens, taps=taps).taps
-    np.testing.assert_allclose(out["dot"], jnp.einsum("lbd,ld->lb", out["all"][:, :, -1], weights), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        out["dot"], jnp.einsum("lbd,ld->lb", out["all"][:, :, -1], weights), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_sites_add_up(lm, tokens):

@@ -141,3 +141,9 @@ def test_numbers():
 
 def plain(text):
     return text.replace(fm.NBSP, " ")
+
+
+def test_too_few_random_sets_are_no_evidence_of_their_effect(judged):
+    change = {"random_sets": 3, "p_random_to_generous": 0.25, "p_random_to_selfish": 0.25}
+    cause = judged("finding", lambda r, c: r["patching"].update(change))[2]
+    assert cause.holds is None and "with 3 random sets p cannot fall below 0.25" in cause.sentence

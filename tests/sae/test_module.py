@@ -1,4 +1,4 @@
-"""Encode and decode against NumPy formulas; stacks; gathered features."""
+"""Encode and decode against NumPy formulas; stacks."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ from jaxmech.sae.module import (
     SAE,
     SAEConfig,
     SparseCoder,
-    gather_features,
     make_sae,
     param_shapes,
     stack_saes,
@@ -89,35 +88,6 @@ def test_stack_is_each_layer_alone(activation):
         np.testing.assert_allclose(stack(x)[row], stack.at(single.config.layers[0])(x[row]), atol=1e-5)
     scanned = jax.lax.scan(lambda _, inputs: (None, inputs[0](inputs[1])), None, (stack, x))[1]
     np.testing.assert_allclose(scanned, stack(x), atol=1e-5)
-
-
-@pytest.mark.parametrize("subtract", [True, False])
-@pytest.mark.parametrize("activation", ["relu", "jumprelu"])
-def test_gathered_features_are_the_full_code(activation, subtract):
-    stack = random_sae(activation, layers=(1, 5, 6), subtract=subtract)
-    x = np.random.default_rng(1).normal(size=(2, 9, D)).astype(np.float32)
-    some = gather_features(stack, (6, 1), [[3, 0, 19], [7, -1, 7]])
-    assert some.W_enc.shape == (2, D, 3) and some.W_dec.shape == (2, 3, D) and some.layers == (6, 1)
-    f = some.encode(x)
-    for row, layer in enumerate((6, 1)):
-        full = stack.at(layer).encode(x[row])
-        for slot, index in enumerate([[3, 0, 19], [7, -1, 7]][row]):
-            np.testing.assert_allclose(f[row, :, slot], full[:, index] if index >= 0 else 0, atol=1e-5)
-            np.testing.assert_array_equal(
-                some.W_dec[row, slot], stack.params["W_dec"][1 - 1 if layer == 1 else 2][index] * (index >= 0)
-            )
-
-
-def test_gather_refusals():
-    with pytest.raises(ValueError, match="batchtopk"):
-        gather_features(random_sae("topk", layers=(0, 1)), (0,), [[1]])
-    stack = random_sae(layers=(0, 1))
-    with pytest.raises(ValueError, match=r"layers \(0, 1\), got \[4\]"):
-        gather_features(stack, (4,), [[1]])
-    with pytest.raises(ValueError, match="-1..19"):
-        gather_features(stack, (0,), [[20]])
-    with pytest.raises(ValueError, match=r"\[2, K\]"):
-        gather_features(stack, (0, 1), [[1]])
 
 
 def test_refusals_say_what_was_expected():

@@ -41,7 +41,9 @@ def word_lm():
             words(row.prefix + row.query)
     tokenizer = Tokenizer(models.WordLevel(words.ids, unk_token="<bos>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), "isolated")
-    config = tiny_config(vocab_size=len(words.ids), n_layers=3, is_local=(True, False, True), window=64, max_positions=2048)
+    config = tiny_config(
+        vocab_size=len(words.ids), n_layers=3, is_local=(True, False, True), window=64, max_positions=2048
+    )
     params = init_params(config, jax.random.key(0))
     params["embed"]["embedding"] = params["embed"]["embedding"] * 30
     return LanguageModel("tiny", config, params, PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>"))

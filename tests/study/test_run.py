@@ -102,7 +102,7 @@ def test_a_half_written_stage_is_not_a_stage(tmp_path):
     folder.save("text", Outcome({"a": np.float32(1.5), "b": float("nan")}, arrays={"x": np.eye(2)}), {"key": "k"})
     assert folder.key("patching") is None and folder.key("text") == {"key": "k"}
     assert folder.results("text") == {"a": 1.5, "b": None}
-    RunFolder(tmp_path)
+    folder.sweep()
     assert not list((tmp_path / "stages").glob(".*"))
 
 

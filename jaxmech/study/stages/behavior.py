@@ -32,7 +32,9 @@ def run(ctx: Context) -> Outcome:
 
 def paired_differences(scored: pd.DataFrame, high: str, low: str) -> np.ndarray:
     """Family means of g(high) - g(low), [K]."""
-    wide = scored[scored["condition"].isin([high, low])].pivot_table(index=["family", "pair"], columns="condition", values="g")
+    wide = scored[scored["condition"].isin([high, low])].pivot_table(
+        index=["family", "pair"], columns="condition", values="g"
+    )
     wide = wide.dropna()
     if wide.empty or not {high, low} <= set(wide.columns):
         return np.array([])
@@ -40,7 +42,7 @@ def paired_differences(scored: pd.DataFrame, high: str, low: str) -> np.ndarray:
 
 
 def contrast_effects(scored: pd.DataFrame, *, seed: int) -> pd.DataFrame:
-    """The stance effect and every control's: shift in percentage points of the stake, interval, Wilcoxon p, d_z."""
+    """The stance effect and every control's: shift in percentage points, interval, Wilcoxon p, d_z."""
     rows = []
     for name, (high, low) in PAIRED.items():
         d = paired_differences(scored, high, low)
@@ -51,8 +53,8 @@ def contrast_effects(scored: pd.DataFrame, *, seed: int) -> pd.DataFrame:
         d_z = d.mean() / d.std(ddof=1) if d.std(ddof=1) > 0 else float("nan")
         rows.append(
             dict(
-                contrast=name, high=high, low=low, families=len(d), shift_pp=100 * effect.value, low_pp=100 * effect.low,
-                high_pp=100 * effect.high, p=effect.p, d_z=d_z, mass=part["mass"].mean(),
+                contrast=name, high=high, low=low, families=len(d), shift_pp=100 * effect.value,
+                low_pp=100 * effect.low, high_pp=100 * effect.high, p=effect.p, d_z=d_z, mass=part["mass"].mean(),
                 size_pp=100 * np.abs(d).mean(),
             )
         )  # fmt: skip
@@ -63,10 +65,14 @@ def distributions(scored: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
     """Mean probability of each share given, a condition: columns condition, share, probability."""
     rows = []
     for condition, part in scored.groupby("condition"):
-        probs = np.exp(np.stack(part["logprobs"]) - np.logaddexp.reduce(np.stack(part["logprobs"]), axis=1, keepdims=True))
+        probs = np.exp(
+            np.stack(part["logprobs"]) - np.logaddexp.reduce(np.stack(part["logprobs"]), axis=1, keepdims=True)
+        )
         shares = np.round(values[part.index], 4)
         for share in np.unique(shares):
-            rows.append(dict(condition=condition, share=share, probability=float((probs * (shares == share)).sum(1).mean())))
+            rows.append(
+                dict(condition=condition, share=share, probability=float((probs * (shares == share)).sum(1).mean()))
+            )
     return pd.DataFrame(rows)
 
 

@@ -15,6 +15,7 @@ from jaxmech.progress import progress
 from jaxmech.statistics import benjamini_hochberg, paired_t
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
+from jaxmech.study.stages.cards import feature_cards
 
 
 def run(ctx: Context) -> Outcome:
@@ -30,22 +31,26 @@ def run(ctx: Context) -> Outcome:
     s = co.feature_stats(moments["stance"], moments["placebo"], density)
     permuted = co.permutation_p(s.difference, key=jax.random.key(c.seed), R=c.permutations)
     chosen = co.select_features(s, rule, permuted, splits=c.half_splits, seed=c.seed)
-    false = co.expected_false(
-        s, rule, permuted, relabelings=c.relabelings, splits=c.half_splits, seed=c.seed + 1
-    )
+    false = co.expected_false(s, rule, permuted, relabelings=c.relabelings, splits=c.half_splits, seed=c.seed + 1)
     budget = co.top_budget(s, c.budget_share)
     frame = feature_table(ctx, s, moments["stance"], permuted, chosen, budget)
     mode = c.selection if chosen.chosen.any() else "budget"
     picked = frame[frame["selected" if mode == "rule" else "in_budget"]]
     if picked.empty:
         raise ValueError(
-            "contrast: no feature fires at the decision token of any selection family, so nothing can be selected. Train "
-            "the dictionaries longer or at other layers (sae_steps, sae_layers)"
+            "contrast: no feature fires at the decision token of any selection family, so nothing can be selected. "
+            "Train the dictionaries longer or at other layers (sae_steps, sae_layers)"
         )
     picked = picked.reindex(picked["t"].abs().sort_values(ascending=False, kind="stable").index).reset_index(drop=True)
     return Outcome(
         selection_results(s, chosen, false, budget, mode, picked),
-        {"features": frame, "selected": picked, "criteria": criteria_counts(chosen), "budgets": budget_sweep(s, c.budget_share)},
+        {
+            "features": frame,
+            "selected": picked,
+            "cards": feature_cards(ctx, picked),
+            "criteria": criteria_counts(chosen),
+            "budgets": budget_sweep(s, c.budget_share),
+        },
         {"mean_difference": mean_difference(ctx, table, encoded)},
     )
 
@@ -102,7 +107,9 @@ def mean_difference(ctx: Context, table: pd.DataFrame, encoded: Encoded) -> np.n
     return (sums[0] - sums[1]).astype(np.float32)
 
 
-def feature_table(ctx: Context, s: co.FeatureStats, m: co.Moments, permuted, chosen: co.Selected, budget) -> pd.DataFrame:
+def feature_table(
+    ctx: Context, s: co.FeatureStats, m: co.Moments, permuted, chosen: co.Selected, budget
+) -> pd.DataFrame:
     """One row a feature of every layer, dead ones included."""
     layers, F = ctx.saes.config.layers, ctx.saes.config.d_sae
     t, p, d_z = paired_t(s.difference)
@@ -138,7 +145,13 @@ def budget_sweep(s: co.FeatureStats, share: float) -> pd.DataFrame:
     t, rows = np.abs(np.nan_to_num(paired_t(s.difference)[0], posinf=np.inf)), []
     for factor in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
         taken = co.top_budget(s, share * factor)
-        rows.append(dict(share=share * factor, features=int(taken.sum()), smallest_t=float(t[taken].min()) if taken.any() else None))
+        rows.append(
+            dict(
+                share=share * factor,
+                features=int(taken.sum()),
+                smallest_t=float(t[taken].min()) if taken.any() else None,
+            )
+        )
     return pd.DataFrame(rows)
 
 

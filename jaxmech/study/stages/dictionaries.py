@@ -21,8 +21,8 @@ def run(ctx: Context) -> Outcome:
         wrong = [layer for layer in saes.config.layers if layer >= lm.config.n_layers]
         if saes.config.d_in != lm.config.d_model or wrong:
             raise ValueError(
-                f"sae_path: {c.sae_path} holds dictionaries of width {saes.config.d_in} for layers {saes.config.layers}; "
-                f"{lm.name} has width {lm.config.d_model} and layers 0..{lm.config.n_layers - 1}"
+                f"sae_path: {c.sae_path} holds dictionaries of width {saes.config.d_in} for layers {saes.config.layers}"
+                f"; {lm.name} has width {lm.config.d_model} and layers 0..{lm.config.n_layers - 1}"
             )
         return Outcome(describe(saes) | {"trained": False})
     text = ctx.folder.arrays("text")

@@ -16,6 +16,7 @@ from jaxmech.progress import progress
 from jaxmech.statistics import mean_effect
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
+from jaxmech.study.stages.cards import lexical
 
 ARMS = {"demand": ("conflict", "no_conflict"), "instruction": ("think", "instinct")}
 COVARIATES = ("digits", "words", "tokens", "option", "log_mass")
@@ -36,6 +37,7 @@ def run(ctx: Context) -> Outcome:
     )
     for name, arm in arms.items():
         classes[name], classes[f"{name}_low"], classes[f"{name}_high"] = arm.index, arm.low, arm.high
+    classes["lexical"] = lexical_flags(ctx, features)
     counts = [
         dict(cut=cut) | class_counts(di.classify(arms["demand"], arms["instruction"], fires, cut=cut))
         for cut in (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -77,10 +79,19 @@ def answered(ctx: Context, items: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarra
 
 def matched(items: pd.DataFrame, z: np.ndarray, high: str, low: str) -> di.Arm:
     """An arm's index from the two prompts of every item."""
-    wide = items.reset_index(drop=True).reset_index().pivot(index="item", columns="condition", values="index")[[high, low]]
+    wide = (
+        items.reset_index(drop=True).reset_index().pivot(index="item", columns="condition", values="index")[[high, low]]
+    )
     a, b = (wide.dropna()[name].to_numpy(int) for name in (high, low))
     covariates = items[list(COVARIATES)].to_numpy(float)
     return di.arm_index(z[a], z[b], (covariates[a], covariates[b]), items["family"].to_numpy()[a])
+
+
+def lexical_flags(ctx: Context, features: pd.DataFrame) -> np.ndarray:
+    """Whether each feature fires on its trigger tokens wherever they stand."""
+    cards = ctx.folder.table("contrast", "cards")
+    flags = cards[["layer", "feature"]].assign(lexical=lexical(ctx, cards))
+    return features.merge(flags, on=["layer", "feature"], how="left")["lexical"].to_numpy(bool)
 
 
 def class_counts(classes) -> dict[str, int]:

@@ -59,7 +59,9 @@ def stack_selections(ctx: Context, sets: list[list[tuple[int, int]]]) -> ed.Sele
     K is what the whole selection needs, and at least 4, so that sweeps over sets of any size share one program.
     """
     L = ctx.lm.config.n_layers
-    width = max(4, *(np.bincount([layer for layer, _ in s], minlength=L).max() for s in [pairs_of(ctx.selected), *sets] if s))
+    width = max(
+        4, *(np.bincount([layer for layer, _ in s], minlength=L).max() for s in [pairs_of(ctx.selected), *sets] if s)
+    )
     return jax.tree.map(lambda *a: jnp.stack(a), *(ed.select(s, L, int(width)) for s in sets))
 
 

@@ -19,14 +19,26 @@ def run(ctx: Context) -> Outcome:
     lm, saes, text = ctx.lm, ctx.saes, ctx.folder.arrays("text")
     tokens, mask = text["heldout_tokens"], text["heldout_mask"].astype(bool)
     stream = ActivationStream(
-        lm.config, lm.params, tokens, mask, layers=saes.config.layers, site=saes.config.site, batch_size=1, seed=ctx.config.seed
+        lm.config,
+        lm.params,
+        tokens,
+        mask,
+        layers=saes.config.layers,
+        site=saes.config.site,
+        batch_size=1,
+        seed=ctx.config.seed,
     )
     found = evaluate(saes, stream.chunks())
-    recovered = loss_recovered(lm.config, lm.params, saes, tokens[: ctx.config.text_check], mask[: ctx.config.text_check])
+    recovered = loss_recovered(
+        lm.config, lm.params, saes, tokens[: ctx.config.text_check], mask[: ctx.config.text_check]
+    )
     table = found.table.merge(recovered.drop(columns="tokens"), on="layer")
     table["fvu_decision"], table["l0_decision"] = decision_fidelity(ctx)
     columns = ("fvu", "fvu_decision", "l0", "dead", "recovered_zero")
-    results = {name: {"mean": table[name].mean(), "worst": table[name].min() if "recovered" in name else table[name].max()} for name in columns}
+    results = {
+        name: {"mean": table[name].mean(), "worst": table[name].min() if "recovered" in name else table[name].max()}
+        for name in columns
+    }
     return Outcome(results, {"layers": table}, {"density": found.density.astype(np.float32)})
 
 

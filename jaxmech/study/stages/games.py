@@ -14,10 +14,11 @@ from jaxmech.behavior.scoring import encode_table, take
 from jaxmech.choices import before_last, in_chunks
 from jaxmech.patching import random_directions
 from jaxmech.progress import progress
-from jaxmech.statistics import holm, mean_effect, p_from_null
+from jaxmech.statistics import holm, mean_effect, p_from_normal_null
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages import effects as ef
+
 
 def run(ctx: Context) -> Outcome:
     """Slope of each game's score over the coefficient, its interval over families, and a random-direction null."""
@@ -37,7 +38,7 @@ def run(ctx: Context) -> Outcome:
             dict(
                 game=name, expected_sign=game.expected_sign, families=int(here.sum()),
                 baseline=float(g[:S][alphas == 0].mean()), slope_pp=100 * effect.value, low_pp=100 * effect.low,
-                high_pp=100 * effect.high, p=effect.p, p_random=p_from_null(effect.value, null),
+                high_pp=100 * effect.high, p=effect.p, p_random=p_from_normal_null(effect.value, null),
                 null_sd_pp=100 * float(null.std()), mass=float(m[alphas == 0].mean()), people=game.people,
             )
         )  # fmt: skip

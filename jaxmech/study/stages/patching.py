@@ -12,6 +12,7 @@ from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages import effects as ef
 
+
 def run(ctx: Context) -> Outcome:
     """Recovered share of the stance gap for the selection, reference bars and controls, in both directions."""
     c, saes = ctx.config, ctx.saes
@@ -28,7 +29,12 @@ def run(ctx: Context) -> Outcome:
             effect = ratio_of_sums(ef.by_family(g - base.g, base), gap, seed=c.seed)
             bars.append(
                 dict(
-                    direction=direction, name=name, kind=kind, recovered=effect.value, low=effect.low, high=effect.high,
+                    direction=direction,
+                    name=name,
+                    kind=kind,
+                    recovered=effect.value,
+                    low=effect.low,
+                    high=effect.high,
                     change_pp=100 * float((g - base.g).mean()),
                 )
             )
@@ -61,7 +67,7 @@ def run(ctx: Context) -> Outcome:
 
 
 def references(ctx: Context, base: ef.Side, donor: ef.Side, bar) -> None:
-    """Bars of reference: the whole residual, all features, the error alone, the mean-difference direction, a sham donor."""
+    """Bars of reference: the whole residual, all features, the error alone, the mean difference, a sham donor."""
     config, params, saes = ctx.lm.config, ctx.lm.params, ctx.saes
     names = {"residual": "whole residual", "all_features": "all features", "error": "reconstruction error only"}
     for kind, name in names.items():
@@ -84,14 +90,10 @@ def control_sets(ctx: Context, features: pd.DataFrame) -> dict:
     grid = lambda column: features[column].to_numpy().reshape(len(layers), F)  # noqa: E731
     fires = np.maximum(grid("fires_generous"), grid("fires_selfish"))
     chosen = ef.pairs_of(ctx.selected)
-    random = pa.matched_sets(
-        chosen, fires, grid("strength"), layers, sets=ctx.config.random_sets, seed=ctx.config.seed
-    )
+    random = pa.matched_sets(chosen, fires, grid("strength"), layers, sets=ctx.config.random_sets, seed=ctx.config.seed)
     placebo, taken = [], set(chosen)
     ranked = features[features["live"]].sort_values("placebo_d_z", key=np.abs, ascending=False, kind="stable")
     for layer, count in ctx.selected["layer"].value_counts().sort_index().items():
         at = [pair for pair in ef.pairs_of(ranked[ranked["layer"] == layer]) if pair not in taken]
         placebo += at[:count]
     return {"random": random, "placebo_selected": placebo}
-
-

@@ -12,8 +12,9 @@ from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages import effects as ef
 
+
 def run(ctx: Context) -> Outcome:
-    """Total and direct effects of the selection, of the classes, and of single features; mediation; layer-matched test."""
+    """Total and direct effects of the selection, of the classes, and single features; mediation; layer-matched test."""
     classes = ctx.folder.table("dual_process", "classes")
     base, donor = ef.side(ctx, "selfish"), ef.side(ctx, "generous")
     sublayers = px.base_sublayers(ctx.lm.config, ctx.lm.params, base.prompts)
@@ -25,7 +26,9 @@ def run(ctx: Context) -> Outcome:
         ctx, [ef.pairs_of(g) for g in groups.values()] + [[pair] for pair in ef.pairs_of(singles)]
     )
     model = (ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes)
-    total = ef.sweep_sets(lambda s: pa.patch_features(*model, s, donor.resid), points, base.values, what="total effects")
+    total = ef.sweep_sets(
+        lambda s: pa.patch_features(*model, s, donor.resid), points, base.values, what="total effects"
+    )
     direct = ef.sweep_sets(
         lambda s: px.direct_effects(*model, s, donor.resid, sublayers), points, base.values, what="direct effects"
     )
@@ -90,8 +93,8 @@ def mediation(ctx: Context, groups: dict, base: ef.Side, donor: ef.Side, total: 
     order, out = list(groups), {}
     for name, other in (("s1", "s2"), ("s2", "s1")):
         logprobs = px.mediated_effect(
-            ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes, ctx.selection(groups[name]), ctx.selection(groups[other]),
-            donor.resid, base.resid,
+            ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes, ctx.selection(groups[name]),
+            ctx.selection(groups[other]), donor.resid, base.resid,
         )  # fmt: skip
         held = ef.by_family(ef.expected(logprobs, base.values) - base.g, base)
         ratio = ratio_of_sums(held, ef.by_family(total[order.index(name)], base), seed=ctx.config.seed)

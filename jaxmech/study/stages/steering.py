@@ -1,4 +1,4 @@
-"""Stage steering: does the feature direction move the allocation by dose, inside a usable range, more than others do?"""
+"""Stage steering: does the feature direction move the allocation by dose, in a usable range, more than others?"""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from jaxmech.choices import answer_ids, before_last, encode_prompts, in_chunks
 from jaxmech.collect import run_decision
 from jaxmech.patching import matched_sets, random_directions
 from jaxmech.progress import progress
-from jaxmech.statistics import mean_effect, p_from_null
+from jaxmech.statistics import mean_effect, p_from_normal_null, p_from_null
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages import effects as ef
+
 
 def run(ctx: Context) -> Outcome:
     """Dose-response on neutral prompts, usable range, comparators at matched norm, and what must not move."""
@@ -61,7 +62,9 @@ class Steered:
     def __init__(self, ctx: Context, *conditions: str):
         self.ctx, self.rows = ctx, np.concatenate([ctx.rows(name, per_family=1) for name in conditions])
         if not len(self.rows):
-            raise ValueError(f"steering: the bank holds no {conditions} prompt in its test families; raise test_families")
+            raise ValueError(
+                f"steering: the bank holds no {conditions} prompt in its test families; raise test_families"
+            )
         prompts, self.values = take(ctx.encoded[1], self.rows)
         self.prompts = jax.jit(before_last, static_argnums=0)(ctx.lm.config, ctx.lm.params, prompts)
 
@@ -76,7 +79,7 @@ class Steered:
 
 
 def direction(ctx: Context, features: pd.DataFrame | None = None) -> jax.Array:
-    """v_l = sum_j mean(dz_j) D_j of the selected features (or some of them), [L,D]; frozen by the selection families."""
+    """v_l = sum_j mean(dz_j) D_j of the selected features (or some of them), [L,D], from the selection families."""
     features = ctx.selected if features is None else features
     selection = ctx.selection(features)
     return st.feature_direction(ctx.saes, selection, jnp.asarray(ctx.per_feature(selection, features, "dz")))
@@ -159,13 +162,15 @@ def comparators(ctx: Context, neutral: Steered, vector: jax.Array) -> pd.DataFra
     vectors = np.stack([np.zeros_like(vector), *(np.asarray(v) for *_, v in named)])
     g = neutral.expected(neutral.sweep(vectors, what="comparators"))
     slopes = g[1:] - g[0]
-    frame = pd.DataFrame([dict(name=n, kind=k, slope_pp=100 * s.mean()) for (n, k, _), s in zip(named, slopes, strict=True)])
+    frame = pd.DataFrame(
+        [dict(name=n, kind=k, slope_pp=100 * s.mean()) for (n, k, _), s in zip(named, slopes, strict=True)]
+    )
     observed = frame.loc[0, "slope_pp"]
     null = {name: part["slope_pp"].to_numpy() for name, part in frame[frame["kind"] == "null"].groupby("name")}
     frame.attrs = {
         "slope_at_one_pp": observed,
         "p_random": p_from_null(observed, null["matched random features"]),
-        "p_random_directions": p_from_null(observed, null["random directions"]) if c.random_directions else None,
+        "p_random_directions": p_from_normal_null(observed, null["random directions"]),
         "comparators_pp": frame[frame["kind"] == "comparator"].set_index("name")["slope_pp"].to_dict(),
     }
     return frame

@@ -20,7 +20,9 @@ def run(ctx: Context) -> Outcome:
     elif c.text_dataset:
         rows, origin = source.from_dataset(lm, c.text_dataset, length=c.text_length, limit=c.text_count), c.text_dataset
     else:
-        rows = source.sample_text(lm, c.text_count, c.text_length, jax.random.key(c.seed), batch_size=min(64, c.text_count))
+        rows = source.sample_text(
+            lm, c.text_count, c.text_length, jax.random.key(c.seed), batch_size=min(64, c.text_count)
+        )
         origin = "sampled from the model"
     held = max(1, round(HELD_OUT * len(rows.tokens)))
     table = ctx.bank.prompts

@@ -1,0 +1,117 @@
+"""What a person looks at to understand a feature: the tokens that fire it, and the tokens that it promotes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from jaxmech import edits as ed
+from jaxmech.choices import encode_prompts
+from jaxmech.models.decoder import Tap, forward
+from jaxmech.study.context import Context
+
+TOP, CONTEXT, ROWS = 5, 5, 16
+FRAMES = (
+    "The weather report on the radio said{} and then it ended.",
+    "On the shelf next to the blue box there was{} last week.",
+)
+"""Sentences that have nothing to do with any game, into which trigger tokens are put."""
+
+
+def feature_cards(ctx: Context, picked: pd.DataFrame) -> pd.DataFrame:
+    """One row a selected feature: promoted and suppressed tokens, the tokens that fire it most with their contexts."""
+    text = ctx.folder.arrays("text")
+    rows = {
+        k: np.concatenate([text[f"heldout_{k}"], text[k][:, : text[f"heldout_{k}"].shape[1]]])[:ROWS]
+        for k in ("tokens", "mask")
+    }
+    tokens, mask = rows["tokens"], rows["mask"].astype(bool)
+    z, valid = selected_activations(ctx, tokens, mask, ctx.selection(picked))
+    z = np.where((mask & (np.cumsum(mask, axis=1) > 1))[..., None], z, 0.0)  # BOS never counts
+    promoted, suppressed = logit_tokens(ctx, picked)
+    cards = []
+    for i, row in enumerate(selection_order(picked)):
+        best = [divmod(int(at), tokens.shape[1]) for at in np.argsort(-z[..., i], axis=None)[:TOP]]
+        best = [(b, t) for b, t in best if z[b, t, i] > 0]
+        cards.append(
+            dict(
+                layer=int(row.layer), feature=int(row.feature),
+                promoted=promoted[row.Index], suppressed=suppressed[row.Index],
+                top_tokens=[decode(ctx, [tokens[b, t]]) for b, t in best],
+                contexts=[decode(ctx, tokens[b, max(0, t - CONTEXT) : t + 1]) for b, t in best],
+                activations=[float(z[b, t, i]) for b, t in best], trigger_ids=[int(tokens[b, t]) for b, t in best],
+            )
+        )  # fmt: skip
+    return pd.DataFrame(cards)
+
+
+def selection_order(features: pd.DataFrame):
+    """Rows of `features` in the order in which a `Selection` lists them: by layer, then as they stand."""
+    return features.sort_values("layer", kind="stable").itertuples()
+
+
+def decode(ctx: Context, ids) -> str:
+    return ctx.lm.tokenizer.decode([int(i) for i in ids])
+
+
+def selected_activations(
+    ctx: Context, tokens, mask, selection: ed.Selection, batch: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
+    """Activations [N,T,n] of the chosen features, in the selection's order, and its `valid` mask."""
+    encoder, _ = ed.gather(ctx.saes, selection)
+    valid, parts = np.asarray(selection.valid), []
+    for start in range(0, len(tokens), batch):
+        rows = np.minimum(np.arange(start, start + batch), len(tokens) - 1)
+        z = _activations(ctx.lm.config, ctx.saes.config.site, ctx.lm.params, tokens[rows], mask[rows], encoder)
+        parts.append(np.moveaxis(np.asarray(z), 0, 2)[: len(tokens) - start])  # [N,T,L,K]
+    return np.concatenate(parts)[:, :, valid], valid
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _activations(config, site, params, tokens, mask, encoder):
+    taps = {"z": Tap(site, _encode, encoder)}
+    return forward(config, params, tokens, mask=mask, taps=taps, logits="none").taps["z"]
+
+
+def _encode(encoder, x):
+    return encoder.encode(x.astype(jnp.float32))
+
+
+def logit_tokens(ctx: Context, picked: pd.DataFrame, n: int = 8) -> tuple[dict, dict]:
+    """Tokens whose logits each feature's decoder row raises and lowers most, through the final norm's gain alone."""
+    params, config = ctx.lm.params, ctx.lm.config
+    slots = [ctx.saes.config.layers.index(layer) for layer in picked["layer"]]
+    rows = ctx.saes.params["W_dec"][np.array(slots), picked["feature"].to_numpy()]
+    gain = config.norm_offset + params["final_norm"]["scale"]
+    unembed = params["embed"]["embedding"].T if config.tied else params["unembed"]["kernel"]
+    logits = np.asarray((rows * gain) @ unembed)
+    up, down = np.argsort(-logits, axis=1)[:, :n], np.argsort(logits, axis=1)[:, :n]
+    name = lambda table: {i: [decode(ctx, [t]) for t in row] for i, row in zip(picked.index, table, strict=True)}  # noqa: E731
+    return name(up), name(down)
+
+
+def lexical(ctx: Context, cards: pd.DataFrame) -> np.ndarray:
+    """Whether each card's feature fires on its own trigger tokens in unrelated text, in at least half of the cases."""
+    out, selection = [], ctx.selection(cards)
+    texts, owners = [], []
+    for i, card in enumerate(cards.itertuples()):
+        for token in dict.fromkeys(card.top_tokens):
+            texts += [frame.format(token if token.startswith(" ") else f" {token}") for frame in FRAMES]
+            owners += [(i, frame.split("{}")[0]) for frame in FRAMES]
+    if not texts:
+        return np.zeros(len(cards), bool)
+    tokens, mask = encode_prompts(ctx.lm, texts)
+    z, _ = selected_activations(ctx, np.asarray(tokens), np.asarray(mask), selection)
+    order = {(row.layer, row.feature): k for k, row in enumerate(selection_order(cards))}
+    fired: list[list[bool]] = [[] for _ in range(len(cards))]
+    for j, (i, head) in enumerate(owners):
+        card = cards.iloc[i]
+        at = int(np.asarray(mask)[j].argmax()) + len(ctx.lm.tokenizer(head, add_special_tokens=False).input_ids) + 1
+        fired[i].append(bool((z[j, at : at + 2, order[card.layer, card.feature]] > 0).any()))
+    for each in fired:
+        out.append(bool(each) and float(np.mean(each)) >= 0.5)
+    return np.array(out)
