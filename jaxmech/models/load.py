@@ -128,6 +128,19 @@ def load_model(name_or_path: str | Path, dtype: str = "float32") -> LanguageMode
     return _load_hf(name, _download(name), dtype)
 
 
+def packaged_models() -> list[tuple[str, str]]:
+    """Names of models that come as Python packages, each with "installed" or how to install it."""
+    states = []
+    for name, package in _PACKAGED.items():
+        try:
+            package.locate(package.module)
+        except ImportError:
+            states.append((name, f"not installed; {package.hint}"))
+        else:
+            states.append((name, "installed"))
+    return states
+
+
 def cache_dir() -> Path:
     """Where converted models are kept: $JAXMECH_CACHE, or ~/.cache/jaxmech."""
     return Path(os.environ.get("JAXMECH_CACHE") or Path.home() / ".cache" / "jaxmech").expanduser()

@@ -29,6 +29,9 @@ class StudyConfig:
     pairs: int = 2
     examples: int = 8
     stakes: list[int] = dataclasses.field(default_factory=lambda: [10, 20])
+    stance_words: list[list[str]] = dataclasses.field(
+        default_factory=lambda: [["generous", "selfish"], ["charitable", "greedy"]]
+    )
     samples: int = 8
     gate_shift_pp: float = 10.0
     gate_placebo_ratio: float = 0.34
@@ -91,6 +94,8 @@ class StudyConfig:
             values = list(getattr(self, name))
             if values != sorted(set(values)) or 0.0 not in values or len(values) < 3:
                 raise ValueError(f"{name}: expected at least three ascending numbers with 0 among them, got {values}")
+        if any(len(pair) != 2 for pair in self.stance_words) or not self.stance_words:
+            raise ValueError(f"stance_words: expected pairs [generous word, selfish word], got {self.stance_words}")
         for name in ("selection_families", "test_families"):
             if getattr(self, name) < 6:
                 raise ValueError(

@@ -36,6 +36,7 @@ class Context:
             BankConfig(
                 selection=c.selection_families, development=c.development_families, test=c.test_families,
                 pairs=c.pairs, examples=c.examples, stakes=tuple(c.stakes), seed=c.seed,
+                stance_words=tuple(map(tuple, c.stance_words)),
             ),
             self.lm.tokenizer,
         )  # fmt: skip

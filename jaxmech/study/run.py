@@ -34,7 +34,7 @@ class Stage(NamedTuple):
 
 
 _MODEL = ("model", "dtype", "seed", "batch")
-_BANK = (*_MODEL, "selection_families", "development_families", "test_families", "pairs", "examples", "stakes")
+_BANK = (*_MODEL, "selection_families", "development_families", "test_families", "pairs", "examples", "stakes", "stance_words")
 
 STAGES = (
     Stage("behavior", (*_BANK, "samples", "gate_")),
