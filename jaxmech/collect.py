@@ -40,7 +40,7 @@ def _at_slot(slot: int, _, x):
 @partial(jax.jit, static_argnames=("config",), donate_argnames=("moments",))
 def update_moments(
     config, params: Params, saes: SAE, prompts: Prompts, values: jax.Array, member: jax.Array, moments: Moments
-) -> tuple[Moments, Choices]:
+) -> tuple[Moments, Run]:
     """Folds a batch of pairs into the moments; features are encoded layer by layer inside the scan.
 
     Args:
@@ -49,15 +49,16 @@ def update_moments(
       moments: [.., L', ..] over the layers of `saes`; its buffers are reused.
 
     Returns:
-      The new moments and the batch's choices [2B,N].
+      The new moments, and the batch's `Run` of 2B prompts.
     """
     at, site = prompts.tokens.shape[1] - 1, saes.config.site
-    tap = Tap(site, partial(_encode_slot, at), over_layers(saes, config.n_layers))
-    choices, out = score(config, params, prompts, taps={"z": tap})
+    encode = Tap(site, partial(_encode_slot, at), over_layers(saes, config.n_layers))
+    taps = {"z": encode, "resid": Tap(site, partial(_at_slot, at))}
+    choices, out = score(config, params, prompts, taps=taps)
     z = out.taps["z"][jnp.asarray(saes.config.layers)]  # [L',2B,F]
     z = jnp.moveaxis(z.reshape(z.shape[0], 2, -1, z.shape[2]), 1, 0)
     g = choices.expected(values).reshape(2, -1)
-    return merge_moments(moments, batch_moments(z, g, member)), choices
+    return merge_moments(moments, batch_moments(z, g, member)), Run(choices, out.taps["resid"])
 
 
 def _encode_slot(slot: int, sae: SAE, x):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+# transformers tells at import that it found no PyTorch, which nobody here needs.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 _CONTROL, _USER_DEFINED = 3, 4  # llama.cpp's token types
 _META = "\u2581"  # sentencepiece's visible space

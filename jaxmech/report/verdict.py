@@ -56,7 +56,7 @@ def judge(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Claim]:
     later = [
         judge_features(results["contrast"], config),
         judge_cause(results["patching"], results["steering"], exploratory(results["contrast"])),
-        judge_games(results["games"], config, exploratory(results["contrast"])),
+        judge_games(results["games"], exploratory(results["contrast"])),
     ]
     return [behaviour, *(later if behaviour.holds else map(withhold, later))]
 
@@ -96,13 +96,25 @@ def judge_behaviour(r: Mapping[str, Any]) -> Claim:
         "told that "
         f"the player is selfish, {fm.percent(r['mean_selfish'], 1)}: a shift of {fm.points(r['shift_pp'])} "
         f"(95 % interval {fm.interval(r['ci'])}). Placebo words shift it by {fm.points(r['placebo_pp'])}. "
-        f"Valid answers hold {fm.percent(r['mass'])} of the probability."
+        f"Valid answers hold {fm.percent(r['mass'])} of the probability.{strongest_control(r)}"
     )
     if r["gate"]:
         return claim(title, "yes", "Yes", seen, *facts)
     failed = [spell(reason) for reason, met in r["gate_reasons"].items() if not met]
     sentence = f"{seen} This fails the gate: {fm.listing(failed)} {'is' if len(failed) == 1 else 'are'} not met."
     return claim(title, "no", "No behaviour to explain", sentence, *facts)
+
+
+def strongest_control(r: Mapping[str, Any]) -> str:
+    """The control that moves the answer most: what the stance effect may be confounded with."""
+    controls = {k: v for k, v in r["controls_pp"].items() if k not in ("stance", "heldout", "placebo") and fm.known(v)}
+    if not controls:
+        return ""
+    name = max(controls, key=lambda k: abs(controls[k]))
+    share = abs(controls[name] / r["shift_pp"]) if r["shift_pp"] else float("inf")
+    warning = ", so that part of what follows may be that, not giving." if share > 0.5 else ""
+    seen = f" Of the other controls, {fm.name(name).lower()} moves it most, by {fm.points(controls[name])}"
+    return f"{seen}{warning or '.'}"
 
 
 def spell(reason: str) -> str:
@@ -205,7 +217,7 @@ def judge_cause(patching: Mapping[str, Any], steering: Mapping[str, Any], explor
     return claim(title, status, answer + (", exploratory" if explore and status != "no" else ""), sentence, *facts)
 
 
-def judge_games(r: Mapping[str, Any], config: Mapping[str, Any], explore: bool) -> Claim:
+def judge_games(r: Mapping[str, Any], explore: bool) -> Claim:
     """Transfer: games other than the home game that move the expected way, off zero and beyond random directions."""
     title = "Does it carry over to other games?"
     games = {name: game for name, game in r.items() if isinstance(game, Mapping) and "slope" in game}
@@ -214,7 +226,6 @@ def judge_games(r: Mapping[str, Any], config: Mapping[str, Any], explore: bool) 
     moved = [name for name, g in signed.items() if off_zero(g, g["expected_sign"])]
     wrong = [name for name, g in signed.items() if off_zero(g, -g["expected_sign"])]
     confirmed = [name for name in moved if fm.known(games[name]["p_holm"]) and games[name]["p_holm"] < LEVEL]
-    floor = min(1.0, len(games) / (config["game_directions"] + 1))
     best = max(signed, key=lambda name: abs(signed[name]["slope"] or 0.0), default=None)
     facts = [
         ("move as expected", f"{len(moved)} of {len(signed)}, interval off 0"),
@@ -243,13 +254,6 @@ def judge_games(r: Mapping[str, Any], config: Mapping[str, Any], explore: bool) 
     also = ", exploratory" if explore else ""
     if explore:
         sentence += " The direction is that of a set taken by budget, so this is exploratory."
-    if floor >= LEVEL and moved:
-        sentence += (
-            f" With {config['game_directions']} random directions and {len(games)} games the corrected p cannot "
-            "fall below "
-            f"{floor:.2f}, so this control cannot decide; raise game_directions."
-        )
-        return claim(title, "open", "Undecided", sentence, *facts)
     if len(confirmed) == len(signed):
         return claim(title, "yes", "Yes" + also, sentence, *facts)
     if confirmed:

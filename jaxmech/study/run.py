@@ -34,7 +34,16 @@ class Stage(NamedTuple):
 
 
 _MODEL = ("model", "dtype", "seed", "batch")
-_BANK = (*_MODEL, "selection_families", "development_families", "test_families", "pairs", "examples", "stakes", "stance_words")
+_BANK = (
+    *_MODEL,
+    "selection_families",
+    "development_families",
+    "test_families",
+    "pairs",
+    "examples",
+    "stakes",
+    "stance_words",
+)
 
 STAGES = (
     Stage("behavior", (*_BANK, "samples", "gate_")),
@@ -101,7 +110,12 @@ def run_study(config: StudyConfig, *, report: Callable[..., Path] | None = None,
             context = Context(config)
         out.print(f"{label} …", highlight=False, markup=False)
         begun = time.monotonic()
-        outcome = stage.run(context)
+        try:
+            outcome = stage.run(context)
+        except OSError as error:
+            raise ValueError(
+                f"stage {stage.name}: {error}. Earlier stages are kept; run the same command again"
+            ) from error
         seconds = time.monotonic() - begun
         folder.save(stage.name, outcome, {"key": keys[stage.name], "seconds": seconds, "peak_gb": peak_memory_gb()})
         out.print(f"{label}: {seconds:.1f} s", highlight=False, markup=False)

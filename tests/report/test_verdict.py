@@ -94,10 +94,21 @@ def test_each_shortfall_of_patching_is_named(judged, change, said):
     assert cause.holds is None and cause.answer == "In part" and said in cause.sentence
 
 
-def test_controls_too_coarse_to_decide_leave_transfer_open(judged):
-    games, dual = judged("coarse")[3:5]
-    assert games.holds is None and games.answer == "Undecided"
-    assert "cannot fall below 0.45" in games.sentence and "game_directions" in games.sentence
+def test_games_no_better_than_random_directions_are_not_shown(judged):
+    games = judged("coarse")[3]
+    assert games.holds is False and games.answer == "Not shown" and "none of them also" in games.sentence
+
+
+def test_a_strong_control_is_named_beside_the_behaviour(judged):
+    def change(results, config):
+        results["behavior"]["controls_pp"] = {"stance": 20.0, "valence": -14.0, "number": 2.0}
+
+    behaviour = judged("finding", change)[0]
+    assert "cheerful or gloomy moves it most" in behaviour.sentence and "may be that, not giving" in behaviour.sentence
+
+
+def test_an_undefined_index_is_said_to_be(judged):
+    dual = judged("coarse")[4]
     assert dual.holds is None and dual.answer == "Undefined" and "not above chance" in dual.sentence
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from jaxmech import contrast as co
 from jaxmech.behavior.dictator import PAIRED
 from jaxmech.behavior.scoring import Encoded, encode_table, take
-from jaxmech.collect import run_decision, update_moments
+from jaxmech.collect import update_moments
 from jaxmech.progress import progress
 from jaxmech.statistics import benjamini_hochberg, paired_t
 from jaxmech.study.context import Context
@@ -25,15 +25,16 @@ def run(ctx: Context) -> Outcome:
     table = table[(table["split"] == "selection") & table["condition"].isin(PAIRED["stance"] + PAIRED["placebo"])]
     table = table.reset_index(drop=True)
     encoded = encode_table(ctx.lm, table)
-    moments = {name: stream_moments(ctx, table, encoded, *PAIRED[name]) for name in ("stance", "placebo")}
+    moments, difference = stream_moments(ctx, table, encoded, *PAIRED["stance"])
+    placebo, _ = stream_moments(ctx, table, encoded, *PAIRED["placebo"])
     density = ctx.folder.arrays("fidelity")["density"]
     rule = rule_of(c)
-    s = co.feature_stats(moments["stance"], moments["placebo"], density)
+    s = co.feature_stats(moments, placebo, density)
     permuted = co.permutation_p(s.difference, key=jax.random.key(c.seed), R=c.permutations)
     chosen = co.select_features(s, rule, permuted, splits=c.half_splits, seed=c.seed)
     false = co.expected_false(s, rule, permuted, relabelings=c.relabelings, splits=c.half_splits, seed=c.seed + 1)
     budget = co.top_budget(s, c.budget_share)
-    frame = feature_table(ctx, s, moments["stance"], permuted, chosen, budget)
+    frame = feature_table(ctx, s, moments, permuted, chosen, budget)
     mode = c.selection if chosen.chosen.any() else "budget"
     picked = frame[frame["selected" if mode == "rule" else "in_budget"]]
     if picked.empty:
@@ -51,7 +52,7 @@ def run(ctx: Context) -> Outcome:
             "criteria": criteria_counts(chosen),
             "budgets": budget_sweep(s, c.budget_share),
         },
-        {"mean_difference": mean_difference(ctx, table, encoded)},
+        {"mean_difference": difference},
     )
 
 
@@ -70,41 +71,32 @@ def pair_rows(table: pd.DataFrame, high: str, low: str) -> tuple[np.ndarray, np.
     return keyed[high].to_numpy(), keyed[low].to_numpy(), np.unique(families, return_inverse=True)[1]
 
 
-def stream_moments(ctx: Context, table: pd.DataFrame, encoded: Encoded, high: str, low: str) -> co.Moments:
-    """One pass over the pairs of a contrast, folded batch by batch."""
+def stream_moments(
+    ctx: Context, table: pd.DataFrame, encoded: Encoded, high: str, low: str
+) -> tuple[co.Moments, np.ndarray]:
+    """One pass over the pairs of a contrast, folded batch by batch.
+
+    Returns:
+      Moments, and the mean difference of residuals at the decision token [L,D]: the comparator without a dictionary.
+    """
     plus, minus, family = pair_rows(table, high, low)
     K, batch = family.max() + 1, max(ctx.config.batch // 2, 1)
     saes = ctx.saes
     moments = co.empty_moments(len(saes.config.layers), K, saes.config.d_sae)
+    difference = np.zeros((ctx.lm.config.n_layers, ctx.lm.config.d_model), np.float32)
     with progress(f"contrast {high} - {low}", len(plus), unit="pairs") as advance:
         for start in range(0, len(plus), batch):
             at = np.arange(start, start + batch)
             real, at = at < len(plus), np.minimum(at, len(plus) - 1)
             member = (np.arange(K) == family[at][:, None]) * real[:, None] * 1.0
             prompts, values = take(encoded, np.concatenate([plus[at], minus[at]]))
-            moments, _ = update_moments(
+            moments, got = update_moments(
                 ctx.lm.config, ctx.lm.params, saes, prompts, values, jnp.asarray(member, jnp.float32), moments
             )
+            plus_resid, minus_resid = np.split(np.asarray(got.resid), 2, axis=1)
+            difference += (plus_resid - minus_resid)[:, real].sum(1)
             advance(int(real.sum()))
-    return moments
-
-
-def mean_difference(ctx: Context, table: pd.DataFrame, encoded: Encoded) -> np.ndarray:
-    """Mean generous minus selfish residual at the decision token, [L,D]: the comparator without a dictionary."""
-    rows = pair_rows(table, *PAIRED["stance"])[:2]
-    sums, batch = [], ctx.config.batch
-    for side in rows:
-        total = 0.0
-        for start in range(0, len(side), batch):
-            at = np.arange(start, start + batch)
-            weight = jnp.asarray(at < len(side), jnp.float32)
-            resid = run_decision(
-                ctx.lm.config, ctx.lm.params, take(encoded, side[np.minimum(at, len(side) - 1)])[0],
-                site=ctx.saes.config.site,
-            ).resid  # fmt: skip
-            total = total + np.asarray(jnp.einsum("lbd,b->ld", resid, weight))
-        sums.append(total / len(side))
-    return (sums[0] - sums[1]).astype(np.float32)
+    return moments, difference / len(plus)
 
 
 def feature_table(

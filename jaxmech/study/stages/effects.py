@@ -43,7 +43,7 @@ def side(ctx: Context, condition: str) -> Side:
     """Runs one prompt a family of a condition."""
     rows = ctx.rows(condition, per_family=1)
     prompts, values = take(ctx.encoded[1], rows)
-    prompts = jax.jit(before_last, static_argnums=0)(ctx.lm.config, ctx.lm.params, prompts)
+    prompts = before_last(ctx.lm.config, ctx.lm.params, prompts)
     base = run_decision(ctx.lm.config, ctx.lm.params, prompts, site=ctx.saes.config.site)
     return Side(rows, ctx.families(rows), prompts, values, np.asarray(base.choices.expected(values)), base.resid)
 

@@ -29,9 +29,8 @@ def run(ctx: Context) -> Outcome:
         seed=ctx.config.seed,
     )
     found = evaluate(saes, stream.chunks())
-    recovered = loss_recovered(
-        lm.config, lm.params, saes, tokens[: ctx.config.text_check], mask[: ctx.config.text_check]
-    )
+    n = ctx.config.text_check
+    recovered = loss_recovered(lm.config, lm.params, saes, tokens[:n], mask[:n], forward_batch=min(n, 4))
     table = found.table.merge(recovered.drop(columns="tokens"), on="layer")
     table["fvu_decision"], table["l0_decision"] = decision_fidelity(ctx)
     columns = ("fvu", "fvu_decision", "l0", "dead", "recovered_zero")

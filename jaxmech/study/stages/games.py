@@ -64,7 +64,7 @@ def play(ctx: Context, vectors: np.ndarray) -> tuple[pd.DataFrame, np.ndarray, n
     ]
     table = pd.concat(parts, ignore_index=True)
     prompts, values = take(encode_table(ctx.lm, table), np.arange(len(table)))
-    prompts = jax.jit(before_last, static_argnums=0)(ctx.lm.config, ctx.lm.params, prompts)
+    prompts = before_last(ctx.lm.config, ctx.lm.params, prompts)
     with progress("games", len(vectors), unit="points") as advance:
         logprobs = in_chunks(
             partial(st.steer, ctx.lm.config, ctx.lm.params, prompts), vectors, size=ef.CHUNK, advance=advance

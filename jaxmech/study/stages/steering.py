@@ -66,7 +66,7 @@ class Steered:
                 f"steering: the bank holds no {conditions} prompt in its test families; raise test_families"
             )
         prompts, self.values = take(ctx.encoded[1], self.rows)
-        self.prompts = jax.jit(before_last, static_argnums=0)(ctx.lm.config, ctx.lm.params, prompts)
+        self.prompts = before_last(ctx.lm.config, ctx.lm.params, prompts)
 
     def sweep(self, vectors, *, what: str, size: int = ef.CHUNK) -> np.ndarray:
         """log s(a) [S,B,N] for vectors [S,L,D]."""
