@@ -133,8 +133,8 @@ class Rule:
 class FeatureStats(NamedTuple):
     """What the rule looks at, features flattened to m = L * F.
 
-    difference, plus, minus [K,m] family means of d, z+ and z-; agree [K,m], (pairs with d > 0) - (pairs with d < 0),
-    a family; pairs, their number; fires [2,m], share of pairs in which z+, z- is active; density [m], share of neutral
+    difference, plus, minus [K,m] family means of d, z+ and z-; positive, negative [K,m], pairs with d > 0 and d < 0;
+    pairs, their number; fires [2,m], share of pairs in which z+, z- is active; density [m], share of neutral
     text tokens on which it fires; placebo_d_z [m].
     """
 

@@ -186,9 +186,6 @@ class Selection(NamedTuple):
     index: jax.Array
     valid: jax.Array
 
-    def size(self) -> jax.Array:
-        return self.valid.sum()
-
 
 def select(pairs: Iterable[tuple[int, int]], n_layers: int, width: int | None = None) -> Selection:
     """The features (layer, index) as a `Selection`, padded to `width` a layer (the fullest layer's count by default).

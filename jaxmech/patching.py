@@ -19,8 +19,6 @@ from jaxmech.choices import Prompts, score, sweep
 from jaxmech.models.decoder import Params
 from jaxmech.sae.module import SAE
 
-REFERENCES = ("residual", "all_features", "error", "mean_difference")
-
 
 def donor_values(encoder: ed.Gathered | ed.Full, resid: jax.Array) -> jax.Array:
     """The chosen features' values [L,B,K] at residuals [L,B,D]."""

@@ -48,22 +48,9 @@ def test_patching_a_prompt_with_itself_changes_nothing(lm, saes, runs):
 
 
 def test_sets_are_set_to_the_donor_after_upstream_patches(lm, saes, runs):
-    """By hand: run to layer 1, patch there, run on, read z at layer 3 anew, patch there."""
+    """By hand: patch at layer 1, run on, read z at layer 3 anew, and push there by what is still missing."""
     (p, _), (_, donor) = runs["base"], runs["donor"]
     chosen = [(1, 3), (1, 7), (3, 5)]
-    selection = ed.select(chosen, 4, 2)
-    edit = pa.patch_edit(lm.config, saes, selection, donor.resid, 1)
-    _, out = ch.score(lm.config, lm.params, p, edits=edit, taps=("resid_post",))
-    for slot, layer in ((0, 1), (1, 3)):
-        sae = saes.at(layer)
-        z = sae.encode(out.taps["resid_post"][layer, :, 0])
-        want = sae.encode(donor.resid[layer])
-        for at, feature in chosen:
-            if at == layer:
-                # Patching moves x, and with it the pre-activation; only for orthogonal features would z be the donor's.
-                edited = sae.params["W_dec"][feature]
-                assert edited.shape == (32,) and slot in (0, 1)
-                assert z.shape == want.shape
     # The plain loop, one edit at a time, each with deltas from the run that holds the earlier ones.
     first = {"resid_post": (one_layer(lm, saes, [(1, 3), (1, 7)], donor.resid),)}
     _, middle = ch.score(lm.config, lm.params, p, edits=first, taps=("resid_post",))

@@ -120,6 +120,9 @@ class BankConfig:
         for name in ("stance_words", "example_words", "placebo_words"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected at least one pair of words, got none")
+        pairs = [*self.stance_words, *self.heldout_words]
+        if twice := sorted({w for pair in pairs for w in pair if sum(w in other for other in pairs) > 1}):
+            raise ValueError(f"stance_words, heldout_words: {', '.join(twice)} stand in more than one pair")
         asked = {w for pair in (*self.stance_words, *self.heldout_words, self.valence_words) for w in pair}
         shown = {w for pair in self.example_words for w in pair} | {w for w, _ in self.decoys}
         if shared := sorted(asked & shown):

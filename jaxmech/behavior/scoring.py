@@ -50,7 +50,7 @@ def encode_table(lm: LanguageModel, table: pd.DataFrame, *, batch: int = 4, answ
 
     Args:
       table: columns prefix, query, stake, amounts, reverse (see `behavior.dictator`).
-      batch: prefixes in one pass.
+      batch: prefixes in one pass; answers: the column with the allowed answers.
 
     Raises:
       ValueError: prefix and query do not tokenise apart, or an amount cannot be written behind a query.

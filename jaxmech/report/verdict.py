@@ -63,7 +63,10 @@ def judge(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Claim]:
 
 def side_questions(results: Mapping[str, Any]) -> list[Claim]:
     """Two readings beside the four claims: System 1 and System 2, and nearness to the output."""
-    claims = [judge_dual_process(results["dual_process"]), judge_proximity(results["proximity"])]
+    claims = [
+        judge_dual_process(results["dual_process"]),
+        judge_proximity(results["proximity"], results["dual_process"]["defined"]),
+    ]
     return claims if results["behavior"]["gate"] else [withhold(claim) for claim in claims]
 
 
@@ -206,7 +209,7 @@ def judge_cause(patching: Mapping[str, Any], steering: Mapping[str, Any], explor
         f"Set to the other stance's values, the features carry {parts[0]} and {parts[1]}. Steered along them on "
         "neutral "
         f"prompts, the share given changes by {fm.points(slope)} a unit of coefficient ({fm.interval(ci)}), {held}; "
-        f"against random feature sets of the same norm at ±1, {fm.p_value(p)}."
+        f"against random feature sets of the same norm at coefficient 1, {fm.p_value(p)}."
     )
     if missing:
         sentence += f" Not shown: {fm.listing(list(missing.values()))}."
@@ -297,7 +300,7 @@ def verb(count: int) -> str:
     return "goes" if count == 1 else "go"
 
 
-def judge_proximity(r: Mapping[str, Any]) -> Claim:
+def judge_proximity(r: Mapping[str, Any], defined: bool) -> Claim:
     title = "Do System 2 features act nearer to the output?"
     one = r["sets"]["all"]
     if fm.known(one["pi"]):
@@ -312,6 +315,8 @@ def judge_proximity(r: Mapping[str, Any]) -> Claim:
         )
     test = r["s2_minus_s1_within_layers"]
     facts = [("direct share", fm.percent(one["pi"])), ("S2 − S1 within layers", fm.number(test["difference"]))]
+    if not defined:
+        return claim(title, "open", "Cannot be told", f"{near}S2 against S1: the index is undefined.", *facts)
     if not test["layers"]:
         return claim(title, "open", "Cannot be told", f"{near}S2 against S1: {test['verdict']}.", *facts)
     facts.append(("permutation", f"{fm.p_value(test['p'])}, {fm.plural(test['layers'], 'layer')}"))

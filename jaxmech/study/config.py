@@ -10,6 +10,12 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+_AT_LEAST_ONE = (
+    "batch", "pairs", "development_families", "sae_steps", "sae_batch", "sae_epochs", "random_sets", "audit_features",
+    "proximity_features", "text_check", "arithmetic_items", "items_per_generator", "permutations", "relabelings",
+    "half_splits", "game_families",
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig:
@@ -25,13 +31,14 @@ class StudyConfig:
     # behaviour
     selection_families: int = 32
     development_families: int = 8
-    test_families: int = 16
+    test_families: int = 8
     pairs: int = 2
     examples: int = 8
     stakes: list[int] = dataclasses.field(default_factory=lambda: [10, 20])
     stance_words: list[list[str]] = dataclasses.field(
-        default_factory=lambda: [["generous", "selfish"], ["charitable", "greedy"]]
+        default_factory=lambda: [["generous", "selfish"], ["compassionate", "ruthless"]]
     )
+    heldout_words: list[list[str]] = dataclasses.field(default_factory=lambda: [["charitable", "greedy"]])
     samples: int = 8
     gate_shift_pp: float = 10.0
     gate_placebo_ratio: float = 0.34
@@ -80,7 +87,7 @@ class StudyConfig:
     alphas: list[float] = dataclasses.field(default_factory=lambda: [-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0])
     random_directions: int = 100
     text_check: int = 8
-    arithmetic_items: int = 50
+    arithmetic_items: int = 33
     game_families: int = 6
     game_alphas: list[float] = dataclasses.field(default_factory=lambda: [-1.0, 0.0, 1.0])
     game_directions: int = 20
@@ -94,8 +101,10 @@ class StudyConfig:
             values = list(getattr(self, name))
             if values != sorted(set(values)) or 0.0 not in values or len(values) < 3:
                 raise ValueError(f"{name}: expected at least three ascending numbers with 0 among them, got {values}")
-        if any(len(pair) != 2 for pair in self.stance_words) or not self.stance_words:
-            raise ValueError(f"stance_words: expected pairs [generous word, selfish word], got {self.stance_words}")
+        for name in ("stance_words", "heldout_words"):
+            pairs = getattr(self, name)
+            if not pairs or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
+                raise ValueError(f"{name}: expected pairs [generous word, selfish word], got {pairs}")
         for name in ("selection_families", "test_families"):
             if getattr(self, name) < 6:
                 raise ValueError(
@@ -108,6 +117,11 @@ class StudyConfig:
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not isinstance(value, bool) and field.name != "seed" and value < 0:
                 raise ValueError(f"{field.name}: expected a number that is not negative, got {value}")
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if 1.0 not in self.game_alphas:
+            raise ValueError(f"game_alphas: 1 must be among them, to compare directions at, got {self.game_alphas}")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:

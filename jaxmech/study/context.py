@@ -36,7 +36,7 @@ class Context:
             BankConfig(
                 selection=c.selection_families, development=c.development_families, test=c.test_families,
                 pairs=c.pairs, examples=c.examples, stakes=tuple(c.stakes), seed=c.seed,
-                stance_words=tuple(map(tuple, c.stance_words)),
+                stance_words=tuple(map(tuple, c.stance_words)), heldout_words=tuple(map(tuple, c.heldout_words)),
             ),
             self.lm.tokenizer,
         )  # fmt: skip
@@ -69,9 +69,8 @@ class Context:
 
     @cached_property
     def selected(self) -> pd.DataFrame:
-        """The selected features, one a row, strongest first; see the contrast stage's table `features`."""
-        table = self.folder.table("contrast", "selected")
-        return table
+        """The selected features, one a row, strongest first."""
+        return self.folder.table("contrast", "selected")
 
     def selection(self, features: pd.DataFrame | None = None) -> ed.Selection:
         """Selected features (all by default) as a `Selection`."""

@@ -43,6 +43,7 @@ _BANK = (
     "examples",
     "stakes",
     "stance_words",
+    "heldout_words",
 )
 
 STAGES = (
@@ -73,6 +74,8 @@ _SECTIONS = {"contrast": "selection"}
 def stage_keys(config: StudyConfig) -> dict[str, str]:
     """Each stage's hash: of its settings, its revision, and the hashes of the stages it reads."""
     settings, keys = dataclasses.asdict(config), {}
+    for name in ("model", "sae_path", "text_file"):
+        settings[name] = (settings[name], contents(settings[name]))
     for stage in STAGES:
         own = {
             k: v
@@ -81,6 +84,15 @@ def stage_keys(config: StudyConfig) -> dict[str, str]:
         }
         keys[stage.name] = digest(stage.name, stage.revision, own, [keys[name] for name in stage.after])
     return keys
+
+
+def contents(path: str | None) -> list:
+    """Names, sizes and times of the files at a path, by which a change is seen; empty for what is no path."""
+    root = Path(path).expanduser() if path else None
+    if root is None or not root.exists():
+        return []
+    files = sorted(root.rglob("*")) if root.is_dir() else [root]
+    return [(str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
 
 
 def run_study(config: StudyConfig, *, report: Callable[..., Path] | None = None, until: str | None = None) -> Path:
@@ -120,7 +132,7 @@ def run_study(config: StudyConfig, *, report: Callable[..., Path] | None = None,
         folder.save(stage.name, outcome, {"key": keys[stage.name], "seconds": seconds, "peak_gb": peak_memory_gb()})
         out.print(f"{label}: {seconds:.1f} s", highlight=False, markup=False)
     if until is None:
-        finish(config, folder, keys, report)
+        finish(config, folder, report)
     return folder.path
 
 
@@ -136,13 +148,14 @@ def with_ancestors(name: str) -> list[Stage]:
     return [stage for stage in STAGES if stage.name in needed]
 
 
-def finish(config: StudyConfig, folder: RunFolder, keys: dict[str, str], report) -> None:
+def finish(config: StudyConfig, folder: RunFolder, report) -> None:
     """Writes what sums up all stages, unless it stands there already for these very stages."""
     page, manifest_file = folder.path / "report.html", folder.path / "manifest.json"
-    whole = digest(keys, version("jaxmech"), dataclasses.asdict(config))
-    if manifest_file.is_file() and f'"{whole}"' in manifest_file.read_text() and (report is None or page.is_file()):
-        return
     records = {stage.name: folder.key(stage.name) for stage in STAGES}
+    whole = digest(records, version("jaxmech"), dataclasses.asdict(config))
+    expected = [manifest_file, folder.path / "results.json", *([page] if report else [])]
+    if all(file.is_file() for file in expected) and f'"{whole}"' in manifest_file.read_text():
+        return
     results = {_SECTIONS.get(stage.name, stage.name): folder.results(stage.name) for stage in STAGES}
     results["stages"] = {name: record["seconds"] for name, record in records.items()}
     manifest = {

@@ -91,6 +91,10 @@ def other_value(config, field):
         return {"selection": "budget", "sae_kind": "topk"}[field]
     if isinstance(value, str) or value is None:
         return "other"
+    if field.endswith("_words"):
+        return [["kind", "harsh"]]
+    if field == "game_alphas":
+        return [0.0, 1.0, 2.0]
     if isinstance(value, list):
         return [-3.0, 0.0, 3.0] if "alphas" in field else [1]
     return value + 1

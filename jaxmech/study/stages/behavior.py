@@ -23,10 +23,11 @@ def run(ctx: Context) -> Outcome:
     with progress("behaviour", len(table), unit="prompts") as advance:
         test = allocate(ctx.lm, table, encoded, batch=ctx.config.batch, advance=advance)
     effects = contrast_effects(test, seed=ctx.config.seed)
-    results = summary(test, effects, ctx)
+    spread = distributions(test, np.asarray(encoded.values))
+    results = summary(test, effects, spread, ctx)
     results["excluded_pairs"] = len(ctx.bank.exclusions)
     results["sampling"] = sampling_check(ctx, test)
-    tables = {"prompts": test, "effects": effects, "distributions": distributions(test, np.asarray(encoded.values))}
+    tables = {"prompts": test, "effects": effects, "distributions": spread}
     return Outcome(results, tables | {"exclusions": ctx.bank.exclusions.astype(str)})
 
 
@@ -76,14 +77,19 @@ def distributions(scored: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def summary(test: pd.DataFrame, effects: pd.DataFrame, ctx: Context) -> dict:
+def summary(test: pd.DataFrame, effects: pd.DataFrame, spread: pd.DataFrame, ctx: Context) -> dict:
     """The numbers of results.json's `behavior`, and the gate."""
     c = ctx.config
     by = effects.set_index("contrast")
+    if missing := [name for name in ("stance", "placebo") if name not in by.index]:
+        raise ValueError(
+            f"behavior: no pair of {' and '.join(missing)} is left in the test families after the check of pairs; see "
+            "the excluded pairs' reasons, and choose words with equally many tokens in this model's tokenizer"
+        )
     shift, placebo = by.loc["stance"], by.loc["placebo"]
     high, low = (test[test["condition"] == name] for name in PAIRED["stance"])
-    shares = [np.linspace(0, 1, len(part["logprobs"].iloc[0])) for part in (high, low)]
-    mean_probs = [np.exp(np.stack(p["logprobs"])).mean(0) for p in (high, low)]
+    parts = [spread[spread["condition"] == name] for name in PAIRED["stance"]]
+    shares, probabilities = [p["share"].to_numpy() for p in parts], [p["probability"].to_numpy() for p in parts]
     small = abs(placebo["shift_pp"]) <= c.gate_placebo_ratio * abs(shift["shift_pp"])
     gate = bool(shift["shift_pp"] >= c.gate_shift_pp and shift["low_pp"] > 0 and small)
     return {
@@ -94,7 +100,7 @@ def summary(test: pd.DataFrame, effects: pd.DataFrame, ctx: Context) -> dict:
         "ci": [shift["low_pp"], shift["high_pp"]],
         "p": shift["p"],
         "d_z": shift["d_z"],
-        "wasserstein": stats.wasserstein_distance(*shares, *mean_probs),
+        "wasserstein": stats.wasserstein_distance(*shares, *probabilities),
         "placebo_pp": placebo["shift_pp"],
         "placebo_ci": [placebo["low_pp"], placebo["high_pp"]],
         "placebo_size_pp": placebo["size_pp"],

@@ -120,6 +120,7 @@ def feature_table(
             stability=chosen.stability, selected=chosen.chosen, in_budget=budget,
         )
     )  # fmt: skip
+    chosen.passed["auroc"] = np.abs(frame["auroc"].to_numpy() - 0.5) >= rule_of(ctx.config).auroc - 0.5
     return frame.assign(**{f"passes_{name}": passed for name, passed in chosen.passed.items()})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import jax
@@ -10,7 +11,7 @@ from jaxmech.sae.formats import load_saes, save_saes
 from jaxmech.sae.stream import ActivationStream
 from jaxmech.sae.train import SAETrainConfig, train
 from jaxmech.study.context import Context
-from jaxmech.study.folder import Outcome
+from jaxmech.study.folder import Outcome, digest
 
 
 def run(ctx: Context) -> Outcome:
@@ -24,6 +25,10 @@ def run(ctx: Context) -> Outcome:
                 f"sae_path: {c.sae_path} holds dictionaries of width {saes.config.d_in} for layers {saes.config.layers}"
                 f"; {lm.name} has width {lm.config.d_model} and layers 0..{lm.config.n_layers - 1}"
             )
+        if saes.config.site != "resid_post":
+            raise ValueError(
+                f"sae_path: {c.sae_path} holds dictionaries of {saes.config.site}; a study steers resid_post"
+            )
         return Outcome(describe(saes) | {"trained": False})
     text = ctx.folder.arrays("text")
     layers = range(lm.config.n_layers) if c.sae_layers is None else c.sae_layers
@@ -35,10 +40,13 @@ def run(ctx: Context) -> Outcome:
         d_sae=c.sae_features, k=c.sae_k, kind=c.sae_kind, steps=c.sae_steps, lr=c.sae_lr,
         checkpoint_every=max(1, c.sae_steps // 8),
     )  # fmt: skip
-    checkpoints = ctx.folder.path / "saes" / "training"
-    saes, history = train(config, stream, key=jax.random.key(c.seed), checkpoint_dir=checkpoints)
-    save_saes(saes, ctx.folder.path / "saes")
-    shutil.rmtree(checkpoints)
+    # A folder for each set of settings, so that a killed training of others is neither gone on with nor in the way.
+    name = digest(dataclasses.asdict(config), stream.fingerprint())
+    folder, training = ctx.folder.path / "saes", ctx.folder.path / "training"
+    saes, history = train(config, stream, key=jax.random.key(c.seed), checkpoint_dir=training / name)
+    shutil.rmtree(folder, ignore_errors=True)
+    save_saes(saes, folder)
+    shutil.rmtree(training)
     return Outcome(
         describe(saes) | {"trained": True, "steps": c.sae_steps, "tokens": stream.tokens_seen}, {"training": history}
     )

@@ -33,12 +33,14 @@ def run(ctx: Context) -> Outcome:
         here = (table["game"] == name).to_numpy()
         g, m = scores[:, here], mass[:S, here]
         effect = mean_effect(np.polyfit(alphas, g[:S], 1)[0], seed=c.seed)
+        # Against random directions: the change from no steering to coefficient 1, the same for all.
+        change = float((g[:S][alphas == 1] - g[:S][alphas == 0]).mean())
         null = (g[S:] - g[:S][alphas == 0]).mean(1)
         rows.append(
             dict(
                 game=name, expected_sign=game.expected_sign, families=int(here.sum()),
                 baseline=float(g[:S][alphas == 0].mean()), slope_pp=100 * effect.value, low_pp=100 * effect.low,
-                high_pp=100 * effect.high, p=effect.p, p_random=p_from_normal_null(effect.value, null),
+                high_pp=100 * effect.high, p=effect.p, p_random=p_from_normal_null(change, null),
                 null_sd_pp=100 * float(null.std()), mass=float(m[alphas == 0].mean()), people=game.people,
             )
         )  # fmt: skip

@@ -41,7 +41,9 @@ def run(ctx: Context) -> Outcome:
     )
     n = len(groups)
     each = singles[["layer", "feature", "class"]].assign(total=total[n:].mean(1), direct=direct[n:].mean(1))
-    each["proximity"] = np.where(np.abs(each["total"]) > 1e-6, each["direct"] / each["total"], np.nan)
+    # As for the sets: only where the total effect's interval excludes 0, or a ratio to almost nothing would rule.
+    rows = [effect_row(te, de, base, ctx.config.seed) for te, de in zip(total[n:], direct[n:], strict=True)]
+    each["proximity"] = pd.to_numeric(pd.Series([row["pi"] for row in rows], index=each.index))
     results = {"sets": {row["set"]: {k: v for k, v in row.items() if k != "set"} for row in table.to_dict("records")}}
     results |= {key: results["sets"]["all"][key] for key in ("total_pp", "direct_pp", "pi")}
     results["effect_weighted_depth"] = weighted_depth(each)

@@ -126,8 +126,11 @@ def costs(ctx: Context, vector: jax.Array, alphas: np.ndarray) -> pd.DataFrame:
 
 
 def arithmetic(lm, items: int, seed: int):
-    """One-digit sums behind two worked ones, and the first token of each right answer, [items]."""
-    pairs = np.random.default_rng(seed).integers(1, 5, (items, 2))
+    """Different one-digit sums behind three worked ones, and the first token of each right answer, [items]."""
+    sums = [(a, b) for a in range(1, 9) for b in range(1, 10 - a) if (a, b) not in ((2, 3), (4, 1), (1, 7))]
+    if items > len(sums):
+        raise ValueError(f"arithmetic_items: there are {len(sums)} one-digit sums, got {items}")
+    pairs = np.random.default_rng(seed).permutation(sums)[:items]
     texts = [f"2+3=5\n4+1=5\n1+7=8\n{a}+{b}=" for a, b in pairs]
     answers = [answer_ids(lm.tokenizer, text, str(a + b))[0] for text, (a, b) in zip(texts, pairs, strict=True)]
     return encode_prompts(lm, texts), np.asarray(answers)
