@@ -128,21 +128,22 @@ class Splice(_Edit):
 
 
 @struct.dataclass
-class PatchPart(_Edit):
-    """The donor's share of x that the dictionary explains (or, with `rest`, that it leaves over) takes x's own's place.
+class PatchParts(_Edit):
+    """x moves towards the donor by a share of the whole difference and a share of what the dictionary explains of it.
 
-    x + r(donor) - r(x) with r the reconstruction; the rest: x + (donor - r(donor)) - (x - r(x)).
-    sae: stacked over all L layers; donor [L,B,D], for one token.
+    x + whole * (donor - x) + explained * (r(donor) - r(x)), r the reconstruction. (1, 0) replaces the residual, (0, 1)
+    all features, (1, -1) the error alone. sae: stacked over all L layers; donor [L,B,D], one token; whole and
+    explained [L].
     """
 
     sae: SAE
     donor: jax.Array
-    rest: bool = struct.field(pytree_node=False, default=False)
+    whole: jax.Array
+    explained: jax.Array
 
     def change(self, x):
         donor = self.donor[:, None]
-        explained = self.sae(donor) - self.sae(x)
-        return donor - x - explained if self.rest else explained
+        return self.whole * (donor - x) + self.explained * (self.sae(donor) - self.sae(x))
 
 
 def merge(*edits: Edits | None) -> Edits:

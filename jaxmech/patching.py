@@ -59,18 +59,22 @@ def patch_vectors(
     return sweep(one, directions)
 
 
-@partial(jax.jit, static_argnums=(0, 5))
-def patch_reference(config, params: Params, prompts: Prompts, saes: SAE, resid: jax.Array, kind: str):
-    """log s(a) [B,N] with the whole residual, all features or the error alone taken from the donor.
+@partial(jax.jit, static_argnums=0)
+def patch_parts(config, params: Params, prompts: Prompts, saes: SAE, resid: jax.Array, parts: jax.Array):
+    """log s(a) [S,B,N] with parts of the residual taken from the donor, at every layer that has a dictionary.
 
-    The residual is replaced at every layer that has a dictionary; the last of them decides alone.
+    Args:
+      parts: [S,2], the shares of the whole and of what the dictionary explains; see `edits.PatchParts`.
     """
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], saes.config.layers)
-    if kind == "residual":
-        edit = ed.Replace(donor=resid[:, :, None], **spans)
-    else:
-        edit = ed.PatchPart(sae=ed.over_layers(saes, config.n_layers), donor=resid, rest=kind == "error", **spans)
-    return score(config, params, prompts, edits={saes.config.site: (edit,)})[0].logprobs
+    stack = ed.over_layers(saes, config.n_layers)
+
+    def one(part):
+        whole, explained = jnp.broadcast_to(part[:, None], (2, config.n_layers))
+        edit = ed.PatchParts(sae=stack, donor=resid, whole=whole, explained=explained, **spans)
+        return score(config, params, prompts, edits={saes.config.site: (edit,)})[0].logprobs
+
+    return sweep(one, parts)
 
 
 def matched_sets(

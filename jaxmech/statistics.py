@@ -43,11 +43,14 @@ def mean_effect(means: np.ndarray, *, seed: int, R: int = 4000) -> Effect:
 def ratio_of_sums(numerator: np.ndarray, denominator: np.ndarray, *, seed: int, R: int = 4000) -> Effect:
     """Sum of `numerator` over sum of `denominator` (family means [K]), families resampled together; p is NaN.
 
-    Pairs whose total effect is small weigh little, where a mean of ratios would let them explode.
+    Pairs whose total effect is small weigh little, where a mean of ratios would let them explode. Resamples whose
+    denominator is exactly 0 have no ratio and are left out; all is NaN where the families' own sum is 0.
     """
+    if denominator.sum() == 0:
+        return Effect(*[float("nan")] * 4)
     draws = resample(len(numerator), R, seed)
-    ratios = numerator[draws].sum(1) / denominator[draws].sum(1)
-    low, high = np.percentile(ratios, [2.5, 97.5])
+    above, below = numerator[draws].sum(1), denominator[draws].sum(1)
+    low, high = np.percentile(above[below != 0] / below[below != 0], [2.5, 97.5])
     return Effect(float(numerator.sum() / denominator.sum()), float(low), float(high), float("nan"))
 
 

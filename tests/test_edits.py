@@ -84,7 +84,11 @@ def test_splice_and_parts_add_up(lm, tokens, saes):
     np.testing.assert_allclose(spliced, single(saes, 3)(x[3]), rtol=1e-4, atol=1e-4)
     donor = jax.random.normal(jax.random.key(1), (L, 3, 32))
     last = ed.at_last(L, 12, (3,))
-    parts = [ed.PatchPart(sae=ed.over_layers(saes, L), donor=donor, rest=rest, **last) for rest in (False, True)]
+    shares = [jnp.broadcast_to(jnp.array(p)[:, None], (2, L)) for p in ((0.0, 1.0), (1.0, -1.0))]
+    parts = [
+        ed.PatchParts(sae=ed.over_layers(saes, L), donor=donor, whole=whole, explained=explained, **last)
+        for whole, explained in shares
+    ]
     got = run(lm, tokens, {"resid_post": tuple(parts)}).taps["resid_post"][3]
     np.testing.assert_allclose(got[:, -1], donor[3], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(got[:, :-1], x[3, :, :-1])

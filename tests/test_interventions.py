@@ -42,8 +42,9 @@ def test_patching_a_prompt_with_itself_changes_nothing(lm, saes, runs):
     got = pa.patch_features(lm.config, lm.params, p, saes, sets([(1, 3), (3, 5)], [(1, 0)]), base.resid)
     for each in got:
         np.testing.assert_allclose(each, base.choices.logprobs, atol=2e-5)
-    for kind in ("residual", "all_features", "error"):
-        got = pa.patch_reference(lm.config, lm.params, p, saes, base.resid, kind)
+    for got in pa.patch_parts(
+        lm.config, lm.params, p, saes, base.resid, jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
+    ):
         np.testing.assert_allclose(got, base.choices.logprobs, atol=2e-5)
 
 
@@ -125,12 +126,15 @@ def test_language_cost_against_a_loop(lm, tokens):
 
 def test_direct_effect_with_nothing_downstream_is_the_total(lm, saes, runs):
     """At the last layer nothing is left to mediate, save what the answers' own tokens read of the decision token."""
-    (p, _), (_, donor) = runs["base"], runs["donor"]
-    one = p._replace(trie=jax.tree.map(lambda a: a, p.trie))
-    sublayers = px.base_sublayers(lm.config, lm.params, one)
-    total = pa.patch_features(lm.config, lm.params, one, saes, sets([(3, 5)], [(1, 3)]), donor.resid)
-    direct = px.direct_effects(lm.config, lm.params, one, saes, sets([(3, 5)], [(1, 3)]), donor.resid, sublayers)
+    (p, base), (_, donor) = runs["base"], runs["donor"]
+    sae = saes.at(1)
+    early = int(np.abs(sae.encode(donor.resid[1]) - sae.encode(base.resid[1])).min(0).argmax())  # one that moves
+    chosen = sets([(3, 5)], [(1, early)])
+    sublayers = px.base_sublayers(lm.config, lm.params, p)
+    total = pa.patch_features(lm.config, lm.params, p, saes, chosen, donor.resid)
+    direct = px.direct_effects(lm.config, lm.params, p, saes, chosen, donor.resid, sublayers)
     np.testing.assert_allclose(direct[0], total[0], atol=1e-4)
+    assert np.abs(total[1] - base.choices.logprobs).max() > 1e-3
     assert np.abs(direct[1] - total[1]).max() > 1e-3
 
 

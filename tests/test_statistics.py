@@ -60,3 +60,6 @@ def test_mean_effect_covers_the_truth():
 def test_ratio_of_sums_is_not_a_mean_of_ratios():
     effect = js.ratio_of_sums(np.array([1.0, 5.0]), np.array([0.001, 10.0]), seed=0)
     assert effect.value == pytest.approx(6 / 10.001)
+    some = js.ratio_of_sums(np.array([1.0, 0.0, 0.0]), np.array([2.0, 0.0, 0.0]), seed=0)
+    assert (some.value, some.low, some.high) == (0.5, 0.5, 0.5)
+    assert np.isnan(js.ratio_of_sums(np.ones(2), np.zeros(2), seed=0).value)

@@ -69,10 +69,10 @@ def run(ctx: Context) -> Outcome:
 def references(ctx: Context, base: ef.Side, donor: ef.Side, bar) -> None:
     """Bars of reference: the whole residual, all features, the error alone, the mean difference, a sham donor."""
     config, params, saes = ctx.lm.config, ctx.lm.params, ctx.saes
-    names = {"residual": "whole residual", "all_features": "all features", "error": "reconstruction error only"}
-    for kind, name in names.items():
-        logprobs = pa.patch_reference(config, params, base.prompts, saes, donor.resid, kind)
-        bar(name, "reference", ef.expected(logprobs, base.values))
+    parts = {"whole residual": (1.0, 0.0), "all features": (0.0, 1.0), "reconstruction error only": (1.0, -1.0)}
+    logprobs = pa.patch_parts(config, params, base.prompts, saes, donor.resid, jnp.array(list(parts.values())))
+    for name, g in zip(parts, ef.expected(logprobs, base.values), strict=True):
+        bar(name, "reference", g)
     direction = jnp.asarray(ctx.folder.arrays("contrast")["mean_difference"])
     unit = direction / jnp.maximum(jnp.linalg.norm(direction, axis=-1, keepdims=True), 1e-9)
     at = jnp.zeros(config.n_layers, bool).at[jnp.asarray(saes.config.layers)].set(True)
