@@ -213,11 +213,21 @@ def judge_cause(patching: Mapping[str, Any], steering: Mapping[str, Any], explor
     )
     if missing:
         sentence += f" Not shown: {fm.listing(list(missing.values()))}."
+    sentence += unspecific(steering)
     if explore:
         sentence += " The set was taken by budget, so this is exploratory."
     status = {0: "yes", 3: "no"}.get(len(missing), "partly")
     answer = {"yes": "Yes", "no": "Not shown", "partly": "In part"}[status]
     return claim(title, status, answer + (", exploratory" if explore and status != "no" else ""), sentence, *facts)
+
+
+def unspecific(steering: Mapping[str, Any]) -> str:
+    """What steering moves although it is not social, said beside the claim."""
+    control = (steering.get("specificity") or {}).get("own_accounts_neutral")
+    if not control or not fm.known(control["ci"][0]) or control["ci"][0] <= 0 <= control["ci"][1]:
+        return ""
+    moved = f"{fm.points(control['slope_pp'])} a unit ({fm.interval(control['ci'])})"
+    return f" It is not purely social: the split between one's own two accounts moves as well, by {moved}."
 
 
 def judge_games(r: Mapping[str, Any], explore: bool) -> Claim:

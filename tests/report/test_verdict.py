@@ -107,6 +107,13 @@ def test_a_strong_control_is_named_beside_the_behaviour(judged):
     assert "cheerful or gloomy moves it most" in behaviour.sentence and "may be that, not giving" in behaviour.sentence
 
 
+def test_steering_that_moves_the_non_social_split_says_so(judged):
+    def change(results, config):
+        results["steering"]["specificity"] = {"own_accounts_neutral": {"slope_pp": 2.3, "ci": [1.7, 2.9]}}
+
+    assert "not purely social" in judged("finding", change)[2].sentence
+
+
 def test_an_undefined_index_is_said_to_be(judged):
     dual = judged("coarse")[4]
     assert dual.holds is None and dual.answer == "Undefined" and "not above chance" in dual.sentence
