@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 
@@ -68,10 +69,10 @@ class RunFolder:
             write_json(temporary / "key.json", record)
             shutil.rmtree(self.stage(name), ignore_errors=True)
             temporary.rename(self.stage(name))
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors reports a full disk by an error of its own
             shutil.rmtree(temporary, ignore_errors=True)
             raise ValueError(
-                f"stage {name}: cannot write to {self.path}: {error.strerror or error}. Earlier stages are kept; make "
+                f"stage {name}: cannot write to {self.path}: {getattr(error, 'strerror', None) or error}. Earlier stages are kept; make "
                 "room and run the same command again"
             ) from error
 

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from jaxmech.study import run as runner
 from jaxmech.study.folder import Outcome, RunFolder, read_json
@@ -117,6 +118,12 @@ def test_a_full_disk_is_one_message_and_keeps_what_is_there(tmp_path, monkeypatc
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    def full_for_arrays(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="stage text: .*No space left on device"):
+        patch.setattr("jaxmech.study.folder.save_file", full_for_arrays)
+        folder.save("text", Outcome({"a": 2}, arrays={"x": np.eye(2)}), {"key": "new"})
     monkeypatch.setattr("jaxmech.study.folder.write_json", full)
     with pytest.raises(ValueError, match="stage text: .*No space left on device.*run the same command again"):
         folder.save("text", Outcome({"a": 2}), {"key": "new"})
