@@ -71,8 +71,9 @@ class RunFolder:
             temporary.rename(self.stage(name))
         except (OSError, SafetensorError) as error:  # safetensors reports a full disk by an error of its own
             shutil.rmtree(temporary, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or error
             raise ValueError(
-                f"stage {name}: cannot write to {self.path}: {getattr(error, 'strerror', None) or error}. Earlier stages are kept; make "
+                f"stage {name}: cannot write to {self.path}: {reason}. Earlier stages are kept; make "
                 "room and run the same command again"
             ) from error
 
