@@ -12,121 +12,62 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from hf_reference import TEXTS, continuation, left_padded, run
+from tiny_models import VOCAB, build, family_configs, first_configs, publish, save
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-TOKENS, BATCH, NEW, VOCAB = 24, 2, 8, 97
-TEXTS = (
-    "The capital of France is",
-    "Q: A generous player has $100. How much does the player give?\nA: $50\n\nQ: A selfish player has $100.",
-    "In 1969,  three astronauts\n\n flew to the moon — 月 — and\tcame back",
-)
-
-_SHAPE = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 2,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-}
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
+BATCH, NEW = 2, 8
+FIRST_TOKENS, TOKENS = 24, 16
+PADDED = (13, 11)  # real tokens of the left-padded rows, all past tiny-phi3's original length
+SHORT = 8  # within it
+PUBLISHED = ("tiny-gemma", "tiny-gpt2", "tiny-gpt-neox", "tiny-phi3")
+"""Goldens whose config.json is in the style of the hub, from before transformers 5."""
 
 
-def tiny_configs() -> dict[str, transformers.PretrainedConfig]:
-    """Small models with every structure on: grouped heads, a window shorter than the text, RoPE scaling, biases."""
-    gemma3 = transformers.Gemma3TextConfig(
-        **_SHAPE,
-        head_dim=16,
-        num_hidden_layers=4,
-        query_pre_attn_scalar=24,
-        sliding_window=5,
-        layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
-        rope_parameters={
-            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
-            "full_attention": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 8.0},
-        },
-    )
-    llama = transformers.LlamaConfig(**_SHAPE, num_hidden_layers=3, rope_parameters=_LLAMA3, tie_word_embeddings=True)
-    biased = transformers.LlamaConfig(
-        **_SHAPE,
-        head_dim=12,
-        num_hidden_layers=2,
-        attention_bias=True,
-        mlp_bias=True,
-        tie_word_embeddings=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
-    )
-    return {"tiny-gemma3": gemma3, "tiny-llama": llama, "tiny-llama-bias": biased}
-
-
-def randomise(model: torch.nn.Module) -> None:
-    """Weights large enough that every part of the network shows in the output."""
-    for name, weight in model.named_parameters():
-        if "norm" in name:
-            weight.data += 0.3 * torch.randn_like(weight)
-        else:
-            weight.data = torch.randn_like(weight) * (0.2 if weight.ndim == 1 else 1.5 * weight.shape[1] ** -0.5)
-
-
-@torch.no_grad()
-def run(model, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [B,T,V] and the residual stream after each layer [L,B,T,D] (HF's hidden_states norm the last one)."""
-    residuals: list[torch.Tensor] = []
-
-    def keep(_, __, out):
-        residuals.append(out[0] if isinstance(out, tuple) else out)
-
-    hooks = [layer.register_forward_hook(keep) for layer in model.model.layers]
-    logits = model(tokens, use_cache=False).logits
-    for hook in hooks:
-        hook.remove()
-    return logits, torch.stack(residuals)
-
-
-def continuation(model, tokens: torch.Tensor) -> torch.Tensor:
-    """Greedy, [B,NEW]."""
-    for _ in range(NEW):
-        tokens = torch.cat([tokens, run(model, tokens)[0][:, -1].argmax(-1, keepdim=True)], 1)
-    return tokens[:, -NEW:]
-
-
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Words t4 .. t96: enough for a folder to be complete."""
-    names = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"t{i}" for i in range(4, VOCAB))]
-    backend = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
-
-
-def write_tiny(name: str, config, out: Path) -> None:
+def write_first(name: str, config, out: Path) -> None:
     torch.manual_seed(sum(map(ord, name)))
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
-    randomise(model)
-    folder = out / name
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    model = build(config)
+    save(model, out / name)
+    tokens = torch.randint(4, VOCAB, (BATCH, FIRST_TOKENS))
+    logits, residuals = run(model, tokens)
+    _write(out / name, tokens=tokens, logits=logits, residuals=residuals, continuation=continuation(model, tokens, NEW))
+
+
+def write_family(name: str, config, out: Path) -> None:
+    """A folder, and what HF computes from that folder: unpadded, continued, left-padded; for longrope, short texts."""
+    torch.manual_seed(sum(map(ord, name)))
+    built = build(config, bias=0.5)
+    save(built, out / name)
+    if name in PUBLISHED:
+        publish(out / name)
+    model = AutoModelForCausalLM.from_pretrained(out / name, attn_implementation="eager", dtype=torch.float32).eval()
     tokens = torch.randint(4, VOCAB, (BATCH, TOKENS))
     logits, residuals = run(model, tokens)
-    np.savez_compressed(
-        folder / "golden.npz",
-        tokens=tokens.numpy().astype(np.int32),
-        logits=logits.numpy(),
-        residuals=residuals.numpy(),
-        continuation=continuation(model, tokens).numpy().astype(np.int32),
-    )
+    torch.testing.assert_close(logits, run(built, tokens)[0])  # the older configuration means the same model
+    arrays = {"tokens": tokens, "logits": logits, "residuals": residuals}
+    arrays["continuation"] = continuation(model, tokens, NEW)
+    _check_margins(name, model, torch.cat([tokens, arrays["continuation"]], 1))
+    texts = [torch.randint(4, VOCAB, (n,)) for n in PADDED]
+    arrays["tokens_left"], arrays["mask_left"] = left_padded(texts, TOKENS)
+    arrays["logits_left"] = run(model, arrays["tokens_left"], arrays["mask_left"])[0]
+    for text, padded in zip(texts, arrays["logits_left"], strict=True):  # HF against itself: padding changes nothing
+        torch.testing.assert_close(padded[-len(text) :], run(model, text[None])[0][0], atol=1e-4, rtol=1e-4)
+    if (getattr(model.config, "rope_parameters", None) or {}).get("rope_type") == "longrope":
+        arrays["tokens_short"] = tokens[:, :SHORT]
+        arrays["logits_short"] = run(model, tokens[:, :SHORT])[0]
+    _write(out / name, **arrays)
+
+
+def _check_margins(name: str, model, tokens: torch.Tensor) -> None:
+    """A continuation decided by a hair would test rounding."""
+    top = run(model, tokens)[0][:, -NEW - 1 : -1].topk(2).values
+    if (margin := (top[..., 0] - top[..., 1]).min().item()) < 1e-3:
+        raise ValueError(f"{name}: the continuation is decided by {margin:.1e}; change the golden's seed")
+
+
+def _write(folder: Path, **arrays: torch.Tensor) -> None:
+    kept = {k: v.numpy() if v.is_floating_point() else v.numpy().astype(np.int32) for k, v in arrays.items()}
+    np.savez_compressed(folder / "golden.npz", **kept)
 
 
 def write_real(out: Path, gguf: Path | None) -> None:
@@ -162,9 +103,10 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, help="file of Gemma 3 270M, instead of the installed package")
     args = parser.parse_args()
     torch.set_num_threads(2)
-    for name, config in tiny_configs().items():
-        if args.only in (None, name):
-            write_tiny(name, config, args.out)
+    for configs, write in ((first_configs(), write_first), (family_configs(), write_family)):
+        for name, config in configs.items():
+            if args.only in (None, name):
+                write(name, config, args.out)
     if args.only in (None, "gemma-3-270m"):
         write_real(args.out / "gemma-3-270m", args.gguf)
 

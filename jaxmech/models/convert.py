@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 Transform = Callable[[np.ndarray], np.ndarray]
 _LISTED = 20  # names printed per kind of problem
@@ -31,7 +35,7 @@ class Table(NamedTuple):
     """How a checkpoint is laid out.
 
     Attributes:
-      rules: the first that matches a name decides.
+      rules: every rule that matches a name takes its part of the tensor (q, k and v may be stored as one).
       strays: patterns of tensors that are known to occur and are not parameters.
       twins: pairs (pattern, path) of tensors that repeat a parameter (a stored unembedding of a tied model); they must
         be equal to it.
@@ -71,61 +75,78 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Place(NamedTuple):
-    """Where one source tensor goes. layer is None for a parameter that is not stacked."""
+    """Where one source tensor, or a part of it, goes. layer is None for a parameter that is not stacked."""
 
+    name: str
     path: str
     layer: int | None
     transform: Transform
 
 
-def convert(source: Source, table: Table, shapes: Mapping[str, Any], dtype, finish: Callable = lambda x: x) -> dict:
-    """Fills the parameter tree of `shapes` from a checkpoint.
+def convert(source: Source, table: Table, target: Mapping[str, Any]) -> dict:
+    """Fills the parameter tree from a checkpoint, tensor by tensor: host memory holds one of them at a time.
 
     Args:
       source: the checkpoint.
       table: its layout.
-      shapes: tree whose leaves have `.shape`; leaves under "layers" lead with the layer axis.
-      dtype: of the parameters.
-      finish: applied to each finished array, for example to put it on a device before the next one is built.
+      target: tree of `jax.ShapeDtypeStruct`s with shardings; leaves under "layers" lead with the layer axis.
 
     Returns:
-      The tree of arrays.
+      The tree of arrays, each on the devices of its sharding.
 
     Raises:
       ValueError: listing every tensor that is unknown, missing, given twice or of a wrong shape.
     """
-    wanted = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
-    places, twins, problems = _plan(source, table, wanted)
+    wanted = flatten(target)
+    places, twins, problems = _plan(source, table, {path: tuple(leaf.shape) for path, leaf in wanted.items()})
     if problems:
         raise ValueError("the checkpoint does not fit the model:\n" + "\n".join(problems))
-    by_path: dict[str, list[tuple[str, _Place]]] = {path: [] for path in wanted}
-    for name, place in places.items():
-        by_path[place.path].append((name, place))
-    filled = {}
-    for path, shape in wanted.items():
-        array = _fill(source, by_path[path], shape, np.dtype(dtype))
-        for name in (twin for twin, repeated in twins.items() if repeated == path):
-            if not np.array_equal(array, source.read(name).astype(dtype)):
-                raise ValueError(f"the model ties {name!r} to {path!r}, yet the checkpoint stores different values")
-        filled[path] = finish(array)
-        del array
-    return unflatten(filled)
+    by_path: dict[str, list[_Place]] = {path: [] for path in wanted}
+    for place in places:
+        by_path[place.path].append(place)
+    for name, path in twins.items():
+        (place,) = by_path[path]
+        if not np.array_equal(source.read(name), place.transform(source.read(place.name))):
+            raise ValueError(f"the model ties {name!r} to {path!r}, yet the checkpoint stores different values")
+    return unflatten({path: _fill(source, by_path[path], leaf) for path, leaf in wanted.items()})
 
 
-def _fill(source: Source, places: Sequence[tuple[str, _Place]], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """One parameter, its layers stacked."""
-    name, place = places[0]
-    if place.layer is None:
-        whole = place.transform(source.read(name))
-        if whole.dtype == dtype and whole.flags.c_contiguous:
-            return whole  # a large embedding is not copied
-        array = aligned_empty(shape, dtype)
-        array[...] = whole
-        return array
-    array = aligned_empty(shape, dtype)
-    for name, place in places:
-        array[place.layer] = place.transform(source.read(name))
+def _fill(source: Source, places: Sequence[_Place], leaf) -> jax.Array:
+    """One parameter, its layers stacked where it lives."""
+    first = places[0]
+    if first.layer is None:
+        return jax.device_put(_read(source, first, leaf.dtype), leaf.sharding)
+    sharding = _one_layer(leaf.sharding)
+    put = _put_layer(leaf.sharding)
+    whole = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+    for place in places:
+        whole = put(whole, jax.device_put(_read(source, place, leaf.dtype), sharding), place.layer)
+    return whole
+
+
+def _read(source: Source, place: _Place, dtype) -> np.ndarray:
+    part = place.transform(source.read(place.name))
+    if part.dtype == dtype and part.flags.c_contiguous:
+        return part  # a large embedding is not copied
+    array = aligned_empty(part.shape, dtype)
+    array[...] = part
     return array
+
+
+@lru_cache(maxsize=64)
+def _put_layer(sharding: Sharding):
+    # The donated array is written in place, so that stacking needs no second copy on the device.
+    return jax.jit(
+        lambda whole, part, layer: jax.lax.dynamic_update_index_in_dim(whole, part, layer, 0),
+        donate_argnums=0,
+        out_shardings=sharding,
+    )
+
+
+def _one_layer(sharding: Sharding) -> Sharding:
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    return sharding
 
 
 def aligned_empty(shape: tuple[int, ...], dtype) -> np.ndarray:
@@ -141,19 +162,20 @@ def _plan(source: Source, table: Table, wanted: Mapping[str, tuple[int, ...]]):
     """What goes where, and every problem as a line of text."""
     rules = [(re.compile(rule.pattern), rule) for rule in table.rules]
     strays = [re.compile(pattern) for pattern in table.strays]
-    places: dict[str, _Place] = {}
+    places: list[_Place] = []
     twins: dict[str, str] = {}
     unknown, twice, misshapen = [], [], []
     taken: dict[tuple[str, int | None], str] = {}
     for name in source.names():
-        place = _match(name, rules, wanted)
-        if place is not None:
-            key = (place.path, place.layer)
-            if key in taken:
-                twice.append(f"{name} and {taken[key]} are both {_named(*key)}")
-            taken[key] = name
-            places[name] = place
-            misshapen += _shape_problem(name, source.shape(name), place, wanted[place.path])
+        found = _match(name, rules)
+        if found and all(_fits(place, wanted) for place in found):
+            for place in found:
+                key = (place.path, place.layer)
+                if key in taken:
+                    twice.append(f"{name} and {taken[key]} are both {_named(*key)}")
+                taken[key] = name
+                misshapen += _shape_problem(source.shape(name), place, wanted[place.path])
+            places += found
         elif twin := next((path for pattern, path in table.twins if re.fullmatch(pattern, name)), None):
             twins[name] = twin
         elif not any(stray.fullmatch(name) for stray in strays):
@@ -163,22 +185,25 @@ def _plan(source: Source, table: Table, wanted: Mapping[str, tuple[int, ...]]):
     return places, twins, [_lines(kind, found) for kind, found in kinds.items() if found]
 
 
-def _match(name: str, rules, wanted) -> _Place | None:
+def _match(name: str, rules) -> list[_Place]:
+    places = []
     for pattern, rule in rules:
         if found := pattern.fullmatch(name):
             layer = found.groupdict().get("layer")
-            layer = None if layer is None else int(layer)
-            fits = rule.path in wanted and (layer is None or layer < wanted[rule.path][0])
-            return _Place(rule.path, layer, rule.transform) if fits else None
-    return None
+            places.append(_Place(name, rule.path, None if layer is None else int(layer), rule.transform))
+    return places
 
 
-def _shape_problem(name: str, shape: tuple[int, ...], place: _Place, wanted: tuple[int, ...]) -> list[str]:
+def _fits(place: _Place, wanted: Mapping[str, tuple[int, ...]]) -> bool:
+    return place.path in wanted and (place.layer is None or place.layer < wanted[place.path][0])
+
+
+def _shape_problem(shape: tuple[int, ...], place: _Place, wanted: tuple[int, ...]) -> list[str]:
     """Runs the transform on an array without memory to see what shape comes out."""
-    expected = wanted if place.layer is None else wanted[1:]
+    name, expected = place.name, wanted if place.layer is None else wanted[1:]
     try:
         got = place.transform(np.broadcast_to(np.float32(0), shape)).shape
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         return [f"{name} {list(shape)}: {error}"]
     return [] if got == expected else [f"{name} {list(shape)}: gives {list(got)}, {place.path} needs {list(expected)}"]
 

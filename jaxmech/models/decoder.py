@@ -26,9 +26,10 @@ Params = Mapping[str, Any]
 SITES = ("resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
 """Where an edit may act and a tap may read, in the order in which a block computes them.
 
-`attn_z` is the input of the attention's output projection, heads flattened `[B,T,H*h]`; `mlp_in` the normed input of
-the feed-forward sublayer, gain included; `attn_out` and `mlp_out` are what is added to the residual stream, that is
-after Gemma's post-norms.
+`attn_z` is the input of the attention's output projection, heads flattened `[B,T,H*h]`; `mlp_in` the input of the
+feed-forward sublayer, normed where the model norms it, gain included; `attn_out` and `mlp_out` are what is added to the
+residual stream, that is after post-norms. Where both sublayers read the layer's input (GPT-NeoX), `resid_mid` is still
+`resid_pre + attn_out`, and the feed-forward sublayer does not see it.
 """
 
 _ACTIVATIONS = {
@@ -91,20 +92,25 @@ class _Linear(nn.Module):
         return y
 
 
-class _RMSNorm(nn.Module):
-    """x / rms(x) * (offset + scale), computed in float32 whatever x is."""
+class _Norm(nn.Module):
+    """RMSNorm, x / rms(x) * (offset + scale), or LayerNorm, over the last axes; in float32 whatever x is."""
 
     config: ModelConfig
-    axis: str = "embed"
+    axes: tuple[str, ...] = ("embed",)
 
     @nn.compact
     def __call__(self, x):
-        offset = self.config.norm_offset
-        init = nn.with_logical_partitioning(nn.initializers.constant(1.0 - offset), (self.axis,))
-        scale = self.param("scale", init, (x.shape[-1],))
+        c, over, shape = self.config, tuple(range(-len(self.axes), 0)), x.shape[-len(self.axes) :]
+        init = nn.with_logical_partitioning(nn.initializers.constant(1.0 - c.norm_offset), self.axes)
+        scale = c.norm_offset + self.param("scale", init, shape).astype(jnp.float32)
         wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.config.norm_eps)
-        return (wide * (offset + scale.astype(jnp.float32))).astype(x.dtype)
+        if c.norm == "layer":
+            wide = wide - jnp.mean(wide, over, keepdims=True)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, over, keepdims=True) + c.norm_eps) * scale
+        if c.norm == "layer":
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes)
+            wide = wide + self.param("bias", zeros, shape).astype(jnp.float32)
+        return wide.astype(x.dtype)
 
 
 def _attend(config: ModelConfig, q, segments, masks) -> jax.Array:
@@ -120,10 +126,11 @@ def _attend(config: ModelConfig, q, segments, masks) -> jax.Array:
     """
     B, T, H, h = q.shape
     groups, precision = config.n_kv_heads, _precision(q.dtype)
-    q = q.reshape(B, T, groups, H // groups, h) * jnp.asarray(config.query_scale, q.dtype)
+    q = q.reshape(B, T, groups, H // groups, h)
     scores = []
     for (k, _), mask in zip(segments, masks, strict=True):
         s = jnp.einsum("btgrh,bsgh->bgrts", q, k, precision=precision, preferred_element_type=jnp.float32)
+        s *= config.query_scale  # in float32: in bfloat16 the rounded factor would sharpen or flatten every head
         if config.attn_softcap is not None:
             s = config.attn_softcap * jnp.tanh(s / config.attn_softcap)
         scores.append(jnp.where(mask[:, None, None], s, jnp.finfo(jnp.float32).min))
@@ -142,16 +149,18 @@ class _Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, cached, cos_sin, masks, visit):
-        c, norm = self.config, partial(_RMSNorm, self.config, "head_dim")
+        c = self.config
 
         def project(name, heads, axis):
             shape, axes = (c.d_model, heads, c.head_dim), ("embed", axis, "head_dim")
             return _Linear("btd,dnh->btnh", shape, axes, 2 * c.attention_bias, name=name)(x)
 
         q, k, v = project("q", c.n_heads, "heads"), project("k", c.n_kv_heads, "kv"), project("v", c.n_kv_heads, "kv")
-        if c.qk_norm:
-            q, k = norm(name="q_norm")(q), norm(name="k_norm")(k)
-        q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
+        if c.qk_norm is not None:
+            axes = [("head_dim",)] * 2 if c.qk_norm == "head" else [("heads", "head_dim"), ("kv", "head_dim")]
+            q, k = _Norm(c, axes[0], name="q_norm")(q), _Norm(c, axes[1], name="k_norm")(k)
+        if c.rope is not None:
+            q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
         z = _attend(c, q, [*cached, (k, v)], masks)
         z = visit("attn_z", z.reshape(*z.shape[:2], -1)).reshape(z.shape)
         shape, axes = (c.n_heads, c.head_dim, c.d_model), ("heads", "head_dim", "embed")
@@ -165,7 +174,8 @@ class _MLP(nn.Module):
     def __call__(self, x):
         c, bias = self.config, int(self.config.mlp_bias)
         up = partial(_Linear, "btd,dm->btm", (c.d_model, c.d_mlp), ("embed", "mlp"), bias)
-        hidden = _ACTIVATIONS[c.activation](up(name="gate")(x)) * up(name="up")(x)
+        act = _ACTIVATIONS[c.activation]
+        hidden = act(up(name="gate")(x)) * up(name="up")(x) if c.gated else act(up(name="up")(x))
         return _Linear("btm,md->btd", (c.d_mlp, c.d_model), ("mlp", "embed"), bias, name="down")(hidden)
 
 
@@ -176,23 +186,24 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, cached, cos_sin, masks, visit):
-        c, norm = self.config, partial(_RMSNorm, self.config)
+        c = self.config
+
+        def norm(name, x, present):
+            return _Norm(c, name=name)(x) if present else x
+
         x = visit("resid_pre", x)
-        out, kv = _Attention(c, name="attn")(norm(name="attn_norm")(x), cached, cos_sin, masks, visit)
-        if c.post_norms:
-            out = norm(name="attn_post_norm")(out)
-        x = visit("resid_mid", x + visit("attn_out", out))
-        out = _MLP(c, name="mlp")(visit("mlp_in", norm(name="mlp_norm")(x)))
-        if c.post_norms:
-            out = norm(name="mlp_post_norm")(out)
-        return visit("resid_post", x + visit("mlp_out", out)), kv
+        out, kv = _Attention(c, name="attn")(norm("attn_norm", x, c.pre_norms), cached, cos_sin, masks, visit)
+        mid = visit("resid_mid", x + visit("attn_out", norm("attn_post_norm", out, c.post_norms)))
+        read = visit("mlp_in", norm("mlp_norm", x if c.parallel else mid, c.pre_norms))
+        out = _MLP(c, name="mlp")(read)
+        return visit("resid_post", mid + visit("mlp_out", norm("mlp_post_norm", out, c.post_norms))), kv
 
 
 def _init(config: ModelConfig, key: jax.Array) -> Params:
     """Random parameters, each leaf boxed with its logical axis names."""
     c, x = config, jnp.zeros((1, 1, config.d_model))
     keys = jax.random.split(key, 3)
-    half, one = jnp.zeros((1, 1, 1, c.head_dim // 2)), [jnp.ones((1, 1, 1), bool)]
+    half, one = jnp.zeros((1, 1, 1, (c.rotary_dim or c.head_dim) // 2)), [jnp.ones((1, 1, 1), bool)]
 
     def block(k):
         return _Block(c).init(k, x, [], (half, half), one, lambda _, y: y)["params"]
@@ -204,8 +215,12 @@ def _init(config: ModelConfig, key: jax.Array) -> Params:
     params = {
         "embed": {"embedding": leaf(keys[1], (c.vocab_size, c.d_model), ("vocab", "embed"))},
         "layers": nn.meta.add_axis(layers, 0, {nn.PARTITION_NAME: "layers"}),
-        "final_norm": _RMSNorm(c).init(keys[2], x)["params"],
+        "final_norm": _Norm(c).init(keys[2], x)["params"],
     }
+    if c.learned_positions:
+        params["positions"] = {
+            "embedding": leaf(jax.random.fold_in(key, 3), (c.max_positions, c.d_model), (None, "embed"))
+        }
     if not c.tied:
         params["unembed"] = {"kernel": leaf(keys[2], (c.d_model, c.vocab_size), ("embed", "vocab"))}
     return params
@@ -273,6 +288,9 @@ def forward(
         raise ValueError(f"unknown site {', '.join(map(repr, unknown))}; the sites are {', '.join(SITES)}")
     if logits not in ("last", "all", "none") and not (isinstance(logits, int) and 0 < logits <= tokens.shape[1]):
         raise ValueError(f"logits: expected 'last', 'all', 'none' or 1..{tokens.shape[1]}, got {logits!r}")
+    if config.learned_positions and tokens.shape[1] > config.max_positions:
+        raise ValueError(f"tokens: {tokens.shape[1]} a row, yet {config.max_positions} positions were learned; "
+                         "shorten the text")  # fmt: skip
     mask = jnp.ones(tokens.shape, bool) if mask is None else mask
     return _forward(
         config,
@@ -299,6 +317,8 @@ def _forward(config, params, tokens, mask, edits, taps, cache, positions, within
     x = params["embed"]["embedding"][tokens]
     if config.embed_scale != 1.0:
         x = x * jnp.asarray(config.embed_scale, x.dtype)
+    if config.learned_positions:  # beyond the last one: NaN, rather than the last one again
+        x = x + jnp.take(params["positions"]["embedding"], positions, axis=0, mode="fill", fill_value=jnp.nan)
     block = _Block(config)
 
     def layer(x, inputs):
@@ -331,9 +351,10 @@ def _position_tables(config: ModelConfig, positions, mask, within, cache):
     distances = [positions[:, :, None] - at[:, None] for at in (*(s.positions for s in cache), positions)]
     looks = [s.mask[:, None] for s in cache] + [mask[:, None] & within]
     whole = tuple(look & (d >= 0) for look, d in zip(looks, distances, strict=True))
-    tables, masks = [rope_tables(config.rope, config.head_dim, positions)], [whole]
+    width = config.rotary_dim or config.head_dim
+    tables, masks = [rope_tables(config.rope, width, positions)], [whole]
     if any(config.is_local):
-        tables.append(rope_tables(config.rope_local or config.rope, config.head_dim, positions))
+        tables.append(rope_tables(config.rope_local or config.rope, width, positions))
         masks.append(tuple(m & (d < config.window) for m, d in zip(whole, distances, strict=True)))
     return tables, masks
 
@@ -347,7 +368,7 @@ def _read_out(config: ModelConfig, params: Params, x, mask, logits: str | int):
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)
     elif logits != "all":
         x = x[:, -logits:]
-    x = _RMSNorm(config).apply({"params": params["final_norm"]}, x)
+    x = _Norm(config).apply({"params": params["final_norm"]}, x)
     kernel, equation = (
         (params["embed"]["embedding"], "btd,vd->btv") if config.tied else (params["unembed"]["kernel"], "btd,dv->btv")
     )

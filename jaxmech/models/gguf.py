@@ -1,4 +1,4 @@
-"""Reading GGUF files: metadata, tensors as float32, and the Hugging Face style configuration they imply.
+"""Reading GGUF files: metadata, and tensors as float32.
 
 The metadata is parsed here and not with `gguf.GGUFReader`, which takes fifteen seconds over a vocabulary of 262,144
 tokens and wants one file; a model that is shipped in parts is read in place. Dequantisation is the `gguf` package's.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,12 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _FIRST_READ = 32 << 20
 _ROWS_AT_ONCE = 4096  # dequantisation makes temporaries several times its input
+
+QUANTISATIONS = (
+    *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"),
+)
+"""The kinds of tensor that can be read, by ggml's names."""
 
 
 class _OutOfBytes(Exception):
@@ -43,7 +49,10 @@ class _Header:
 
     def unpack(self, form: str) -> tuple:
         form = "<" + form
-        end = self.at + struct.calcsize(form)
+        try:
+            end = self.at + struct.calcsize(form)
+        except struct.error:  # a damaged count, beyond anything that fits
+            raise _OutOfBytes from None
         if end > len(self.data):
             raise _OutOfBytes
         values = struct.unpack_from(form, self.data, self.at)
@@ -55,7 +64,10 @@ class _Header:
         end = self.at + length
         if end > len(self.data):
             raise _OutOfBytes
-        text = self.data[self.at : end].decode("utf-8")
+        try:
+            text = self.data[self.at : end].decode("utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"the text at byte {self.at} is not UTF-8; the file is damaged") from None
         self.at = end
         return text
 
@@ -137,25 +149,10 @@ class GGUFFile:
             dims = header.unpack(f"{header.unpack('I')[0]}Q")
             if name in raw:
                 raise ValueError(f"{self.name} holds two tensors named {name!r}")
-            raw[name] = (dims[::-1], *header.unpack("IQ"))
+            raw[name] = (dims[::-1] or (1,), *header.unpack("IQ"))
         align = metadata.get("general.alignment", 32)
         base = -(-header.at // align) * align
-        return metadata, {name: self._info(name, base, *rest) for name, rest in raw.items()}
-
-    def _info(self, name: str, base: int, shape: tuple[int, ...], kind: int, offset: int) -> TensorInfo:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-        from gguf.quants import _type_traits
-
-        known = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, *_type_traits}
-        if kind not in {int(k) for k in known}:
-            names = {int(k): k.name for k in GGMLQuantizationType}
-            raise ValueError(
-                f"{self.name}: tensor {name!r} has quantisation {names.get(kind, kind)}, which cannot be read; "
-                f"expected one of {', '.join(sorted(k.name for k in known))}"
-            )
-        block, width = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-        n_bytes = int(np.prod(shape, dtype=np.int64)) // block * width
-        return TensorInfo(shape, GGMLQuantizationType(kind).name, base + offset, n_bytes)
+        return metadata, _tensor_infos(self.name, raw, base)
 
     def names(self) -> list[str]:
         return list(self.tensors)
@@ -179,130 +176,26 @@ class GGUFFile:
         return out.reshape(info.shape)
 
 
-# Configuration ------------------------------------------------------------------------------------------------------
+def _tensor_infos(where: str, raw: Mapping[str, tuple], base: int) -> dict[str, TensorInfo]:
+    """Shapes, kinds and places of tensors given as (shape, number of the kind, offset from base)."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-_SHARED_KEYS = {
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.key_length": "head_dim",
-}
-_INERT_PREFIXES = ("general.", "tokenizer.", "quantize.", "split.")
-
-
-class _Keys:
-    """The `{architecture}.*` keys of a file; asking for one marks it as handled."""
-
-    def __init__(self, file: GGUFFile, architecture: str):
-        self.file, self.prefix, self.seen = file, f"{architecture}.", set()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.seen.add(self.prefix + key)
-        return self.file.metadata.get(self.prefix + key, default)
-
-    def need(self, key: str) -> Any:
-        value = self.get(key)
-        if value is None:
-            raise ValueError(f"{self.file.name}: metadata key {self.prefix + key!r} is missing")
-        return value
-
-    def finish(self) -> None:
-        left = [k for k in self.file.metadata if k not in self.seen and not k.startswith(_INERT_PREFIXES)]
-        if left:
-            listed = ", ".join(f"{k}={self.file.metadata[k]!r}" for k in sorted(left))
-            raise ValueError(f"{self.file.name}: metadata not understood, so the model might come out wrong: {listed}")
-
-
-def _scaled(keys: _Keys) -> dict[str, Any]:
-    """The RoPE scaling of the file, in Hugging Face's words."""
-    kind, factor = keys.get("rope.scaling.type"), keys.get("rope.scaling.factor")
-    if kind in (None, "none"):
-        return {"rope_type": "default"}
-    if kind != "linear":
-        raise ValueError(f"{keys.file.name}: RoPE scaling {kind!r} is not supported from GGUF; expected 'linear'")
-    return {"rope_type": "linear", "factor": factor}
-
-
-def _plain_heads(keys: _Keys, config: dict[str, Any]) -> None:
-    """Refuses heads whose values have another width than their keys, and partly rotated ones."""
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if keys.get(key, config["head_dim"]) != config["head_dim"]:
-            raise ValueError(f"{keys.file.name}: {keys.prefix}{key}={keys.get(key)} differs from the head's width "
-                             f"{config['head_dim']}; such heads are not supported")  # fmt: skip
-
-
-def _llama(keys: _Keys, config: dict[str, Any]) -> None:
-    config["head_dim"] = config["head_dim"] or config["hidden_size"] // config["num_attention_heads"]
-    _plain_heads(keys, config)
-    config["rope_parameters"] = {"rope_theta": keys.need("rope.freq_base"), **_scaled(keys)}
-    config |= {"model_type": "llama", "hidden_act": "silu", "mlp_bias": False}
-    config["attention_bias"] = "blk.0.attn_q.bias" in keys.file.tensors
-    for key in ("expert_count", "expert_used_count"):
-        if keys.get(key, 0):
-            raise ValueError(f"{keys.file.name}: {keys.prefix}{key}={keys.get(key)}; mixtures of experts are not "
-                             "supported")  # fmt: skip
-
-
-def _gemma3(keys: _Keys, config: dict[str, Any]) -> None:
-    """What llama.cpp keeps in its code and not in the file: local RoPE base, 5:1 pattern, the 27B's query scale."""
-    if config["head_dim"] is None:
-        raise ValueError(f"{keys.file.name}: metadata key 'gemma3.attention.key_length' is missing")
-    _plain_heads(keys, config)
-    pattern, layers = keys.get("attention.sliding_window_pattern", 6), config["num_hidden_layers"]
-    if isinstance(pattern, list):
-        local = [bool(p) for p in pattern]
-    else:
-        local = [bool((i + 1) % pattern) for i in range(layers)]
-    # llama.cpp tells the 27B, whose query scale is not the head's width, by its number of layers.
-    scalar = config["hidden_size"] // config["num_attention_heads"] if layers == 62 else config["head_dim"]
-    config |= {
-        "model_type": "gemma3_text",
-        "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": scalar,
-        "sliding_window": keys.need("attention.sliding_window"),
-        "layer_types": ["sliding_attention" if is_local else "full_attention" for is_local in local],
-        "attention_bias": False,
-        "final_logit_softcapping": keys.get("final_logit_softcapping"),
-        "attn_logit_softcapping": keys.get("attn_logit_softcapping"),
-        "rope_parameters": {
-            "full_attention": {"rope_theta": keys.need("rope.freq_base"), **_scaled(keys)},
-            "sliding_attention": {"rope_theta": keys.get("rope.freq_base_swa", 10_000.0), "rope_type": "default"},
-        },
-    }
-
-
-_ARCHITECTURES: dict[str, Callable[[_Keys, dict[str, Any]], None]] = {"llama": _llama, "gemma3": _gemma3}
-
-
-def hf_config(file: GGUFFile) -> dict[str, Any]:
-    """The Hugging Face configuration that the file's metadata describe.
-
-    Raises:
-      ValueError: an architecture without an entry here, a missing key, or one that is not understood.
-    """
-    architecture = file.metadata.get("general.architecture")
-    if architecture not in _ARCHITECTURES:
-        raise ValueError(f"{file.name}: GGUF architecture {architecture!r} is not supported; "
-                         f"expected one of {', '.join(sorted(_ARCHITECTURES))}")  # fmt: skip
-    keys = _Keys(file, architecture)
-    config = {hf: keys.get(key) for key, hf in _SHARED_KEYS.items()}
-    missing = [
-        key for key, hf in _SHARED_KEYS.items() if config[hf] is None and hf not in ("head_dim", "num_key_value_heads")
-    ]
-    if missing or "token_embd.weight" not in file.tensors:
-        named = ", ".join(keys.prefix + key for key in missing) or "the tensor token_embd.weight"
-        raise ValueError(f"{file.name} lacks {named}")
-    config["num_key_value_heads"] = config["num_key_value_heads"] or config["num_attention_heads"]
-    config["vocab_size"] = file.shape("token_embd.weight")[0]
-    keys.get("vocab_size")  # the embedding decides: it may be padded
-    config["tie_word_embeddings"] = "output.weight" not in file.tensors
-    ends = [file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    config["eos_token_id"] = sorted({end for end in ends if end is not None})
-    config["bos_token_id"] = file.metadata.get("tokenizer.ggml.bos_token_id")
-    _ARCHITECTURES[architecture](keys, config)
-    keys.finish()
-    return config
+    names = {int(kind): kind.name for kind in GGMLQuantizationType}
+    infos, bad = {}, []
+    for name, (shape, number, offset) in raw.items():
+        kind = names.get(number, str(number))
+        if kind not in QUANTISATIONS:
+            bad.append(f"{name} ({kind})")
+            continue
+        block, width = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+        if shape[-1] % block:
+            bad.append(f"{name} ({kind}, whose rows of {shape[-1]} are no whole number of blocks of {block})")
+            continue
+        n_bytes = int(np.prod(shape, dtype=np.int64)) // block * width
+        infos[name] = TensorInfo(shape, kind, base + offset, n_bytes)
+    if bad:
+        raise ValueError(
+            f"{where}: {len(bad)} of {len(raw)} tensors have a quantisation that cannot be read: {', '.join(bad)}. "
+            f"Get the model in one of {', '.join(QUANTISATIONS)}."
+        )
+    return infos

@@ -15,22 +15,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmech.models import tokenizer as tokenizers
 from jaxmech.models.config import ModelConfig, Rope
 from jaxmech.models.convert import convert
 from jaxmech.models.decoder import param_shapes
 from jaxmech.models.families import config_from_hf, table_for
-from jaxmech.models.gguf import GGUFFile, hf_config
+from jaxmech.models.gguf import GGUFFile
+from jaxmech.models.gguf_config import hf_config
+from jaxmech.models.safetensors import SafetensorsFolder, read_json
+from jaxmech.models.sharding import param_shardings
 
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 """Part of every cache key: raise it when conversion or tokenizers come out differently."""
 
 _MANIFEST = "jaxmech_model.json"
@@ -93,16 +94,20 @@ _PACKAGED = {
 }
 
 
-def load_model(name_or_path: str | Path, dtype: str = "float32") -> LanguageModel:
+def load_model(
+    name_or_path: str | Path, dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
+) -> LanguageModel:
     """Loads a model.
 
     Args:
       name_or_path: a packaged name ("gemma-3-270m", "smollm2-135m-instruct"), a `.gguf` file, a Hugging Face folder
         with safetensors, a folder written by `save_model`, or a Hugging Face hub id ("org/name").
       dtype: of the parameters: "float32", "bfloat16" or "float16".
+      mesh: devices to spread the parameters over (`jaxmech.models.sharding`), each shard going straight to its device;
+        the default device without one.
 
     Returns:
-      A `LanguageModel` whose parameters are on the default device. Models from GGUF are converted once and then read
+      A `LanguageModel`. Models from GGUF are converted once and then read
       from the user's cache ($JAXMECH_CACHE, or ~/.cache/jaxmech).
 
     Raises:
@@ -112,20 +117,20 @@ def load_model(name_or_path: str | Path, dtype: str = "float32") -> LanguageMode
         raise ValueError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype!r}")
     name = str(name_or_path)
     if name in _PACKAGED:
-        return _load_packaged(name, dtype)
+        return _load_packaged(name, dtype, mesh)
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
-        return _load_gguf(path.stem, [path], _remembered_sha256(path), dtype)
+        return _load_gguf(path.stem, [path], _remembered_sha256(path), dtype, mesh)
     if (path / _MANIFEST).is_file():
-        return load_saved(path, dtype)
+        return load_saved(path, dtype, mesh)
     if (path / "config.json").is_file():
-        return _load_hf(name, path, dtype)
+        return _load_hf(name, path, dtype, mesh)
     if path.exists():
         raise ValueError(f"{path} is not a model: expected a .gguf file, or a folder with config.json or {_MANIFEST}")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) or name.endswith(".gguf"):
         raise ValueError(f"name_or_path: {name!r} does not exist; expected a file, a folder, a hub id 'org/name', or "
                          f"one of {', '.join(_PACKAGED)}")  # fmt: skip
-    return _load_hf(name, _download(name), dtype)
+    return _load_hf(name, _download(name), dtype, mesh)
 
 
 def packaged_models() -> list[tuple[str, str]]:
@@ -149,7 +154,7 @@ def cache_dir() -> Path:
 # Sources ------------------------------------------------------------------------------------------------------------
 
 
-def _load_packaged(name: str, dtype: str) -> LanguageModel:
+def _load_packaged(name: str, dtype: str, mesh) -> LanguageModel:
     package = _PACKAGED[name]
     try:
         paths, expected = package.locate(package.module)
@@ -161,15 +166,15 @@ def _load_packaged(name: str, dtype: str) -> LanguageModel:
             f"the package of {name!r} lacks its files {', '.join(missing) or '*.gguf'}; reinstall it: {package.hint}"
         )
     if expected is None:
-        return _load_gguf(name, paths, _remembered_sha256(paths[0]), dtype)
+        return _load_gguf(name, paths, _remembered_sha256(paths[0]), dtype, mesh)
     # The expected digest keys the cache: the files are hashed only when there is something to convert.
-    return _load_gguf(name, paths, expected, dtype, check=True)
+    return _load_gguf(name, paths, expected, dtype, mesh, check=True)
 
 
-def _load_gguf(name: str, paths: Sequence[Path], sha256: str, dtype: str, check: bool = False) -> LanguageModel:
+def _load_gguf(name: str, paths: Sequence[Path], sha256: str, dtype: str, mesh, check: bool = False) -> LanguageModel:
     folder = cache_dir() / "models" / f"{name}-{sha256[:16]}-{dtype}-v{CONVERTER_VERSION}"
     if (folder / _MANIFEST).is_file():
-        return dataclasses.replace(load_saved(folder, dtype), name=name)
+        return dataclasses.replace(load_saved(folder, dtype, mesh), name=name)
     _log.info("converting %s, once; kept in %s", name, folder)
     if check and (got := _sha256(paths)) != sha256:
         raise ValueError(
@@ -179,68 +184,29 @@ def _load_gguf(name: str, paths: Sequence[Path], sha256: str, dtype: str, check:
     config = config_from_hf(hf_config(file))
     with ThreadPoolExecutor(1) as pool:
         tokenizer = pool.submit(tokenizers.from_gguf, file.metadata)
-        params = _converted(file, config, dtype, gguf=True)
+        params = _converted(file, config, dtype, mesh, gguf=True)
         lm = LanguageModel(name, config, params, tokenizer.result())
     _write(lm, folder, {"source_sha256": sha256, "converter_version": CONVERTER_VERSION}, replace=False)
     return lm
 
 
-def _load_hf(name: str, folder: Path, dtype: str) -> LanguageModel:
-    hf = json.loads((folder / "config.json").read_text())
-    config = config_from_hf(hf)
+def _load_hf(name: str, folder: Path, dtype: str, mesh) -> LanguageModel:
+    config = config_from_hf(read_json(folder / "config.json"))
     generation = folder / "generation_config.json"
-    if generation.is_file() and (ends := json.loads(generation.read_text()).get("eos_token_id")) is not None:
+    if generation.is_file() and (ends := read_json(generation).get("eos_token_id")) is not None:
         ends = ends if isinstance(ends, list) else [ends]
         config = dataclasses.replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *ends))))
-    params = _converted(SafetensorsFolder(folder), config, dtype)
-    return LanguageModel(name, config, params, tokenizers.from_folder(folder))
+    tokenizer = tokenizers.from_folder(folder)
+    if tokenizer("a").input_ids[:1] != [config.bos_id]:
+        config = dataclasses.replace(config, bos_id=None)  # Qwen and GPT-2 name one that no text starts with
+    return LanguageModel(name, config, _converted(SafetensorsFolder(folder), config, dtype, mesh), tokenizer)
 
 
-def _converted(source, config: ModelConfig, dtype: str, gguf: bool = False):
-    return convert(source, table_for(config, gguf), param_shapes(config), jnp.dtype(dtype), jax.device_put)
-
-
-class SafetensorsFolder:
-    """The tensors of a folder with `model.safetensors`, or with shards and their index, read one at a time."""
-
-    def __init__(self, folder: str | Path):
-        """Opens the files.
-
-        Raises:
-          ValueError: there are none, one is damaged or missing, or a tensor is not of a floating-point type.
-        """
-        from safetensors import SafetensorError, safe_open
-
-        folder = Path(folder)
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            files = {folder / f for f in json.loads(index.read_text())["weight_map"].values()}
-        else:
-            files = {folder / "model.safetensors"}
-        if missing := sorted(str(f) for f in files if not f.is_file()):
-            raise ValueError(f"missing {', '.join(missing)}; jaxmech reads safetensors (not .bin or .pt) checkpoints")
-        self._files = {}
-        for path in sorted(files):
-            try:
-                file = safe_open(path, "np")
-            except SafetensorError as error:
-                raise ValueError(f"{path} is damaged or truncated ({error}); download or copy it again") from None
-            for name in file.keys():  # noqa: SIM118  (not a mapping)
-                if name in self._files:
-                    raise ValueError(f"{folder}: tensor {name!r} is stored in two shards")
-                if (kind := file.get_slice(name).get_dtype()) not in ("F64", "F32", "F16", "BF16"):
-                    raise ValueError(f"{path}: tensor {name!r} is {kind}; expected floating point (quantised "
-                                     "safetensors are not supported)")  # fmt: skip
-                self._files[name] = file
-
-    def names(self) -> list[str]:
-        return list(self._files)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._files[name].get_slice(name).get_shape())
-
-    def read(self, name: str) -> np.ndarray:
-        return self._files[name].get_tensor(name)
+def _converted(source, config: ModelConfig, dtype: str, mesh, gguf: bool = False):
+    try:
+        return convert(source, table_for(config, gguf), target(config, dtype, mesh))
+    except ValueError as error:
+        raise ValueError(f"{source.name}: {error}") from None
 
 
 def _download(hub_id: str) -> Path:
@@ -301,18 +267,18 @@ def save_model(lm: LanguageModel, folder: str | Path) -> Path:
     return folder
 
 
-def load_saved(folder: str | Path, dtype: str | None = None) -> LanguageModel:
-    """Reads what `save_model` wrote, cast to `dtype` (by default as stored).
+def load_saved(folder: str | Path, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None) -> LanguageModel:
+    """Reads what `save_model` wrote, cast to `dtype` (by default as stored), onto the mesh as for `load_model`.
 
     Raises:
       ValueError: the folder is damaged or of another version.
     """
     folder = Path(folder).expanduser().absolute()
-    manifest = json.loads((folder / _MANIFEST).read_text())
+    manifest = read_json(folder / _MANIFEST)
     if manifest.get("format") != 1:
         raise ValueError(f"{folder}: format {manifest.get('format')!r} of {_MANIFEST} is not known; expected 1")
     config = _config_from_json(manifest["config"])
-    shapes = _abstract(config, jnp.dtype(dtype or manifest["dtype"]))
+    shapes = target(config, dtype or manifest["dtype"], mesh)
     with ThreadPoolExecutor(1) as pool:
         tokenizer = pool.submit(tokenizers.load_saved, folder / "tokenizer")
         try:
@@ -406,13 +372,17 @@ def _restore(path: Path, shapes):
         return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=shapes, restore_args=args))
 
 
-def _abstract(config: ModelConfig, dtype):
-    device = jax.sharding.SingleDeviceSharding(jnp.zeros(()).devices().pop())  # honours jax.default_device
-    return jax.tree.map(partial(_with, dtype=dtype, sharding=device), param_shapes(config))
-
-
-def _with(leaf, dtype, sharding):
-    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+def target(config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Mapping[str, Any]:
+    """The parameter tree to fill: shapes, dtype, and the devices each leaf goes to."""
+    shapes = param_shapes(config)
+    if mesh is None:
+        device = jax.sharding.SingleDeviceSharding(jnp.zeros(()).devices().pop())  # honours jax.default_device
+        shardings = jax.tree.map(lambda _: device, shapes)
+    else:
+        shardings = param_shardings(config, mesh)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=sharding), shapes, shardings
+    )
 
 
 def _config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
@@ -420,5 +390,6 @@ def _config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     for key in ("rope", "rope_local"):
         if (rope := fields.get(key)) is not None:
-            fields[key] = Rope(rope["theta"], tuple((k, v) for k, v in rope["scaling"]))
+            scaling = ((k, tuple(v) if isinstance(v, list) else v) for k, v in rope["scaling"])
+            fields[key] = Rope(rope["theta"], tuple(scaling))
     return ModelConfig(**fields)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -19,10 +22,13 @@ TABLE = Table(
     strays=(r".*inv_freq",),
     twins=((r"head", "embed/embedding"),),
 )
-SHAPES = {
-    "embed": {"embedding": np.empty((5, 4))},
-    "layers": {"w": {"kernel": np.empty((2, 4, 3))}, "h": {"kernel": np.empty((2, 2, 3, 4))}},
-}
+SHAPES = {"embed": {"embedding": (5, 4)}, "layers": {"w": {"kernel": (2, 4, 3)}, "h": {"kernel": (2, 2, 3, 4)}}}
+
+
+def target(dtype=np.float32):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    leaf = partial(jax.ShapeDtypeStruct, dtype=dtype, sharding=sharding)
+    return jax.tree.map(leaf, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
 
 
 class Arrays(dict):
@@ -44,7 +50,7 @@ def arrays():
 
 
 def test_stacks_and_transforms(arrays):
-    got = convert(arrays, TABLE, SHAPES, np.float32)
+    got = convert(arrays, TABLE, target())
     np.testing.assert_array_equal(got["embed"]["embedding"], arrays["embed"])
     for i in range(2):
         np.testing.assert_array_equal(got["layers"]["w"]["kernel"][i], arrays[f"block.{i}.w"].T)
@@ -52,15 +58,23 @@ def test_stacks_and_transforms(arrays):
 
 
 def test_rounds_to_the_dtype_asked_for(arrays):
-    got = convert(arrays, TABLE, SHAPES, ml_dtypes.bfloat16)
+    got = convert(arrays, TABLE, target(ml_dtypes.bfloat16))
     assert all(leaf.dtype == ml_dtypes.bfloat16 for leaf in flatten(got).values())
     np.testing.assert_array_equal(got["embed"]["embedding"], arrays["embed"].astype(ml_dtypes.bfloat16))
 
 
-def test_finish_sees_every_array_once(arrays):
-    seen = []
-    convert(arrays, TABLE, SHAPES, np.float32, finish=lambda x: seen.append(x.shape))
-    assert sorted(seen) == sorted([(5, 4), (2, 4, 3), (2, 2, 3, 4)])
+def test_one_tensor_may_hold_several_parameters(arrays):
+    fused = [np.concatenate([arrays.pop(f"block.{i}.w"), arrays.pop(f"block.{i}.heads")]) for i in (0, 1)]
+    arrays |= {f"block.{i}.fused": tensor for i, tensor in enumerate(fused)}
+    name = r"block\.(?P<layer>\d+)\.fused"
+    rules = (
+        Rule(name, "layers/w/kernel", lambda x: x[:3].T),
+        Rule(name, "layers/h/kernel", lambda x: x[3:].reshape(2, 3, 4)),
+    )
+    got = convert(arrays, Table((*TABLE.rules, *rules)), target())
+    for i in range(2):
+        np.testing.assert_array_equal(got["layers"]["w"]["kernel"][i], fused[i][:3].T)
+        np.testing.assert_array_equal(got["layers"]["h"]["kernel"][i].reshape(6, 4), fused[i][3:])
 
 
 def test_all_problems_in_one_message(arrays):
@@ -73,7 +87,7 @@ def test_all_problems_in_one_message(arrays):
     arrays["rotary.inv_freq"] = np.zeros(3)  # allowed
     del arrays["block.1.w"]
     with pytest.raises(ValueError) as error:
-        convert(arrays, TABLE, SHAPES, np.float32)
+        convert(arrays, TABLE, target())
     text = str(error.value)
     assert "3 unknown:" in text and all(n in text for n in ("block.0.new [3]", "block.2.w", "block.0.extra"))
     assert "1 missing:\n    layers/w/kernel[1]" in text
@@ -85,15 +99,15 @@ def test_all_problems_in_one_message(arrays):
 def test_long_lists_are_cut(arrays):
     arrays |= {f"odd.{i}": np.zeros(1) for i in range(50)}
     with pytest.raises(ValueError, match=r"50 unknown:(?s:.*)and 30 more"):
-        convert(arrays, TABLE, SHAPES, np.float32)
+        convert(arrays, TABLE, target())
 
 
 def test_a_stored_tied_unembedding_must_equal_the_embedding(arrays):
     arrays["head"] = arrays["embed"].copy()
-    convert(arrays, TABLE, SHAPES, np.float32)
+    convert(arrays, TABLE, target())
     arrays["head"][0, 0] += 1
     with pytest.raises(ValueError, match="ties 'head' to 'embed/embedding'"):
-        convert(arrays, TABLE, SHAPES, np.float32)
+        convert(arrays, TABLE, target())
 
 
 def test_flatten_and_back():

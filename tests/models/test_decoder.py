@@ -50,8 +50,8 @@ def test_scan_equals_an_unrolled_loop(lm, tokens):
 
 def test_window_and_softcap_matter(lm, tokens):
     base = forward(lm.config, lm.params, tokens).logits
-    for change in (dict(window=200), dict(attn_softcap=1.0), dict(final_softcap=1.0), dict(qk_norm=False)):
-        if change.get("qk_norm") is False:
+    for change in (dict(window=200), dict(attn_softcap=1.0), dict(final_softcap=1.0), dict(qk_norm=None)):
+        if "qk_norm" in change:
             attn = {k: v for k, v in lm.params["layers"]["attn"].items() if not k.endswith("norm")}
             params = lm.params | {"layers": lm.params["layers"] | {"attn": attn}}
         else:

@@ -7,7 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import Gemma3Config, Gemma3TextConfig, LlamaConfig
+from transformers import (
+    Gemma2Config,
+    Gemma3Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from jaxmech.models.config import Rope
 from jaxmech.models.convert import flatten
@@ -67,14 +80,28 @@ def test_old_and_new_rope_mean_the_same():
     [
         (without(llama(), "rope_parameters"), "neither rope_parameters nor rope_theta"),
         (llama(rope_parameters={"rope_type": "default"}), "rope_theta is missing"),
-        (llama(rope_parameters={"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}), "'yarn' is not supported"),
+        (
+            llama(rope_parameters={"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}),
+            r"'yarn' takes \['factor', 'original_max_position_embeddings'\]",
+        ),
         (llama(rope_parameters={"rope_type": "linear", "rope_theta": 1.0}), r"takes \['factor'\], got \[\]"),
         (llama(rope_theta=1.0), "contradicts"),
         (llama(brand_new=3), r"brand_new=3 \(not understood\)"),
         (llama(quantization_config={"bits": 4}), "quantization_config"),
         (llama(hidden_act="relu"), "hidden_act: expected one of"),
         (without(llama(), "vocab_size"), "vocab_size is missing"),
-        ({"model_type": "mamba"}, "model_type: expected one of gemma3_text, llama, gemma3, got 'mamba'"),
+        (without(llama(), "vocab_size", "rms_norm_eps"), "vocab_size, rms_norm_eps are missing"),
+        (without(GPT2Config().to_dict(), "n_embd"), "n_embd is missing"),
+        ({"model_type": "dino"}, "model_type: expected one of gemma, .*qwen3, gemma3, got 'dino'$"),
+        ({"model_type": "mamba"}, "got 'mamba' .*not made of attention layers alone"),
+        ({"model_type": "mixtral"}, "mixtral is a mixture of experts"),
+        ({"model_type": "gemma4_text"}, "shares keys and values between layers"),
+        ({"model_type": "mllama", "text_config": {}}, "mllama reads images"),
+        (GPT2Config().to_dict() | {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx=True .expected False"),
+        (Qwen2Config(use_sliding_window=False).to_dict() | {"layer_types": ["sliding_attention"] * 32}, "is off"),
+        (without(Qwen3Config().to_dict(), "head_dim"), "head_dim is missing"),
+        (without(Gemma2Config().to_dict(), "attn_logit_softcapping"), "attn_logit_softcapping is missing"),
+        (MistralConfig().to_dict() | {"layer_types": ["full_attention"] * 32}, "layer_types=.*not understood"),
         (gemma3(use_bidirectional_attention=True), r"use_bidirectional_attention=True \(expected False\)"),
         (gemma3(layer_types=["chunked_attention"] * 8), "chunked_attention"),
         (gemma3(rope_parameters={"full_attention": {"rope_theta": 1.0}}), r"\['sliding_attention'\] missing"),
@@ -112,7 +139,7 @@ def test_old_nested_gemma3_omits_what_the_class_knows():
     assert config.is_local.index(False) == 5 and config.eos_ids == (1, 106)
 
 
-@pytest.mark.parametrize("name", ["tiny-gemma3", "tiny-llama", "tiny-llama-bias"])
+@pytest.mark.parametrize("name", sorted(path.name for path in GOLDENS.glob("tiny-*")))
 def test_every_configuration_hashes(name):
     config = config_from_hf(json.loads((GOLDENS / name / "config.json").read_text()))
     assert hash(config) == hash(config_from_hf(json.loads((GOLDENS / name / "config.json").read_text())))
@@ -139,12 +166,70 @@ def test_gemma_norms_lose_the_one():
         np.testing.assert_array_equal(rules[path].transform(stored), [0.0, 0.5, -0.75])
 
 
+THETA = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+CLASSES = (LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Phi3Config, Olmo2Config, GemmaConfig, Gemma2Config)
+
+
 @pytest.mark.parametrize("gguf", [False, True])
-@pytest.mark.parametrize("hf", [llama(attention_bias=True, mlp_bias=True), gemma3()], ids=["llama", "gemma3"])
+@pytest.mark.parametrize(
+    "hf",
+    [
+        llama(attention_bias=True, mlp_bias=True),
+        gemma3(),
+        *(make(**THETA).to_dict() for make in CLASSES),
+        GPTNeoXConfig(rope_parameters=THETA["rope_parameters"] | {"partial_rotary_factor": 0.25}).to_dict(),
+        GPT2Config().to_dict(),
+    ],
+    ids=lambda hf: hf["model_type"],
+)
 def test_tables_reach_every_parameter(hf, gguf):
     config = config_from_hf(hf)
+    if gguf and FAMILIES[config.family].gguf_table is None:
+        with pytest.raises(ValueError, match=f"GGUF files of {config.family} are not supported"):
+            table_for(config, gguf)
+        return
     assert set(flatten(param_shapes(config))) <= {rule.path for rule in table_for(config, gguf).rules}
 
 
 def test_family_names_agree():
     assert all(name == family.name for name, family in FAMILIES.items())
+
+
+def test_what_each_class_means():
+    """Facts that are easily got wrong, from Hugging Face's own classes."""
+    mistral = config_from_hf(MistralConfig(**THETA).to_dict())
+    assert all(mistral.is_local) and mistral.window == 4096 and not mistral.attention_bias
+    assert not any(config_from_hf(MistralConfig(sliding_window=None, **THETA).to_dict()).is_local)
+    qwen2 = config_from_hf(Qwen2Config(**THETA).to_dict())
+    assert qwen2.attention_bias and not qwen2.output_bias and not any(qwen2.is_local)
+    late = config_from_hf(Qwen2Config(use_sliding_window=True, max_window_layers=30, **THETA).to_dict())
+    assert late.is_local == (False,) * 30 + (True,) * 2 and late.window == 4096
+    qwen3 = config_from_hf(Qwen3Config(**THETA).to_dict())
+    assert qwen3.qk_norm == "head" and qwen3.head_dim == 128 and not qwen3.attention_bias
+    gemma = config_from_hf(GemmaConfig(**THETA).to_dict() | {"hidden_act": "gelu"})
+    assert gemma.activation == "gelu_tanh" and gemma.tied and gemma.norm_offset == 1 and not gemma.post_norms
+    gemma2 = config_from_hf(Gemma2Config(**THETA).to_dict())
+    assert gemma2.is_local == (True, False) * 13 and (gemma2.attn_softcap, gemma2.final_softcap) == (50, 30)
+    gpt2 = config_from_hf(GPT2Config().to_dict())
+    assert gpt2.d_mlp == 4 * 768 and gpt2.rope is None and gpt2.learned_positions and gpt2.tied and not gpt2.gated
+    pythia = {"rotary_pct": 0.25, "rotary_emb_base": 10000, "layer_norm_eps": 1e-5}
+    neox = config_from_hf(without(GPTNeoXConfig().to_dict(), "rope_parameters") | pythia)
+    assert neox.rotary_dim == 24 and neox.parallel and neox.rope == Rope(1e4) and neox.attention_bias
+    olmo2 = config_from_hf(Olmo2Config(**THETA).to_dict())
+    assert (olmo2.pre_norms, olmo2.post_norms, olmo2.qk_norm) == (False, True, "full")
+
+
+def test_longrope_in_its_three_spellings():
+    factors = {"short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+    base = without(Phi3Config(**THETA).to_dict(), "rope_parameters") | {
+        "max_position_embeddings": 131072,
+        "original_max_position_embeddings": 4096,
+        "rope_theta": 1e4,
+    }
+    read = [
+        config_from_hf(base | {"rope_scaling": {"type": kind, **factors}}).rope for kind in ("longrope", "su", "yarn")
+    ]
+    assert read[0] == read[1] == read[2]
+    scaling = dict(read[0].scaling)
+    assert scaling["attention_factor"] == pytest.approx((1 + np.log(32) / np.log(4096)) ** 0.5)
+    assert scaling["original_max_position_embeddings"] == 4096 and "factor" not in scaling

@@ -1,59 +1,26 @@
-"""GGUF files, written here with the `gguf` package: header, dequantisation, configuration, parts, damage."""
+"""GGUF files, written here with the `gguf` package: header, dequantisation, parts, damage."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import struct
 
 import gguf
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from jaxmech.models.convert import convert, flatten
-from jaxmech.models.decoder import forward, param_shapes
-from jaxmech.models.families import config_from_hf, table_for
-from jaxmech.models.gguf import GGUFFile, hf_config
+from jaxmech.models.gguf import QUANTISATIONS, GGUFFile
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
-
-LLAMA = {"context_length": 512, "embedding_length": 32, "block_count": 3, "feed_forward_length": 48}
-LLAMA |= {"attention.head_count": 4, "attention.head_count_kv": 2, "rope.dimension_count": 8}
-FLOATS = {"attention.layer_norm_rms_epsilon": 1e-6, "rope.freq_base": 500.0}
-
-
-def write(path, tensors, architecture="llama", ints=LLAMA, floats=FLOATS, quantised=None, **extra):
-    writer = gguf.GGUFWriter(path, architecture)
-    for key, value in ints.items():
-        writer.add_uint32(f"{architecture}.{key}", value)
-    for key, value in floats.items():
-        writer.add_float32(f"{architecture}.{key}", value)
-    for key, value in extra.items():
-        writer.add_string(f"{architecture}.{key}", value)
-    writer.add_token_list(["<unk>", "a", "é"])
-    writer.add_uint32("tokenizer.ggml.bos_token_id", 2)
-    writer.add_uint32("tokenizer.ggml.eos_token_id", 1)
-    for name, array in tensors.items():
-        kind = (quantised or {}).get(name)
-        if kind is None:
-            writer.add_tensor(name, array)
-        else:
-            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+Kind = gguf.GGMLQuantizationType
 
 
 @pytest.fixture
-def small(tmp_path):
+def small(tmp_path, write_gguf):
     rng = np.random.default_rng(0)
     tensors = {"token_embd.weight": rng.normal(size=(7, 64)), "w": rng.normal(size=(3, 256)), "b": rng.normal(size=5)}
     tensors = {name: array.astype(np.float32) for name, array in tensors.items()}
-    quantised = {"token_embd.weight": gguf.GGMLQuantizationType.Q8_0, "w": gguf.GGMLQuantizationType.Q4_1}
-    return write(tmp_path / "small.gguf", tensors, quantised=quantised)
+    facts = {"attention.layer_norm_rms_epsilon": 1e-6, "block_count": 3}
+    kinds = {"token_embd.weight": Kind.Q8_0, "w": Kind.Q4_1}
+    return write_gguf(tmp_path / "small.gguf", tensors, facts=facts, kinds=kinds)
 
 
 def test_agrees_with_the_gguf_package(small):
@@ -71,6 +38,148 @@ def test_agrees_with_the_gguf_package(small):
 
 def test_floats_are_read_as_they_were_written(small):
     assert GGUFFile(small).metadata["llama.attention.layer_norm_rms_epsilon"] == 1e-6
+
+
+# Quantisations, decoded here value by value from the layout of ggml's blocks (ggml-common.h, ggml-quants.c) ----------
+
+
+def half(b, at=0):
+    return struct.unpack_from("<e", b, at)[0]
+
+
+def low_then_high(qs):
+    return [q & 15 for q in qs] + [q >> 4 for q in qs]
+
+
+def legacy(b, fifth, offset):
+    """Q4_0, Q4_1, Q5_0, Q5_1: scale, minimum unless `offset` stands for it, fifth bits if any, nibbles."""
+    at, minimum = (2, None) if offset else (4, half(b, 2))
+    bits = struct.unpack_from("<I", b, at)[0] if fifth else 0
+    values = [q + 16 * (bits >> i & 1) for i, q in enumerate(low_then_high(b[at + 4 * fifth :]))]
+    return [half(b) * (q - offset) + (minimum or 0) for q in values]
+
+
+def scale_and_min(s, j):
+    """The j-th of eight six-bit scales and minima of Q4_K and Q5_K, packed in twelve bytes."""
+    if j < 4:
+        return s[j] & 63, s[j + 4] & 63
+    return s[j + 4] & 15 | s[j - 4] >> 6 << 4, s[j + 4] >> 4 | s[j] >> 6 << 4
+
+
+def q45_k(b, high, qs):
+    """Q4_K and Q5_K: nibbles of 32 bytes make two runs of 32 values; `high` holds their fifth bits, run by run."""
+    out = []
+    for run in range(8):
+        scale, minimum = scale_and_min(b[4:16], run)
+        for i in range(32):
+            q = qs[run // 2 * 32 + i] >> 4 * (run % 2) & 15
+            q += 16 * (high[i] >> run & 1) if high else 0
+            out.append(half(b) * scale * q - half(b, 2) * minimum)
+    return out
+
+
+def q2_k(b):
+    out, scales, qs = [], b[:16], b[16:80]
+    for i in range(256):
+        q = qs[i // 128 * 32 + i % 32] >> 2 * (i % 128 // 32) & 3
+        out.append(half(b, 80) * (scales[i // 16] & 15) * q - half(b, 82) * (scales[i // 16] >> 4))
+    return out
+
+
+def q3_k(b):
+    out, high, qs, s = [], b[:32], b[32:96], b[96:108]
+    for i in range(256):
+        j, group = i // 16, i // 32
+        scale = (s[j] & 15 if j < 8 else s[j - 8] >> 4) | (s[8 + j % 4] >> 2 * (j // 4) & 3) << 4
+        q = qs[i // 128 * 32 + i % 32] >> 2 * (group % 4) & 3
+        out.append(half(b, 108) * (scale - 32) * (q - (0 if high[i % 32] >> group & 1 else 4)))
+    return out
+
+
+def q6_k(b):
+    out, low, high = [], b[:128], b[128:192]
+    scales = struct.unpack_from("16b", b, 192)
+    for i in range(256):
+        part, quarter, j = i // 128, i % 128 // 32, i % 32
+        q = low[part * 64 + quarter % 2 * 32 + j] >> 4 * (quarter // 2) & 15
+        q |= (high[part * 32 + j] >> 2 * quarter & 3) << 4
+        out.append(half(b, 208) * scales[i // 16] * (q - 32))
+    return out
+
+
+IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+
+
+def iq4_xs(b):
+    out, high = [], struct.unpack_from("<H", b, 2)[0]
+    for run in range(8):
+        scale = (b[4 + run // 2] >> 4 * (run % 2) & 15) | (high >> 2 * run & 3) << 4
+        values = low_then_high(b[8 + 16 * run : 24 + 16 * run])
+        out += [half(b) * (scale - 32) * IQ4[q] for q in values]
+    return out
+
+
+# kind -> bytes of a block, where its float16 numbers stand, decoder
+LAYOUTS = {
+    "F32": (4, (), lambda b: struct.unpack("<f", b)),
+    "F16": (2, (0,), lambda b: [half(b)]),
+    "BF16": (2, (), lambda b: struct.unpack("<f", b"\0\0" + bytes(b))),
+    "Q4_0": (18, (0,), lambda b: legacy(b, fifth=False, offset=8)),
+    "Q4_1": (20, (0, 2), lambda b: legacy(b, fifth=False, offset=0)),
+    "Q5_0": (22, (0,), lambda b: legacy(b, fifth=True, offset=16)),
+    "Q5_1": (24, (0, 2), lambda b: legacy(b, fifth=True, offset=0)),
+    "Q8_0": (34, (0,), lambda b: [half(b) * q for q in struct.unpack_from("32b", b, 2)]),
+    "Q2_K": (84, (80, 82), q2_k),
+    "Q3_K": (110, (108,), q3_k),
+    "Q4_K": (144, (0, 2), lambda b: q45_k(b, None, b[16:])),
+    "Q5_K": (176, (0, 2), lambda b: q45_k(b, b[16:48], b[48:])),
+    "Q6_K": (210, (208,), q6_k),
+    "IQ4_NL": (18, (0,), lambda b: [half(b) * IQ4[q] for q in low_then_high(b[2:])]),
+    "IQ4_XS": (136, (0,), iq4_xs),
+}
+
+
+@pytest.mark.parametrize("kind", QUANTISATIONS)
+def test_each_quantisation_by_its_layout(kind, tmp_path, write_gguf):
+    width, halves, decode = LAYOUTS[kind]
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, size=(3, 2, width), dtype=np.uint8)
+    for at in halves:
+        blocks[..., at : at + 2] = rng.normal(size=(3, 2, 1)).astype(np.float16).view(np.uint8)
+    if kind in ("F32", "BF16"):  # random bytes may be no number
+        floats = rng.normal(size=(3, 2, 1)).astype(np.float32)
+        blocks = floats.view(np.uint8)[..., -width:]
+    rows = np.ascontiguousarray(blocks.reshape(3, -1))
+    file = GGUFFile(write_gguf(tmp_path / "w.gguf", {"w": rows}, kinds={"w": Kind[kind]}))
+    expected = np.array([[value for block in row for value in decode(block.tobytes())] for row in blocks])
+    assert file.tensors["w"].kind == kind and file.shape("w") == expected.shape
+    np.testing.assert_allclose(file.read("w"), expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
+
+
+def patch_kind(data, name, kind):
+    at = data.index(name) + len(name) + 4 + 2 * 8
+    assert data[at] in (Kind.Q8_0, Kind.Q4_1)
+    data[at] = kind
+
+
+def test_all_unreadable_quantisations_are_named(small):
+    data = bytearray(small.read_bytes())
+    patch_kind(data, b"token_embd.weight", Kind.Q8_K)
+    patch_kind(data, struct.pack("<Q", 1) + b"w", 99)
+    small.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match=r"2 of 3 tensors .*: token_embd.weight \(Q8_K\), w \(99\)\. .*Q4_K"):
+        GGUFFile(small)
+
+
+def test_rows_that_are_no_whole_blocks_are_named(small):
+    data = bytearray(small.read_bytes())
+    patch_kind(data, b"token_embd.weight", Kind.Q4_K)
+    small.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match=r"token_embd.weight \(Q4_K, whose rows of 64 are no whole number of blocks"):
+        GGUFFile(small)
+
+
+# Parts and damage ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cuts", [(10,), (50, 51, 400), (1, 700)])
@@ -93,112 +202,19 @@ def test_truncated(small, share):
         GGUFFile(small)
 
 
+def test_damaged_header(small):
+    data = small.read_bytes()
+    tokens = data.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 8
+    small.write_bytes(data[:tokens] + b"\xff" * 7 + data[tokens + 7 :])  # a count beyond anything that fits
+    with pytest.raises(ValueError, match="small.gguf is truncated: its header is incomplete"):
+        GGUFFile(small)
+    small.write_bytes(data.replace("é".encode(), b"\xff\xff"))
+    with pytest.raises(ValueError, match="is not UTF-8; the file is damaged"):
+        GGUFFile(small)
+
+
 def test_not_a_gguf_file(tmp_path):
     for content in (b"", b"PK\3\4 and then some more bytes than a header has"):
         (tmp_path / "x.gguf").write_bytes(content)
         with pytest.raises(ValueError, match="is not a GGUF file" if content else "truncated"):
             GGUFFile(tmp_path / "x.gguf")
-
-
-def test_unreadable_quantisation_is_named(small):
-    data = bytearray(small.read_bytes())
-    name = b"token_embd.weight"
-    at = data.index(name) + len(name) + 4 + 2 * 8
-    assert data[at] == gguf.GGMLQuantizationType.Q8_0
-    for kind, shown in ((gguf.GGMLQuantizationType.Q8_K, "Q8_K"), (99, "99")):
-        data[at] = kind
-        small.write_bytes(bytes(data))
-        with pytest.raises(ValueError, match=rf"'token_embd.weight' has quantisation {shown}.*expected one of .*Q4_K"):
-            GGUFFile(small)
-
-
-def test_unknown_architecture_and_keys_are_named(tmp_path):
-    tensors = {"token_embd.weight": np.zeros((7, 32), np.float32)}
-    with pytest.raises(ValueError, match="architecture 'mamba' is not supported; expected one of gemma3, llama"):
-        hf_config(GGUFFile(write(tmp_path / "a.gguf", tensors, architecture="mamba")))
-    with pytest.raises(ValueError, match="not understood.*llama.surprise='x'"):
-        hf_config(GGUFFile(write(tmp_path / "b.gguf", tensors, surprise="x")))
-    with pytest.raises(ValueError, match="mixtures of experts"):
-        hf_config(GGUFFile(write(tmp_path / "c.gguf", tensors, ints=LLAMA | {"expert_count": 8})))
-    with pytest.raises(ValueError, match="lacks llama.block_count"):
-        ints = {key: value for key, value in LLAMA.items() if key != "block_count"}
-        hf_config(GGUFFile(write(tmp_path / "d.gguf", tensors, ints=ints)))
-
-
-def permuted(weight, heads):
-    """llama.cpp's own reordering of q and k rows, from its converter."""
-    return weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
-
-
-LLAMA_NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
-LLAMA_NAMES |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
-LLAMA_NAMES |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "model.layers": "blk"}
-LLAMA_NAMES |= {"model.norm": "output_norm", "model.embed_tokens": "token_embd", "lm_head": "output"}
-GEMMA_NAMES = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-GEMMA_NAMES |= {"post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm"}
-GEMMA_NAMES |= {"post_feedforward_layernorm": "post_ffw_norm"}
-
-
-def as_gguf(path, name):
-    """A tiny golden model as llama.cpp's converter would write it."""
-    hf = json.loads((GOLDENS / name / "config.json").read_text())
-    gemma = hf["model_type"] == "gemma3_text"
-    names = LLAMA_NAMES | (GEMMA_NAMES if gemma else {"post_attention_layernorm": "ffn_norm"})
-    tensors = {}
-    for key, array in load_file(GOLDENS / name / "model.safetensors").items():
-        if not gemma and ("q_proj" in key or "k_proj" in key):
-            array = permuted(array, hf["num_attention_heads" if "q_proj" in key else "num_key_value_heads"])
-        if gemma and "norm" in key:
-            array = array + np.float32(1)
-        for old, new in names.items():
-            key = key.replace(old, new)
-        tensors[key] = array
-    ints = {"context_length": 512, "embedding_length": 32, "block_count": hf["num_hidden_layers"]}
-    ints |= {"feed_forward_length": 48, "attention.head_count": 4, "attention.head_count_kv": 2}
-    ints |= {"attention.key_length": hf["head_dim"], "attention.value_length": hf["head_dim"]}
-    floats = {"attention.layer_norm_rms_epsilon": hf["rms_norm_eps"]}
-    if gemma:
-        floats |= {"rope.freq_base": 10_000.0, "rope.freq_base_swa": 100.0, "rope.scaling.factor": 8.0}
-        ints |= {"attention.sliding_window": 5, "attention.sliding_window_pattern": 3}
-        return write(path, tensors, "gemma3", ints, floats, **{"rope.scaling.type": "linear"})
-    return write(path, tensors, "llama", ints, floats | {"rope.freq_base": 500.0})
-
-
-@pytest.mark.parametrize("name", ["tiny-gemma3", "tiny-llama-bias"])
-def test_a_golden_model_through_gguf(tmp_path, name):
-    file = GGUFFile(as_gguf(tmp_path / "model.gguf", name))
-    config = config_from_hf(hf_config(file))
-    expected = config_from_hf(json.loads((GOLDENS / name / "config.json").read_text()))
-    if name == "tiny-gemma3":  # the file has no word for a query scale that is not the head's width
-        assert config.query_scale == 16**-0.5
-        config = expected
-    else:  # llama.cpp's converter refuses biases on the feed-forward part: given here by hand
-        assert config.attention_bias and not config.tied
-        config = expected
-    params = convert(file, table_for(config, gguf=True), param_shapes(config), np.float32)
-    golden = np.load(GOLDENS / name / "golden.npz")
-    logits = forward(config, params, jnp.asarray(golden["tokens"]), logits="all").logits
-    assert np.abs(logits - golden["logits"]).max() <= 2e-4 * golden["logits"].std()
-
-
-def test_gemma3_takes_what_llama_cpp_keeps_in_its_code(tmp_path):
-    ints = {"context_length": 512, "embedding_length": 32, "block_count": 7, "feed_forward_length": 48}
-    ints |= {"attention.head_count": 4, "attention.head_count_kv": 1, "attention.key_length": 16}
-    floats = {"attention.layer_norm_rms_epsilon": 1e-6, "rope.freq_base": 1e6}
-    tensors = {"token_embd.weight": np.zeros((7, 32), np.float32)}
-    with pytest.raises(ValueError, match="'gemma3.attention.sliding_window' is missing"):
-        hf_config(GGUFFile(write(tmp_path / "a.gguf", tensors, "gemma3", ints, floats)))
-    ints["attention.sliding_window"] = 64
-    config = config_from_hf(hf_config(GGUFFile(write(tmp_path / "b.gguf", tensors, "gemma3", ints, floats))))
-    assert config.is_local == (True,) * 5 + (False, True) and config.window == 64
-    assert (config.rope.theta, config.rope_local.theta, config.query_scale) == (1e6, 1e4, 0.25)
-    assert config.tied and config.vocab_size == 7 and (config.bos_id, config.eos_ids) == (2, (1,))
-
-
-def test_stored_values_equal_hugging_faces(tmp_path):
-    file = GGUFFile(as_gguf(tmp_path / "model.gguf", "tiny-gemma3"))
-    config = config_from_hf(hf_config(file))
-    got = flatten(convert(file, table_for(config, gguf=True), param_shapes(config), np.float32))
-    stored = load_file(GOLDENS / "tiny-gemma3" / "model.safetensors")
-    np.testing.assert_array_equal(got["embed/embedding"], stored["model.embed_tokens.weight"])
-    np.testing.assert_allclose(got["final_norm/scale"], stored["model.norm.weight"], atol=1e-7)

@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 import types
+import weakref
 from collections import namedtuple
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 from jaxmech.models import load
 from jaxmech.models.decoder import forward
 from jaxmech.models.load import LanguageModel, load_model, save_model
+from jaxmech.models.safetensors import SafetensorsFolder
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 Usage = namedtuple("Usage", "total used free")
@@ -109,7 +111,12 @@ def test_sharded_is_the_same_as_single(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert same(load_model(folder), whole)
     (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(ValueError, match="missing .*model-00002-of-00002.safetensors"):
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"short")
+    both = r"(?s)model-00001-of-00002.safetensors is damaged or truncated.*model-00002-of-00002.safetensors is missing"
+    with pytest.raises(ValueError, match=both):
+        load_model(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": ')
+    with pytest.raises(ValueError, match="index.json is damaged.*download or copy it again"):
         load_model(folder)
 
 
@@ -149,8 +156,63 @@ def test_damaged_and_quantised_safetensors(folder):
     with pytest.raises(ValueError, match="'model.norm.weight' is I8; expected floating point"):
         load_model(folder)
     file.unlink()
-    with pytest.raises(ValueError, match=r"reads safetensors \(not .bin or .pt\)"):
+    with pytest.raises(ValueError, match=r"missing \(safetensors are read, not .bin or .pt\)"):
         load_model(folder)
+
+
+def test_every_misfit_of_a_checkpoint_in_one_message(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.router.weight"] = np.zeros((2, 3), np.float32)
+    tensors["model.layers.1.self_attn.q_proj.weight"] = np.zeros((3, 3), np.float32)
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError) as error:
+        load_model(folder)
+    for part in (
+        "1 unknown",
+        "mlp.router.weight [2, 3]",
+        "1 missing",
+        "final_norm/scale",
+        "1 of a wrong shape",
+        "q_proj",
+    ):
+        assert part in str(error.value)
+
+
+def test_damaged_configuration(folder):
+    (folder / "config.json").write_text("{]")
+    with pytest.raises(ValueError, match="config.json is damaged"):
+        load_model(folder)
+
+
+def test_a_tokenizer_that_adds_no_bos_decides(folder):
+    assert json.loads((folder / "config.json").read_text())["bos_token_id"] == 2
+    assert load_model(folder).config.bos_id is None
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    settings["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(settings))
+    assert load_model(folder).config.bos_id == 2
+
+
+def test_host_memory_holds_one_tensor_at_a_time(folder, monkeypatch):
+    alive, most = [], 0
+    read = SafetensorsFolder.read
+
+    def counted(self, name):
+        nonlocal most
+        array = read(self, name)
+        alive[:] = [ref for ref in alive if ref() is not None] + [weakref.ref(array)]
+        most = max(most, len(alive))
+        return array
+
+    monkeypatch.setattr(SafetensorsFolder, "read", counted)
+    load_model(folder, dtype="bfloat16")
+    assert most <= 2  # the next is read before the last one's name is taken over
 
 
 # Names --------------------------------------------------------------------------------------------------------------

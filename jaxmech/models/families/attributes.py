@@ -1,0 +1,218 @@
+"""What a Hugging Face configuration says, family by family: nothing is ignored or defaulted silently."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxmech.models.config import ModelConfig, Rope
+from jaxmech.models.convert import Table
+
+ACTIVATIONS = {
+    "silu": "silu",
+    "gelu": "gelu",
+    **dict.fromkeys(("gelu_pytorch_tanh", "gelu_new", "gelu_fast"), "gelu_tanh"),
+}
+
+_CORE = frozenset(
+    "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+    "head_dim max_position_embeddings rms_norm_eps tie_word_embeddings bos_token_id eos_token_id".split()
+)
+ROPE = frozenset({"rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor"})
+# About training, generation, bookkeeping or how another library runs the model: none of it changes the function.
+_INERT = frozenset(
+    "architectures transformers_version torch_dtype dtype _name_or_path use_cache pad_token_id unk_token_id auto_map "
+    "initializer_range attention_dropout output_attentions output_hidden_states return_dict return_dict_in_generate "
+    "chunk_size_feed_forward id2label label2id problem_type pretraining_tp cache_implementation task_specific_params "
+    "_attn_implementation_autoset _attn_implementation num_labels".split()
+)
+# Understood only at these values.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "is_encoder_decoder": (False, None),
+    "is_decoder": (False, True, None),
+    "quantization_config": (None,),
+}
+
+_ROPE_NEEDS = {
+    "default": frozenset(),
+    "linear": frozenset({"factor"}),
+    "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
+    "yarn": frozenset({"factor", "original_max_position_embeddings"}),
+    "longrope": frozenset({"short_factor", "long_factor", "original_max_position_embeddings"}),
+}
+_ROPE_MAY = {
+    "yarn": frozenset({"attention_factor", "beta_fast", "beta_slow", "truncate"}),
+    "longrope": frozenset({"attention_factor", "factor"}),
+}
+
+
+class Family(NamedTuple):
+    """One family of decoders.
+
+    Attributes:
+      name: as in `ModelConfig.family`.
+      model_types: the `model_type`s it answers to.
+      config: checked configuration -> the `ModelConfig` fields particular to the family.
+      table: ModelConfig -> table of Hugging Face tensor names.
+      gguf_table: ModelConfig -> table of GGUF tensor names; None where GGUF files are not read.
+      handled: configuration attributes that are read, besides the common ones.
+      inert: attributes that do not change the function, besides the common ones.
+      neutral: attribute -> the values at which it changes nothing; any other raises.
+      defaults: what the family's configuration class means when an attribute is left out.
+      renames: attribute -> the name that Llama's configuration has for it.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    table: Callable[[ModelConfig], Table]
+    gguf_table: Callable[[ModelConfig], Table] | None = None
+    handled: frozenset[str] = ROPE
+    inert: frozenset[str] = frozenset()
+    neutral: Mapping[str, tuple[Any, ...]] = {}
+    defaults: Mapping[str, Any] = {}
+    renames: Mapping[str, str] = {}
+
+
+def model_config(family: Family, hf: Mapping[str, Any]) -> ModelConfig:
+    """The `ModelConfig` of a decoder's own configuration.
+
+    Raises:
+      ValueError: an attribute that is absent, not understood, or at a value that this library cannot honour.
+    """
+    hf = {family.renames.get(k, k): v for k, v in hf.items()}
+    hf = {**family.defaults, **{k: v for k, v in hf.items() if v is not None or k not in family.defaults}}
+    _check(family, hf)
+    heads, ends = hf["num_attention_heads"], hf.get("eos_token_id")
+    common = {
+        "family": family.name,
+        "vocab_size": hf["vocab_size"],
+        "n_layers": hf["num_hidden_layers"],
+        "d_model": hf["hidden_size"],
+        "n_heads": heads,
+        "n_kv_heads": hf.get("num_key_value_heads") or heads,
+        "head_dim": head_dim(hf),
+        "d_mlp": hf.get("intermediate_size"),
+        "norm_eps": float(hf["rms_norm_eps"]),
+        "max_positions": hf["max_position_embeddings"],
+        "query_scale": head_dim(hf) ** -0.5,
+        "is_local": (False,) * hf["num_hidden_layers"],
+        "tied": bool(hf["tie_word_embeddings"]),
+        "bos_id": hf.get("bos_token_id"),
+        "eos_ids": tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,),
+    }
+    facts = common | family.config(hf)
+    if facts["d_mlp"] is None:  # GPT-2 alone knows what that means
+        need(hf, "intermediate_size")
+    return ModelConfig(**facts)
+
+
+_NEEDED = (
+    "vocab_size hidden_size num_hidden_layers num_attention_heads max_position_embeddings rms_norm_eps "
+    "tie_word_embeddings"
+).split()
+
+
+def _check(family: Family, hf: Mapping[str, Any]) -> None:
+    neutral = {**_NEUTRAL, **family.neutral}
+    known = _CORE | _INERT | family.handled | family.inert | set(neutral)
+    bad = [f"{k}={hf[k]!r} (not understood)" for k in sorted(hf) if k not in known]
+    bad += [
+        f"{k}={hf[k]!r} (expected {neutral[k][0]!r})" for k in sorted(neutral) if k in hf and hf[k] not in neutral[k]
+    ]
+    if absent := [key for key in _NEEDED if hf.get(key) is None]:
+        old = {new: old for old, new in family.renames.items()}
+        bad.append(", ".join(old.get(key, key) for key in absent) + (" are" if len(absent) > 1 else " is") + " missing")
+    if bad:
+        raise ValueError(
+            f"configuration of {family.model_types[0]}: the model might come out wrong, since " + "; ".join(bad)
+        )
+
+
+def need(hf: Mapping[str, Any], key: str) -> Any:
+    """The attribute; ValueError when it is absent."""
+    if hf.get(key) is None:
+        raise ValueError(f"configuration of {hf.get('model_type')}: {key} is missing")
+    return hf[key]
+
+
+def head_dim(hf: Mapping[str, Any]) -> int:
+    """Stated, or the residual width shared among the heads."""
+    return hf.get("head_dim") or need(hf, "hidden_size") // need(hf, "num_attention_heads")
+
+
+def activation(hf: Mapping[str, Any], key: str = "hidden_act") -> str:
+    """The activation in our words."""
+    if (name := need(hf, key)) not in ACTIVATIONS:
+        raise ValueError(f"{key}: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]
+
+
+def biases(hf: Mapping[str, Any]) -> dict[str, bool]:
+    """Biases of the families whose `attention_bias` speaks of all four projections."""
+    return dict.fromkeys(("attention_bias", "output_bias"), bool(hf.get("attention_bias")))
+
+
+def windows(hf: Mapping[str, Any], is_local: Callable[[int], bool]) -> dict[str, Any]:
+    """`is_local` and `window`, from `layer_types` where given, else by the family's rule for layer i."""
+    types, layers = hf.get("layer_types"), need(hf, "num_hidden_layers")
+    if types is None:
+        local = tuple(bool(is_local(i)) for i in range(layers))
+    elif unknown := set(types) - {"sliding_attention", "full_attention"}:
+        raise ValueError(f"layer_types: expected sliding_attention or full_attention, got {sorted(unknown)}")
+    else:
+        local = tuple(t == "sliding_attention" for t in types)
+    return {"is_local": local, "window": need(hf, "sliding_window") if any(local) else None}
+
+
+# Rotary embeddings ---------------------------------------------------------------------------------------------------
+
+
+def rotary(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope` and `rotary_dim` of a family with one rotary embedding, in the new spelling or the old one."""
+    new = hf.get("rope_parameters")
+    if new is None:
+        rope = old_rope(hf, "rope_theta")
+    elif hf.get("rope_theta", new.get("rope_theta")) != new.get("rope_theta"):
+        raise ValueError(f"rope_theta={hf['rope_theta']} contradicts rope_parameters={new}")
+    else:
+        rope = parse_rope(new, "rope_parameters", hf)
+    part = (new or {}).get("partial_rotary_factor", hf.get("partial_rotary_factor"))
+    return {"rope": rope, "rotary_dim": None if part in (None, 1.0) else int(head_dim(hf) * part)}
+
+
+def old_rope(hf: Mapping[str, Any], theta: str, scaled: bool = True) -> Rope:
+    """From the attributes of configurations before transformers 5."""
+    if hf.get(theta) is None:
+        raise ValueError(f"configuration of {hf['model_type']}: neither rope_parameters nor {theta} is given")
+    return parse_rope({**((hf.get("rope_scaling") or {}) if scaled else {}), "rope_theta": hf[theta]}, theta, hf)
+
+
+def parse_rope(parameters: Mapping[str, Any], where: str, hf: Mapping[str, Any]) -> Rope:
+    """One layer type's RoPE from `rope_parameters`, or from `rope_scaling` with the theta put in."""
+    given = {k: v for k, v in parameters.items() if v is not None and k != "partial_rotary_factor"}
+    theta, old_kind = given.pop("rope_theta", None), given.pop("type", None)
+    kind = given.pop("rope_type", old_kind or "default")
+    if theta is None:
+        raise ValueError(f"{where}: rope_theta is missing; expected it in rope_parameters or beside rope_scaling")
+    if kind not in _ROPE_NEEDS:
+        raise ValueError(f"{where}: rope_type {kind!r} is not supported; expected one of {', '.join(_ROPE_NEEDS)}")
+    if (absent := _ROPE_NEEDS[kind] - set(given)) or set(given) - _ROPE_NEEDS[kind] - _ROPE_MAY.get(kind, frozenset()):
+        also = f" and may take {sorted(_ROPE_MAY[kind])}" if kind in _ROPE_MAY and not absent else ""
+        raise ValueError(f"{where}: rope_type {kind!r} takes {sorted(_ROPE_NEEDS[kind])}{also}, got {sorted(given)}")
+    if kind in ("yarn", "longrope"):
+        given["attention_factor"] = given.get("attention_factor") or _attention_factor(kind, given, hf)
+        if kind == "longrope":
+            given.pop("factor", None)  # it matters to the attention factor only
+    scaling = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in given.items()}
+    return Rope(float(theta), tuple(sorted({"rope_type": kind, **scaling}.items())) if scaling else ())
+
+
+def _attention_factor(kind: str, given: Mapping[str, Any], hf: Mapping[str, Any]) -> float:
+    """What the papers recommend: growth of the attention's sharpness with the stretch of the context."""
+    original = given["original_max_position_embeddings"]
+    factor = given.get("factor") or need(hf, "max_position_embeddings") / original
+    if factor <= 1:
+        return 1.0
+    return 0.1 * math.log(factor) + 1 if kind == "yarn" else math.sqrt(1 + math.log(factor) / math.log(original))

@@ -1,0 +1,79 @@
+"""Reading the safetensors of a Hugging Face folder, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+class SafetensorsFolder:
+    """The tensors of a folder with `model.safetensors`, or with shards and their index."""
+
+    def __init__(self, folder: str | Path):
+        """Opens the files, which are read when asked for.
+
+        Raises:
+          ValueError: naming every file that is missing or damaged, every tensor stored twice or not of a
+            floating-point type.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        self.name = str(folder)
+        self._files: dict[str, Any] = {}
+        problems = []
+        for path in _files_of(Path(folder)):
+            if not path.is_file():
+                problems.append(f"{path.name} is missing (safetensors are read, not .bin or .pt)")
+                continue
+            try:
+                file = safe_open(path, "np")
+            except SafetensorError as error:
+                problems.append(f"{path.name} is damaged or truncated ({error})")
+                continue
+            for name in file.keys():  # noqa: SIM118  (not a mapping)
+                if name in self._files:
+                    problems.append(f"{path.name} holds {name!r}, which another shard holds too")
+                if (kind := file.get_slice(name).get_dtype()) not in _FLOATS:
+                    problems.append(f"{name!r} is {kind}; expected floating point (quantised ones are not read)")
+                self._files[name] = file
+        if problems:
+            raise ValueError(f"{folder} cannot be loaded; download or copy it again:\n  " + "\n  ".join(problems))
+
+    def names(self) -> list[str]:
+        return list(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def read(self, name: str) -> np.ndarray:
+        return self._files[name].get_tensor(name)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return [folder / "model.safetensors"]
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict):
+        raise ValueError(f"{index}: expected a weight_map from tensors to files; download it again")
+    return [folder / name for name in sorted(set(listed.values()))]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); download or copy it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
