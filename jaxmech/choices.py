@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmech.edits import Edits, with_answers
+from jaxmech.models.chat import encode as encode_prompts
+from jaxmech.models.chat import token_ids
 from jaxmech.models.decoder import KV, Output, Params, forward
 from jaxmech.models.load import LanguageModel
 
@@ -203,36 +205,6 @@ def choice_distribution(
 @partial(jax.jit, static_argnums=0)
 def _score_jit(config, params, prompts, edits):
     return score(config, params, prompts, edits=edits)[0]
-
-
-def encode_prompts(
-    lm: LanguageModel, texts: Sequence[str], *, length: int | None = None, bos: bool = True
-) -> tuple[jax.Array, jax.Array]:
-    """Left-padded tokens [B,T] and mask, T rounded up to a bucket of 16 unless `length` is given.
-
-    Raises:
-      ValueError: a text longer than `length` or than the model takes; names the text.
-    """
-    rows = [token_ids(lm.tokenizer, text) for text in texts]
-    if bos and lm.config.bos_id is not None:
-        rows = [row if row[:1] == [lm.config.bos_id] else [lm.config.bos_id, *row] for row in rows]
-    longest = max(range(len(rows)), key=lambda i: len(rows[i]))
-    limit = min(length or lm.config.max_positions, lm.config.max_positions)
-    if len(rows[longest]) > limit:
-        raise ValueError(
-            f"prompt {longest} has {len(rows[longest])} tokens, at most {limit} fit: "
-            f"shorten it ({texts[longest][:60]!r}…)"
-        )
-    length = length or -(-len(rows[longest]) // 16) * 16
-    tokens, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
-    for i, row in enumerate(rows):
-        tokens[i, length - len(row) :], mask[i, length - len(row) :] = row, True
-    return jnp.asarray(tokens), jnp.asarray(mask)
-
-
-def token_ids(tokenizer, text: str) -> list[int]:
-    """Token ids of a text, no special tokens added."""
-    return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def build_tries(

@@ -39,6 +39,12 @@ class _Edit:
         """The same edit for a pass over later tokens only."""
         return self.replace(where=self.after[..., None])
 
+    def pad_prompt(self, front: int) -> _Edit:
+        """The same edit for a prompt with `front` slots of padding before it, where it does not act."""
+        if self.where.shape[-1] == 1:  # every token; nobody reads what becomes of padding
+            return self
+        return self.replace(where=jnp.pad(self.where, ((0, 0), (0, 0), (front, 0))))
+
     def with_answers(self, prompt_length: int, answer_length: int) -> _Edit:
         """The same edit for a pass over the prompt and `answer_length` tokens behind it."""
         layers, batch, _ = self.where.shape
@@ -60,9 +66,21 @@ class Add(_Edit):
 
 @struct.dataclass
 class Replace(_Edit):
-    """x becomes the donor: patching a whole site, or freezing it. donor [L,B,T,D], T may be 1."""
+    """x becomes the donor: patching a whole site, or freezing it. donor [L,B,T,D], T may be 1.
+
+    Of a donor that speaks of each prompt token, the last one serves all generated tokens, where the edit acts on them.
+    """
 
     donor: jax.Array
+
+    def for_answers(self) -> Replace:
+        return super().for_answers().replace(donor=self.donor[:, :, -1:])
+
+    def pad_prompt(self, front: int) -> Replace:
+        padded = super().pad_prompt(front)
+        if self.donor.shape[2] == 1:
+            return padded
+        return padded.replace(donor=jnp.pad(self.donor, ((0, 0), (0, 0), (front, 0), (0, 0))))
 
     def change(self, x):
         return self.donor - x

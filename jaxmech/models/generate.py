@@ -1,19 +1,40 @@
 """Sampling from the decoder with a KV cache; edits act in the prefill and in every decoding step alike.
 
 `B` denotes the batch, `T` prompt tokens, `V` the vocabulary.
+
+Prompts and the cache of new tokens are padded to bucket sizes, and how tokens are picked is data, so that one program
+serves many prompt lengths, numbers of new tokens and sampling settings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import KV, Params, forward
+
+
+class _Rules(NamedTuple):
+    """How tokens are picked. None switches a step off; values are traced."""
+
+    temperature: jax.Array | None
+    top_k: jax.Array | None
+    top_p: jax.Array | None
+    key: jax.Array | None
+
+
+class _State(NamedTuple):
+    """step: tokens picked so far; ids [B,room] int32; done [B]; buffer: keys and values of the tokens fed so far."""
+
+    step: jax.Array
+    ids: jax.Array
+    done: jax.Array
+    buffer: KV
 
 
 def generate(
@@ -29,10 +50,12 @@ def generate(
     edits: Mapping[str, Sequence[Any]] | None = None,
     eos_ids: tuple[int, ...] | None = None,
     cache: Sequence[KV] = (),
+    top_k: int | None = None,
 ) -> jax.Array:
     """Continues every row after its last real token, whichever side the padding is on.
 
-    A row's sample depends on `key` and the row's index, not on its neighbours.
+    A row's sample depends on `key` and the row's index, not on its neighbours. Decoding ends when every row has ended.
+    Temperature acts first, then `top_k`, then `top_p` on what is left, as in transformers.
 
     Args:
       tokens: [B,T] int prompts; mask: [B,T] bool, True on real tokens.
@@ -40,61 +63,157 @@ def generate(
       top_p: keeps the smallest set of tokens with at least this probability (Holtzman et al. 2020, arXiv 1904.09751).
       key: needed unless temperature is 0.
       edits: as for `forward`; their `where` speaks of the prompt, their `after` of generated tokens.
-      eos_ids: tokens that end a row, `config.eos_ids` by default. What follows one repeats it.
+      eos_ids: tokens that end a row, `config.eos_ids` by default. What follows one repeats it; see `until_end`.
       cache: segments of tokens before the prompt, as for `forward`.
+      top_k: keeps this many of the likeliest tokens, and those as likely as the last of them; None keeps all.
 
     Returns:
       [B, max_new_tokens] int32.
 
     Raises:
-      ValueError: a temperature without a key, or a top_p outside (0, 1].
+      ValueError: a temperature without a key, a setting outside its range, misshapen tokens or mask, or a text longer
+        than the model has positions for.
     """
+    mask = jnp.ones(jnp.shape(tokens), bool) if mask is None else mask
+    _check(tokens, mask, max_new_tokens, temperature, top_k, top_p, key)
+    _check_length(config, mask, cache, max_new_tokens)
+    T = tokens.shape[1]
+    # Never past the model's own limit: a model with learned positions refuses rows that are longer.
+    front = max(T, min(bucket(T), config.max_positions)) - T
+    rules = _Rules(None, None, None, None)
+    if temperature > 0:
+        rules = _Rules(
+            jnp.float32(temperature),
+            None if top_k is None else jnp.int32(top_k),
+            None if top_p == 1 else jnp.float32(top_p),
+            key,
+        )
+    ids = _generate(
+        config,
+        params,
+        jnp.pad(jnp.asarray(tokens, jnp.int32), ((0, 0), (front, 0))),
+        jnp.pad(jnp.asarray(mask, bool), ((0, 0), (front, 0))),
+        {site: tuple(edit.pad_prompt(front) for edit in group) for site, group in (edits or {}).items()},
+        tuple(cache),
+        rules,
+        jnp.asarray(config.eos_ids if eos_ids is None else tuple(eos_ids), jnp.int32),
+        jnp.int32(max_new_tokens),
+        bucket(max_new_tokens),
+    )
+    return ids[:, :max_new_tokens]
+
+
+def bucket(n: int) -> int:
+    """The least of 8, 12, 16, 24, 32, 48, ... that holds n: powers of two and the middles between them."""
+    size = 8
+    while size < n:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
+
+
+def _check(tokens, mask, max_new_tokens, temperature, top_k, top_p, key) -> None:
+    if jnp.ndim(tokens) != 2:
+        raise ValueError(f"tokens: expected [B,T], got shape {jnp.shape(tokens)}; add a batch axis with tokens[None]")
+    if jnp.shape(mask) != jnp.shape(tokens):
+        raise ValueError(f"mask: expected the shape of tokens {jnp.shape(tokens)}, got {jnp.shape(mask)}")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens: expected 0 or more, got {max_new_tokens}")
+    if not (temperature >= 0 and 0 < top_p <= 1):
+        raise ValueError(f"expected temperature >= 0 and 0 < top_p <= 1, got {temperature} and {top_p}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k: expected at least 1, or None to keep all tokens, got {top_k}")
     if temperature > 0 and key is None:
         raise ValueError("key: sampling at temperature > 0 needs a jax.random.key; or pass temperature=0")
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"expected temperature >= 0 and 0 < top_p <= 1, got {temperature} and {top_p}")
-    mask = jnp.ones(tokens.shape, bool) if mask is None else mask
-    key = jax.random.key(0) if key is None else key
-    eos_ids = config.eos_ids if eos_ids is None else tuple(eos_ids)
-    return _generate(
-        config, params, tokens, mask, key, dict(edits or {}), tuple(cache), max_new_tokens,
-        temperature > 0, jnp.float32(temperature or 1.0), jnp.float32(top_p), top_p < 1, eos_ids,
-    )  # fmt: skip
 
 
-@partial(jax.jit, static_argnames=("config", "steps", "sample", "nucleus", "eos_ids"))
-def _generate(config, params, tokens, mask, key, edits, cache, steps, sample, temperature, top_p, nucleus, eos_ids):
-    B = tokens.shape[0]
+def _check_length(config: ModelConfig, mask, cache, max_new_tokens: int) -> None:
+    """Refuses texts that run past learned positions; rotary ones have no last one."""
+    masks = [mask, *(segment.mask for segment in cache)]
+    most = config.max_positions + 1  # nothing is computed at the last new token
+    if not config.learned_positions or sum(m.shape[1] for m in masks) + max_new_tokens <= most:
+        return
+    if any(isinstance(m, jax.core.Tracer) for m in masks):  # cannot be known; the decoder answers with NaN
+        return
+    longest = int(sum(m.sum(1) for m in masks).max())
+    if longest + max_new_tokens > most:
+        raise ValueError(
+            f"max_new_tokens: the longest prompt has {longest} tokens and the model {config.max_positions} positions, "
+            f"so that at most {max(most - longest, 0)} new tokens fit, got {max_new_tokens}; shorten either"
+        )
+
+
+@partial(jax.jit, static_argnames=("config", "room"))
+def _generate(config, params, tokens, mask, edits, cache, rules, ends, steps, room):
     prompt = forward(config, params, tokens, mask=mask, edits=edits, cache=cache, return_cache=True)
     later = {site: tuple(edit.for_answers() for edit in group) for site, group in edits.items()}
-    row_keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(B))
-    shape = (config.n_layers, B, steps, config.n_kv_heads, config.head_dim)
-    empty = jnp.zeros(shape, prompt.cache.k.dtype)
-    buffer = KV(empty, empty, jnp.zeros((B, steps), jnp.int32), jnp.zeros((B, steps), bool))
-    ends = jnp.asarray(eos_ids, jnp.int32)
 
-    def pick(logits, step):
-        if not sample:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        logits = logits / temperature
-        logits = nucleus_logits(logits, top_p) if nucleus else logits
-        uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, step)))(row_keys)
-        return draw(logits, uniform)
+    def going(state):
+        return (state.step < steps) & ~state.done.all()
 
-    def advance(carry, step):
-        logits, buffer, last, done = carry
-        token = jnp.where(done, last, pick(logits, step).astype(jnp.int32))
-        done = done | jnp.isin(token, ends)
-        segments = (*cache, prompt.cache, buffer)
-        out = forward(config, params, token[:, None], edits=later, cache=segments, return_cache=True)
+    def advance(state):
+        last = jax.lax.dynamic_index_in_dim(state.ids, state.step - 1, 1, keepdims=False)
+        segments = (*cache, prompt.cache, state.buffer)
+        out = forward(config, params, last[:, None], edits=later, cache=segments, return_cache=True)
         buffer = jax.tree.map(
-            lambda whole, new, axis: jax.lax.dynamic_update_slice_in_dim(whole, new, step, axis),
-            buffer, out.cache, KV(2, 2, 1, 1),
+            lambda whole, new, axis: jax.lax.dynamic_update_slice_in_dim(whole, new, state.step - 1, axis),
+            state.buffer, out.cache, KV(2, 2, 1, 1),
         )  # fmt: skip
-        return (out.logits, buffer, token, done), token
+        token = jnp.where(state.done, last, _pick(out.logits, rules, state.step))
+        ids = jax.lax.dynamic_update_slice_in_dim(state.ids, token[:, None], state.step, 1)
+        return _State(state.step + 1, ids, state.done | jnp.isin(token, ends), buffer)
 
-    start = (prompt.logits, buffer, jnp.zeros(B, jnp.int32), jnp.zeros(B, bool))
-    return jax.lax.scan(advance, start, jnp.arange(steps))[1].T
+    first = _pick(prompt.logits, rules, 0)
+    ids = jnp.zeros((tokens.shape[0], room), jnp.int32).at[:, 0].set(first)
+    start = _State(jnp.int32(1), ids, jnp.isin(first, ends), _empty_like(prompt.cache, room))
+    end = jax.lax.while_loop(going, advance, start)
+    last = jax.lax.dynamic_index_in_dim(end.ids, end.step - 1, 1)
+    return jnp.where(jnp.arange(room) < end.step, end.ids, last)
+
+
+def _empty_like(cache: KV, room: int) -> KV:
+    """A segment of `room` unused slots."""
+    L, B, _, G, h = cache.k.shape
+    empty = jnp.zeros((L, B, room, G, h), cache.k.dtype)
+    return KV(empty, empty, jnp.zeros((B, room), cache.positions.dtype), jnp.zeros((B, room), bool))
+
+
+def _pick(logits: jax.Array, rules: _Rules, step: jax.Array | int) -> jax.Array:
+    """The next token of each row, from logits [B,V]: [B] int32."""
+    if rules.temperature is None:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def uniform(row):
+        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(rules.key, row), step))
+
+    logits = filter_logits(logits / rules.temperature, rules.top_k, rules.top_p)
+    return draw(logits, jax.vmap(uniform)(jnp.arange(logits.shape[0])))
+
+
+def filter_logits(logits: jax.Array, top_k: jax.Array | None = None, top_p: jax.Array | None = None) -> jax.Array:
+    """Logits [B,V] with -inf outside the `top_k` likeliest tokens, and then outside the smallest set of the likeliest
+    whose probability among those is at least `top_p`. Tokens as likely as the last one kept stay with it."""
+    if top_k is not None:
+        logits = jnp.where(_likeliest(logits, jnp.ones(logits.shape, jnp.int32), top_k), logits, -jnp.inf)
+    if top_p is not None:
+        logits = jnp.where(_likeliest(logits, jax.nn.softmax(logits, axis=-1), top_p), logits, -jnp.inf)
+    return logits
+
+
+def _likeliest(logits: jax.Array, weights: jax.Array, least: jax.Array) -> jax.Array:
+    """[B,V] bool: the smallest set of the likeliest tokens that weighs at least `least`; all tokens if none does.
+
+    Its lowest logit is found bit by bit, since sorting a large vocabulary takes longer than running a small model.
+    """
+    bits = jax.lax.bitcast_convert_type(jnp.where(logits == 0, 0.0, logits).astype(jnp.float32), jnp.uint32)
+    ranks = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))  # unsigned integers, ordered as the floats
+
+    def narrow(i, lowest):
+        higher = lowest | (jnp.uint32(1 << 31) >> i)
+        enough = jnp.where(ranks >= higher[:, None], weights, 0).sum(-1) >= least
+        return jnp.where(enough, higher, lowest)
+
+    lowest = jax.lax.fori_loop(0, 32, lambda i, low: narrow(i.astype(jnp.uint32), low), jnp.zeros_like(ranks[:, 0]))
+    return ranks >= lowest[:, None]
 
 
 def draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
@@ -107,19 +226,28 @@ def draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
     size = max(1, round(V**0.5))
     p = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     blocks = jnp.pad(p, ((0, 0), (0, -V % size))).reshape(B, -1, size)
-    above = jnp.cumsum(blocks.sum(-1), axis=-1)  # [B, V / size]
+    mass = blocks.sum(-1)  # [B, V / size]
+    above = jnp.cumsum(mass, axis=-1)
     target = uniform * above[:, -1]
-    block = jnp.minimum((above <= target[:, None]).sum(-1), above.shape[1] - 1)
-    rest = target - jnp.where(block > 0, jnp.take_along_axis(above, jnp.maximum(block - 1, 0)[:, None], 1)[:, 0], 0.0)
-    inside = jnp.cumsum(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], axis=-1)
-    rest = jnp.minimum(rest, inside[:, -1] * (1 - 1e-6))  # rounding may put the target behind the block's last token
-    return (block * size + (inside <= rest[:, None]).sum(-1)).astype(jnp.int32)
+    block = _first_past(mass, above, target)[:, None]
+    rest = target - jnp.where(block > 0, jnp.take_along_axis(above, jnp.maximum(block - 1, 0), 1), 0.0)[:, 0]
+    inside = jnp.take_along_axis(blocks, block[..., None], axis=1)[:, 0]
+    return (block[:, 0] * size + _first_past(inside, jnp.cumsum(inside, axis=-1), rest)).astype(jnp.int32)
 
 
-def nucleus_logits(logits: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Logits [B,V] with all tokens outside the smallest set of probability `top_p` set to -inf."""
-    order = jnp.argsort(-logits, axis=-1)
-    ranked = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
-    keep_ranked = jnp.cumsum(ranked, axis=-1) - ranked < top_p  # the token that crosses top_p is kept
-    keep = jnp.zeros(logits.shape, bool).at[jnp.arange(logits.shape[0])[:, None], order].set(keep_ranked)
-    return jnp.where(keep, logits, -jnp.inf)
+def _first_past(mass: jax.Array, above: jax.Array, target: jax.Array) -> jax.Array:
+    """The first index [B] at which the running sum `above` [B,n] of `mass` passes `target`.
+
+    A sum computed in parallel is not quite monotone and may move where nothing is added; what has no mass is never
+    taken, and the last that has some where rounding leaves the target behind all.
+    """
+    some = mass > 0
+    past = (above > target[:, None]) & some
+    last = mass.shape[1] - 1 - jnp.argmax(some[:, ::-1], axis=-1)
+    return jnp.where(past.any(-1), jnp.argmax(past, axis=-1), last)
+
+
+def until_end(ids: jax.Array, eos_ids: Sequence[int]) -> jax.Array:
+    """[B,T] bool: generated tokens [B,T] up to the first of `eos_ids`, that one included; a mask for what follows."""
+    ended = jnp.isin(ids, jnp.asarray(tuple(eos_ids), ids.dtype))
+    return jnp.cumsum(ended, axis=1) - ended == 0

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmech.disk import disk_errors, require_space
 from jaxmech.models import tokenizer as tokenizers
 from jaxmech.models.config import ModelConfig, Rope
 from jaxmech.models.convert import convert
@@ -37,6 +38,7 @@ CONVERTER_VERSION = 2
 _MANIFEST = "jaxmech_model.json"
 _DTYPES = ("float32", "bfloat16", "float16")
 _STALE_SECONDS = 3600
+_REMEDY = "make room, or set JAXMECH_CACHE to a folder on another disk that may be written"
 _CHUNK_BYTES = 32 << 20
 _log = logging.getLogger("jaxmech")
 
@@ -49,7 +51,7 @@ class LanguageModel:
       name: what it was loaded as.
       config: static structure.
       params: tree of arrays, as `param_shapes(config)`.
-      tokenizer: a transformers fast tokenizer; add `config.bos_id` yourself.
+      tokenizer: a transformers fast tokenizer; `jaxmech.models.chat` encodes texts and conversations with it.
     """
 
     name: str
@@ -243,7 +245,7 @@ def _remembered_sha256(path: Path) -> str:
     if memo.is_file() and len(known := memo.read_text()) == 64:
         return known
     digest = _sha256([path])
-    with _disk_errors(memo):
+    with disk_errors(memo, _REMEDY):
         memo.parent.mkdir(parents=True, exist_ok=True)
         temporary = memo.with_name(f"{key}.{os.getpid()}.tmp")
         temporary.write_text(digest)
@@ -293,10 +295,10 @@ def _write(lm: LanguageModel, folder: Path, source: Mapping[str, Any], replace: 
     """Writes beside `folder`, then renames: whoever looks finds everything or nothing."""
     leaves = jax.tree.leaves(lm.params)
     folder = folder.absolute()
-    with _disk_errors(folder):
+    with disk_errors(folder, _REMEDY):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
-        _require_space(folder.parent, sum(leaf.nbytes for leaf in leaves) + (64 << 20))
+        require_space(folder.parent, sum(leaf.nbytes for leaf in leaves) + (64 << 20), _REMEDY)
         temporary = Path(tempfile.mkdtemp(suffix=".tmp", prefix=f".{folder.name}-", dir=folder.parent))
         try:
             _save_params(temporary / "params", lm.params)
@@ -330,22 +332,6 @@ def _sweep(parent: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
-
-
-def _require_space(parent: Path, needed: int) -> None:
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise ValueError(f"{parent}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; make room, or "
-                         "set JAXMECH_CACHE to a folder on another disk")  # fmt: skip
-
-
-@contextlib.contextmanager
-def _disk_errors(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(f"{target} could not be written ({error.strerror or error}); make room or permissions, or set "
-                         "JAXMECH_CACHE to another folder") from error  # fmt: skip
 
 
 def _checkpointer():

@@ -8,6 +8,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from jaxmech.disk import disk_errors, require_space
+
+_REMEDY = "make room, or choose another folder; started again, the training goes on from its last checkpoint"
+
 
 class Checkpoints:
     """Saves and restores a state tree with its history.
@@ -35,14 +39,24 @@ class Checkpoints:
         return tree, found["history"]
 
     def save(self, step: int, state: Any, history: list[dict[str, Any]]) -> None:
-        """Returns when the copy is taken; the writing goes on behind the training."""
+        """Returns when the copy is taken; the writing goes on behind the training.
+
+        Raises:
+          ValueError: the disk is full.
+        """
+        # Orbax reports a full disk from several threads at once, each with its stack: better not to let it start.
+        size = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
+        require_space(self._folder, size + (1 << 20), _REMEDY)
         about = {"identity": self._identity, "history": history}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
-        self._manager.save(step, args=args)
+        with disk_errors(self._folder, _REMEDY):
+            self._manager.save(step, args=args)
 
     def close(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for what is being written."""
+        with disk_errors(self._folder, _REMEDY):
+            self._manager.wait_until_finished()
+            self._manager.close()
 
     def _compare(self, found: dict[str, Any]) -> None:
         names = sorted(found.keys() | self._identity.keys())

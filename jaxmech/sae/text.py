@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmech.models.chat import text_ids, token_ids
 from jaxmech.models.generate import generate
 
 if TYPE_CHECKING:
@@ -34,13 +35,14 @@ def pack_texts(lm: LanguageModel, texts: Iterable[str], *, length: int, limit: i
     Args:
       limit: rows at most; texts are read only as far as needed.
     """
-    bos, body = _bos(lm), length - len(_bos(lm))
+    bos = text_ids(lm, "")
+    body = length - len(bos)
     if body < 1:
         raise ValueError(f"length: expected at least {len(bos) + 1}, got {length}")
-    between = [lm.config.eos_ids[0]] if lm.config.eos_ids else _ids(lm, "\n\n")
+    between = [lm.config.eos_ids[0]] if lm.config.eos_ids else token_ids(lm.tokenizer, "\n\n")
     rows, rest = [], []
     for text in texts:
-        rest += _ids(lm, text) + between
+        rest += token_ids(lm.tokenizer, text) + between
         while len(rest) >= body and (limit is None or len(rows) < limit):
             rows.append(bos + rest[:body])
             rest = rest[body:]
@@ -58,7 +60,7 @@ def from_prompts(lm: LanguageModel, prompts: Sequence[str], *, length: int | Non
     Raises:
       ValueError: prompts longer than `length`: cutting them would cut off what they end in.
     """
-    rows = [_bos(lm) + _ids(lm, prompt) for prompt in prompts]
+    rows = [text_ids(lm, prompt) for prompt in prompts]
     if not rows:
         raise ValueError("prompts: expected at least one")
     longest = max(map(len, rows))
@@ -123,10 +125,9 @@ def sample_text(
       batch_size: rows sampled together; it does not change the samples' distribution, only their draw.
       starts: openings, used in turn, for text about given subjects; from BOS alone if none are given.
     """
-    bos = _bos(lm)
-    if not bos and not starts:
+    if lm.config.bos_id is None and not starts:
         raise ValueError("starts: this model has no BOS token to sample from; give openings")
-    openings = [bos + _ids(lm, s) for s in starts] or [bos]
+    openings = [text_ids(lm, s) for s in starts] or [text_ids(lm, "")]
     if (longest := max(map(len, openings))) >= length:
         raise ValueError(f"length: the longest opening already has {longest} tokens, more than fits in {length}")
     out = Tokens(np.zeros((n, length), np.int32), np.zeros((n, length), bool))
@@ -166,11 +167,3 @@ def mix(*parts: Tokens) -> Tokens:
     return Tokens(
         np.concatenate([widen(part.tokens) for part in parts]), np.concatenate([widen(part.mask) for part in parts])
     )
-
-
-def _bos(lm: LanguageModel) -> list[int]:
-    return [] if lm.config.bos_id is None else [lm.config.bos_id]
-
-
-def _ids(lm: LanguageModel, text: str) -> list[int]:
-    return list(lm.tokenizer(text, add_special_tokens=False).input_ids)

@@ -10,7 +10,7 @@ raw activations, its decoder rows have unit norm, and a feature's activation is 
 from __future__ import annotations
 
 import dataclasses
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ def train(
         state, rows = found
     begin = int(state.step)
     bar = progress_bar("training SAEs", config.steps - begin, unit="step") if progress else nullcontext(_silent)
-    with bar as advance:
+    with closing(checkpoints) if checkpoints else nullcontext(), bar as advance:
         for step in range(begin, config.steps):
             state, metrics = train_step(config, state, stream.batch(step))
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
@@ -147,8 +147,6 @@ def train(
                 begin = step + 1
             if checkpoints and ((step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps):
                 checkpoints.save(step + 1, state, rows)
-    if checkpoints:
-        checkpoints.close()
     return export(config, state, stream), pd.DataFrame(rows)
 
 

@@ -341,7 +341,7 @@ def test_damaged_cache_says_what_to_do(gguf_file, cache):
 
 def test_full_disk(gguf_file, monkeypatch, cache):
     with monkeypatch.context() as patch:
-        patch.setattr(load.shutil, "disk_usage", lambda _: Usage(1, 1, 1000))
+        patch.setattr("shutil.disk_usage", lambda _: Usage(1, 1, 1000))
         with pytest.raises(ValueError, match="0.00 GB are free; make room, or set JAXMECH_CACHE"):
             load_model(gguf_file)
 

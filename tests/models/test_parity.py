@@ -73,6 +73,14 @@ def test_short_text_keeps_longropes_short_factors():
                 golden["logits_short"])  # fmt: skip
 
 
+def test_bfloat16_is_the_same_model_only_coarser(tiny):
+    lm, golden = tiny
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), lm.params)
+    out = forward(lm.config, params, jnp.asarray(golden["tokens"]), taps=("resid_post",), logits="all")
+    assert out.logits.dtype == jnp.float32 and out.taps["resid_post"].dtype == jnp.bfloat16
+    assert np.corrcoef(np.asarray(out.logits).ravel(), golden["logits"].ravel())[0, 1] > 0.97
+
+
 # Each fact ignored on purpose: the golden must show it, or it proves nothing about the fact --------------------------
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -171,6 +172,18 @@ def test_killed_training_resumes_to_the_bit(tmp_path):
     same(run(tmp_path / "ckpt"), run())  # and a finished one is only read
     with pytest.raises(ValueError, match="lr was 0.003, is 0.1"):
         run(tmp_path / "ckpt", lr=0.1)
+
+
+def test_a_full_disk_is_one_message_and_loses_nothing(tmp_path, monkeypatch):
+    Usage = namedtuple("Usage", "free")
+    room = iter([10**12, 1000])
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: Usage(next(room)))
+        with pytest.raises(ValueError, match="GB are needed and 0.00 GB are free; make room, .* goes on from its last"):
+            run(tmp_path / "ckpt")
+    (kept,) = [path.name for path in (tmp_path / "ckpt").iterdir() if path.name.isdigit()]
+    assert kept == "8"
+    same(run(tmp_path / "ckpt"), run())
 
 
 def test_one_trace():
