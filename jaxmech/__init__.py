@@ -22,6 +22,7 @@ from jaxmech.sae.train import SAETrainConfig, train
 
 __all__ = [
     "SAE", "Choices", "LanguageModel", "ModelConfig", "Output", "Prompts", "SAEConfig", "SAETrainConfig", "Tap",
-    "choice_distribution", "edits", "encode_chat", "encode_prompts", "forward", "generate", "load_model", "load_sae", "load_saes",
-    "make_mesh", "repetition", "save_model", "save_sae", "save_saes", "score", "shard_batch", "train", "until_end",
+    "choice_distribution", "edits", "encode_chat", "encode_prompts", "forward", "generate", "load_model", "load_sae",
+    "load_saes", "make_mesh", "repetition", "save_model", "save_sae", "save_saes", "score", "shard_batch", "train",
+    "until_end",
 ]  # fmt: skip

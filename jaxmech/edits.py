@@ -76,6 +76,12 @@ class Replace(_Edit):
     def for_answers(self) -> Replace:
         return super().for_answers().replace(donor=self.donor[:, :, -1:])
 
+    def with_answers(self, prompt_length: int, answer_length: int) -> Replace:
+        longer = super().with_answers(prompt_length, answer_length)
+        if self.donor.shape[2] == 1:
+            return longer
+        return longer.replace(donor=jnp.pad(self.donor, ((0, 0), (0, 0), (0, answer_length), (0, 0)), mode="edge"))
+
     def pad_prompt(self, front: int) -> Replace:
         padded = super().pad_prompt(front)
         if self.donor.shape[2] == 1:

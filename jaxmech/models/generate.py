@@ -88,13 +88,19 @@ def generate(
             None if top_p == 1 else jnp.float32(top_p),
             key,
         )
-    ids = _generate(
+    if _crosses_original(config, mask, cache, max_new_tokens):
+        if cache:
+            raise ValueError("cache: with it the text would cross the model's original context while decoding, where "
+                             "longrope changes what was cached; pass the whole text as tokens")  # fmt: skip
+        run = _generate_recomputing
+    else:
+        run = partial(_generate, cache=tuple(cache))
+    ids = run(
         config,
         params,
         jnp.pad(jnp.asarray(tokens, jnp.int32), ((0, 0), (front, 0))),
         jnp.pad(jnp.asarray(mask, bool), ((0, 0), (front, 0))),
         {site: tuple(edit.pad_prompt(front) for edit in group) for site, group in (edits or {}).items()},
-        tuple(cache),
         rules,
         jnp.asarray(config.eos_ids if eos_ids is None else tuple(eos_ids), jnp.int32),
         jnp.int32(max_new_tokens),
@@ -143,7 +149,7 @@ def _check_length(config: ModelConfig, mask, cache, max_new_tokens: int) -> None
 
 
 @partial(jax.jit, static_argnames=("config", "room"))
-def _generate(config, params, tokens, mask, edits, cache, rules, ends, steps, room):
+def _generate(config, params, tokens, mask, edits, rules, ends, steps, room, cache):
     prompt = forward(config, params, tokens, mask=mask, edits=edits, cache=cache, return_cache=True)
     later = {site: tuple(edit.for_answers() for edit in group) for site, group in edits.items()}
 
@@ -168,6 +174,46 @@ def _generate(config, params, tokens, mask, edits, cache, rules, ends, steps, ro
     end = jax.lax.while_loop(going, advance, start)
     last = jax.lax.dynamic_index_in_dim(end.ids, end.step - 1, 1)
     return jnp.where(jnp.arange(room) < end.step, end.ids, last)
+
+
+def _crosses_original(config: ModelConfig, mask, cache, max_new_tokens: int) -> bool:
+    """Whether longrope would turn from its short to its long factors while decoding: then nothing cached holds, not
+    even the values, which rest on earlier layers' attention. HF too drops its cache there."""
+    scaling = dict(config.rope.scaling) if config.rope is not None else {}
+    if scaling.get("rope_type") != "longrope":
+        return False
+    original, fed = scaling["original_max_position_embeddings"], max(max_new_tokens - 1, 0)
+    masks = [mask, *(segment.mask for segment in cache)]
+    if any(isinstance(m, jax.core.Tracer) for m in masks):
+        return sum(m.shape[1] for m in masks) + fed > original
+    counts = sum(m.sum(1) for m in masks)
+    return bool(((counts <= original) & (counts + fed > original)).any())
+
+
+@partial(jax.jit, static_argnames=("config", "room"))
+def _generate_recomputing(config, params, tokens, mask, edits, rules, ends, steps, room):
+    """As `_generate`, the whole text anew for every token."""
+    edits = {site: tuple(e.with_answers(tokens.shape[1], room) for e in group) for site, group in edits.items()}
+
+    def going(state):
+        step, _, done = state
+        return (step < steps) & ~done.all()
+
+    def advance(state):
+        step, ids, done = state
+        seen = jnp.broadcast_to(jnp.arange(room) < step, ids.shape)
+        text, real = jnp.concatenate([tokens, ids], 1), jnp.concatenate([mask, seen], 1)
+        logits = forward(config, params, text, mask=real, edits=edits).logits
+        last = jax.lax.dynamic_index_in_dim(ids, jnp.maximum(step - 1, 0), 1, keepdims=False)
+        token = jnp.where(done, last, _pick(logits, rules, step))
+        return step + 1, jax.lax.dynamic_update_slice_in_dim(ids, token[:, None], step, 1), done | jnp.isin(token, ends)
+
+    B = tokens.shape[0]
+    step, ids, _ = jax.lax.while_loop(
+        going, advance, (jnp.int32(0), jnp.zeros((B, room), jnp.int32), jnp.zeros(B, bool))
+    )
+    last = jax.lax.dynamic_index_in_dim(ids, jnp.maximum(step - 1, 0), 1)
+    return jnp.where(jnp.arange(room) < step, ids, last)
 
 
 def _empty_like(cache: KV, room: int) -> KV:

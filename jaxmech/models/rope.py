@@ -70,8 +70,8 @@ def _yarn_ramp(theta: float, scaling: dict, dim: int) -> np.ndarray:
 def rope_tables(rope: Rope | None, dim: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines for positions [B,T]: two arrays [B,T,1,dim // 2], float32; unrotated without a `rope`.
 
-    "longrope" takes its long factors for the rows whose last position passes the original context; keys that were
-    cached before a row crossed it keep the short ones, as in HF.
+    "longrope" takes its long factors for the rows whose last position passes the original context. What was cached
+    before a row crossed it does not fit what comes after; `generate` then recomputes the text, as HF does.
     """
     if rope is None:
         one = jnp.ones((*positions.shape, 1, dim // 2), jnp.float32)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,9 @@ from jaxmech import edits as ed
 from jaxmech.models import generate as module
 from jaxmech.models.decoder import forward, init_params
 from jaxmech.models.generate import bucket, draw, filter_logits, generate, until_end
+from jaxmech.models.load import load_model
 
+GOLDENS = Path(__file__).parents[1] / "goldens"
 KEY = jax.random.key(5)
 
 
@@ -73,22 +76,14 @@ def recompute(model, tokens, steps, mask=None, edits=None, **how):
 def steering(saes, where):
     """A vector everywhere; features on the prompt tokens `where` [4,B,T] and on later ones; a donor on the others."""
     _, B, T = where.shape
-    later, none = jnp.array([[False], [True], [False], [True]]), jnp.zeros((4, 1), bool)
+    later = jnp.array([[False], [True], [False], [True]])
     chosen = ed.select([(1, 3), (3, 7)], 4)
     donor = jax.random.normal(jax.random.key(2), (4, B, T, 32))
     return {
         "resid_pre": (ed.add_vector(jax.random.normal(jax.random.key(1), (4, 32)), **ed.everywhere(4, (1, 2))),),
         "resid_post": (ed.features(saes, chosen, gain=2.0, shift=3.0, where=where, after=later),),
-        "mlp_out": (ed.Replace(donor=donor, where=~where, after=none),),
+        "mlp_out": (ed.Replace(donor=donor, where=~where, after=~later),),
     }
-
-
-def over_all(edits, T, steps):
-    """The edits for one pass over prompt and new tokens, where a donor has to speak of both."""
-    edits = ed.with_answers(edits, T, steps)
-    (replace,) = edits["mlp_out"]
-    replace = replace.replace(donor=jnp.pad(replace.donor, ((0, 0), (0, 0), (0, steps), (0, 0))))
-    return edits | {"mlp_out": (replace,)}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +100,7 @@ def over_all(edits, T, steps):
 def test_steered_cached_decoding_equals_steered_recomputation(model, tokens, saes, how):
     tokens = tokens[:, :10]  # not a bucket's size
     edits = steering(saes, jax.random.bernoulli(jax.random.key(4), 0.5, (4, 3, 10)))
-    whole = over_all(edits, 10, 9)
+    whole = ed.with_answers(edits, 10, 9)
     off = jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if leaf.dtype == bool else leaf, whole)
     for real in (jnp.arange(10) >= jnp.array([[0], [3], [6]]), jnp.arange(10) < jnp.array([[10], [5], [8]])):
         key = KEY if how else None
@@ -310,3 +305,25 @@ def test_wrong_settings_are_named(lm, tokens, wrong, message):
         write(lm, tokens, **(dict(max_new_tokens=1) | wrong))
     with pytest.raises(ValueError, match=r"tokens: expected \[B,T\]"):
         write(lm, tokens[0], max_new_tokens=1)
+
+
+@pytest.mark.parametrize("pad", [(0, 0), (3, 0), (0, 3)])
+def test_crossing_longropes_original_context_recomputes_the_text(pad):
+    """One row crosses while decoding, one has crossed before; HF drops its cache there."""
+    phi = load_model(GOLDENS / "tiny-phi3")  # its original context is 10
+    prompt = jnp.asarray(np.load(GOLDENS / "tiny-phi3" / "golden.npz")["tokens"])
+    mask = jnp.arange(12) < jnp.array([[7], [12]])
+    padding = ((0, 0), pad)
+    tokens, mask = jnp.pad(jnp.where(mask, prompt[:, :12], 0), padding), jnp.pad(mask, padding)
+    vector = jax.random.normal(jax.random.key(0), (phi.config.n_layers, phi.config.d_model))
+    edits = {"resid_post": (ed.add_vector(vector, **ed.everywhere(phi.config.n_layers)),)}
+    got = generate(phi.config, phi.params, tokens, mask=mask, max_new_tokens=7, edits=edits, eos_ids=())
+    for row, count in enumerate((7, 12)):
+        text = prompt[row : row + 1, :count]
+        for _ in range(7):
+            logits = forward(phi.config, phi.params, text, edits=edits).logits
+            text = jnp.concatenate([text, logits.argmax(-1)[:, None].astype(text.dtype)], axis=1)
+        np.testing.assert_array_equal(got[row], text[0, count:])
+    prefix = forward(phi.config, phi.params, tokens, mask=mask, return_cache=True).cache
+    with pytest.raises(ValueError, match="cache: with it the text would cross"):
+        generate(phi.config, phi.params, prompt[:, :2], max_new_tokens=12, cache=(prefix,))

@@ -83,6 +83,8 @@ def _text_part(hf: Mapping[str, Any]) -> Mapping[str, Any]:
     replaced = {"layer_types": ["sliding_window_pattern"], "rope_parameters": ["rope_theta", "rope_local_base_freq"]}
     for key in (old for new, olds in replaced.items() if new in text for old in olds):
         del defaults[key]
+    if text.get("final_logit_softcapping") is not None:
+        raise ValueError("text_config.final_logit_softcapping: expected null; HF's multimodal class does not apply it")
     # The outer level names the tokens of the whole model.
     outer = {k: hf[k] for k in ("bos_token_id", "eos_token_id") if hf.get(k) is not None}
     return {**defaults, **text, **outer}

@@ -16,8 +16,7 @@ from jaxmech.models.families import tensors as tn
 
 _HANDLED = at.ROPE | {"attention_bias"}
 _GEMMA_2_3 = _HANDLED | set(
-    "hidden_activation query_pre_attn_scalar sliding_window layer_types attn_logit_softcapping "
-    "final_logit_softcapping".split()
+    "hidden_activation query_pre_attn_scalar sliding_window layer_types final_logit_softcapping".split()
 )
 _NEUTRAL = {"use_bidirectional_attention": (False, None)}
 _TIED = {"tie_word_embeddings": True}
@@ -58,7 +57,6 @@ def _gemma_2_3(hf: Mapping[str, Any]) -> dict[str, Any]:
         "activation": at.activation(hf, "hidden_activation"),
         "query_scale": at.need(hf, "query_pre_attn_scalar") ** -0.5,
         "post_norms": True,
-        "attn_softcap": hf.get("attn_logit_softcapping"),
         "final_softcap": hf.get("final_logit_softcapping"),
     }
 
@@ -67,7 +65,8 @@ def _gemma2(hf: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if key not in hf:  # None switches it off
             raise ValueError(f"configuration of gemma2: {key} is missing")
-    return {**_gemma_2_3(hf), **at.rotary(hf), **at.windows(hf, lambda i: i % 2 == 0)}
+    windows = at.windows(hf, lambda i: i % 2 == 0)
+    return {**_gemma_2_3(hf), **at.rotary(hf), **windows, "attn_softcap": hf["attn_logit_softcapping"]}
 
 
 def _gemma3(hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +113,7 @@ GEMMA2 = at.Family(
     config=_gemma2,
     table=partial(tn.hf_table, _SANDWICH),
     gguf_table=_gguf,
-    handled=_GEMMA_2_3,
+    handled=_GEMMA_2_3 | {"attn_logit_softcapping"},
     # HF's Gemma 2 and 3 read hidden_activation only, and never sliding_window_size.
     inert=frozenset({"hidden_act", "sliding_window_size"}),
     neutral=_NEUTRAL,
@@ -128,6 +127,6 @@ GEMMA3 = at.Family(
     gguf_table=_gguf,
     handled=_GEMMA_2_3 | {"sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq"},
     inert=frozenset({"hidden_act"}),
-    neutral=_NEUTRAL,
+    neutral={**_NEUTRAL, "attn_logit_softcapping": (None,)},  # HF reads it here and does not apply it
     defaults=_TIED,
 )

@@ -53,16 +53,16 @@ def _olmo2(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _phi3(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The original context stands beside the scaling, whose kind was once called "su" or "yarn"."""
-    hf, original = dict(hf), hf.get("original_max_position_embeddings")
+    """The original context stands beside the scaling, and wins over one inside it; "su" and "yarn" are old names."""
+    hf, original = dict(hf), hf["original_max_position_embeddings"]
     for key in ("rope_parameters", "rope_scaling"):
         if scaling := hf.get(key):
             scaling = dict(scaling)
             name = "rope_type" if "rope_type" in scaling else "type"
             if scaling.get(name) in ("su", "yarn"):
                 scaling[name] = "longrope"
-            if scaling.get(name) == "longrope" and original is not None:
-                scaling.setdefault("original_max_position_embeddings", original)
+            if scaling.get(name) == "longrope":
+                scaling["original_max_position_embeddings"] = original
             hf[key] = scaling
     return _everywhere_local(hf)
 
@@ -146,7 +146,7 @@ PHI3 = at.Family(
     handled=_ROPE_ACT | {"sliding_window", "original_max_position_embeddings"},
     inert=frozenset({"embd_pdrop", "resid_pdrop"}),
     neutral={**_NO_BIAS, "lm_head_bias": (False,), "full_attn_mod": (1,), "interpolate_factor": (1,)},
-    defaults={"tie_word_embeddings": False},
+    defaults={"tie_word_embeddings": False, "original_max_position_embeddings": 4096},
 )
 OLMO2 = at.Family(
     name="olmo2",
