@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -14,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 Transform = Callable[[np.ndarray], np.ndarray]
 _LISTED = 20  # names printed per kind of problem
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class Rule(NamedTuple):
@@ -51,6 +53,7 @@ class Source(Protocol):
 
     def names(self) -> Sequence[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
+    def kind(self, name: str) -> str: ...  # of its numbers, as the format calls it
     def read(self, name: str) -> np.ndarray: ...
 
 
@@ -84,7 +87,7 @@ class _Place(NamedTuple):
 
 
 def convert(source: Source, table: Table, target: Mapping[str, Any]) -> dict:
-    """Fills the parameter tree from a checkpoint, tensor by tensor: host memory holds one of them at a time.
+    """Fills the parameter tree from a checkpoint, tensor by tensor: host memory holds one of them, and its cast copy.
 
     Args:
       source: the checkpoint.
@@ -106,9 +109,17 @@ def convert(source: Source, table: Table, target: Mapping[str, Any]) -> dict:
         by_path[place.path].append(place)
     for name, path in twins.items():
         (place,) = by_path[path]
-        if not np.array_equal(source.read(name), place.transform(source.read(place.name))):
+        if _digest(source.read(name)) != _digest(place.transform(source.read(place.name))):
             raise ValueError(f"the model ties {name!r} to {path!r}, yet the checkpoint stores different values")
     return unflatten({path: _fill(source, by_path[path], leaf) for path, leaf in wanted.items()})
+
+
+def _digest(array: np.ndarray) -> str:
+    """Of the values, whatever type they are stored in: two large tensors are compared without holding both."""
+    digest = hashlib.sha256(str(array.shape).encode())
+    for first in range(0, len(array), 1024):
+        digest.update((np.ascontiguousarray(array[first : first + 1024], np.float32) + 0.0).data)  # -0.0 is 0.0
+    return digest.hexdigest()
 
 
 def _fill(source: Source, places: Sequence[_Place], leaf) -> jax.Array:
@@ -164,7 +175,7 @@ def _plan(source: Source, table: Table, wanted: Mapping[str, tuple[int, ...]]):
     strays = [re.compile(pattern) for pattern in table.strays]
     places: list[_Place] = []
     twins: dict[str, str] = {}
-    unknown, twice, misshapen = [], [], []
+    unknown, twice, misshapen, coarse = [], [], [], []
     taken: dict[tuple[str, int | None], str] = {}
     for name in source.names():
         found = _match(name, rules)
@@ -176,12 +187,15 @@ def _plan(source: Source, table: Table, wanted: Mapping[str, tuple[int, ...]]):
                 taken[key] = name
                 misshapen += _shape_problem(source.shape(name), place, wanted[place.path])
             places += found
+            if (kind := source.kind(name)) not in FLOATS:
+                coarse.append(f"{name} is {kind}")
         elif twin := next((path for pattern, path in table.twins if re.fullmatch(pattern, name)), None):
             twins[name] = twin
         elif not any(stray.fullmatch(name) for stray in strays):
             unknown.append(f"{name} {list(source.shape(name))}")
     missing = [_named(*key) for key in _slots(wanted) if key not in taken]
     kinds = {"unknown": unknown, "missing": missing, "given twice": twice, "of a wrong shape": misshapen}
+    kinds["not floating point (quantised checkpoints are not read)"] = coarse
     return places, twins, [_lines(kind, found) for kind, found in kinds.items() if found]
 
 

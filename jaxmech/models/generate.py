@@ -187,7 +187,8 @@ def _crosses_original(config: ModelConfig, mask, cache, max_new_tokens: int) -> 
     if any(isinstance(m, jax.core.Tracer) for m in masks):
         return sum(m.shape[1] for m in masks) + fed > original
     counts = sum(m.sum(1) for m in masks)
-    return bool(((counts <= original) & (counts + fed > original)).any())
+    before = sum(m.sum(1) for m in masks[1:]) if cache else counts  # what holds keys already, or will after the prompt
+    return bool(((before <= original) & (counts + fed > original)).any())
 
 
 @partial(jax.jit, static_argnames=("config", "room"))

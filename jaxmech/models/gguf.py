@@ -160,6 +160,10 @@ class GGUFFile:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.tensors[name].shape
 
+    def kind(self, name: str) -> str:
+        """Of the numbers that `read` gives."""
+        return "F32"
+
     def read(self, name: str) -> np.ndarray:
         """The tensor as float32, dequantised."""
         from gguf import GGMLQuantizationType

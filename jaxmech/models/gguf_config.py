@@ -164,6 +164,9 @@ def _scaling(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
         return {"rope_type": "default"}
     if keys.get("rope.scaling.yarn_ext_factor", 1.0) != 1.0:
         keys.refuse("rope.scaling.yarn_ext_factor", "expected 1")
+    # There it multiplies what Hugging Face's attention_factor replaces: they agree at 1 alone.
+    if keys.get("rope.scaling.yarn_attn_factor", 1.0) != 1.0:
+        keys.refuse("rope.scaling.yarn_attn_factor", "expected 1")
     optional = {name: keys.get(f"rope.scaling.yarn_{short}") for name, short in _YARN.items()}
     return {
         "rope_type": "yarn",
@@ -173,7 +176,7 @@ def _scaling(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_YARN = {"attention_factor": "attn_factor", "beta_fast": "beta_fast", "beta_slow": "beta_slow"}
+_YARN = {"beta_fast": "beta_fast", "beta_slow": "beta_slow"}
 
 
 def _llama3(keys: _Keys, theta: float, head_dim: int) -> dict[str, Any]:

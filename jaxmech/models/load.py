@@ -109,8 +109,8 @@ def load_model(
         the default device without one.
 
     Returns:
-      A `LanguageModel`. Models from GGUF are converted once and then read
-      from the user's cache ($JAXMECH_CACHE, or ~/.cache/jaxmech).
+      A `LanguageModel`. Models from GGUF are converted once and then read from the user's cache ($JAXMECH_CACHE, or
+      ~/.cache/jaxmech).
 
     Raises:
       ValueError: no such model, an installed package missing, a damaged or unsupported checkpoint, a full disk.
@@ -199,8 +199,9 @@ def _load_hf(name: str, folder: Path, dtype: str, mesh) -> LanguageModel:
         ends = ends if isinstance(ends, list) else [ends]
         config = dataclasses.replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *ends))))
     tokenizer = tokenizers.from_folder(folder)
-    if tokenizer("a").input_ids[:1] != [config.bos_id]:
-        config = dataclasses.replace(config, bos_id=None)  # Qwen and GPT-2 name one that no text starts with
+    # The tokenizer decides: the configurations of Qwen and GPT-2 name a BOS that no text starts with.
+    added = tokenizer.bos_token_id if tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id] else None
+    config = dataclasses.replace(config, bos_id=added)
     return LanguageModel(name, config, _converted(SafetensorsFolder(folder), config, dtype, mesh), tokenizer)
 
 
@@ -218,7 +219,7 @@ def _download(hub_id: str) -> Path:
 
     wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=["*/*", "consolidated*"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(f"{hub_id!r} is no local path and could not be fetched from the Hugging Face hub: {error}\n"
                          "Check the name, the network, and `hf auth login` for gated models.") from error  # fmt: skip

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
-
 
 class SafetensorsFolder:
     """The tensors of a folder with `model.safetensors`, or with shards and their index."""
@@ -18,8 +16,7 @@ class SafetensorsFolder:
         """Opens the files, which are read when asked for.
 
         Raises:
-          ValueError: naming every file that is missing or damaged, every tensor stored twice or not of a
-            floating-point type.
+          ValueError: naming every file that is missing or damaged and every tensor stored twice.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -38,8 +35,6 @@ class SafetensorsFolder:
             for name in file.keys():  # noqa: SIM118  (not a mapping)
                 if name in self._files:
                     problems.append(f"{path.name} holds {name!r}, which another shard holds too")
-                if (kind := file.get_slice(name).get_dtype()) not in _FLOATS:
-                    problems.append(f"{name!r} is {kind}; expected floating point (quantised ones are not read)")
                 self._files[name] = file
         if problems:
             raise ValueError(f"{folder} cannot be loaded; download or copy it again:\n  " + "\n  ".join(problems))
@@ -49,6 +44,9 @@ class SafetensorsFolder:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._files[name].get_slice(name).get_shape())
+
+    def kind(self, name: str) -> str:
+        return self._files[name].get_slice(name).get_dtype()
 
     def read(self, name: str) -> np.ndarray:
         return self._files[name].get_tensor(name)

@@ -41,8 +41,7 @@ def make_mesh(data: int = 1, model: int = 1) -> Mesh:
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> Mapping[str, Any]:
     """The parameter tree with a `NamedSharding` for each leaf."""
-    # A mesh whose axes are of another type would ask for shardings inside the decoder.
-    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    mesh = _auto(mesh)
 
     def place(leaf, axes):
         names = [MESH_AXES.get(axis) for axis in axes]
@@ -56,10 +55,17 @@ def shard_batch(mesh: Mesh, tree: Any) -> Any:
     """Arrays that lead with the batch axis, spread over the mesh's "data" axis.
 
     Raises:
-      ValueError: a batch that the devices do not divide.
+      ValueError: a batch that the devices do not divide, or a mesh without a "data" axis.
     """
-    rows = mesh.shape[MESH_AXES["batch"]]
+    if (axis := MESH_AXES["batch"]) not in mesh.shape:
+        raise ValueError(f"mesh: expected an axis {axis!r} to spread rows over, got {', '.join(mesh.axis_names)}")
+    rows = mesh.shape[axis]
     for leaf in jax.tree.leaves(tree):
         if leaf.shape[0] % rows:
             raise ValueError(f"batch: {leaf.shape[0]} rows cannot be spread evenly over {rows} devices; pad the batch")
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(MESH_AXES["batch"])))
+    return jax.device_put(tree, NamedSharding(_auto(mesh), PartitionSpec(axis)))
+
+
+def _auto(mesh: Mesh) -> Mesh:
+    """The same devices; axes of another type would ask for shardings inside the decoder."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))

@@ -12,11 +12,23 @@ from jaxmech.models.gguf_tokenizer import from_gguf as from_gguf
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+
+
 def from_folder(folder: str | Path):
-    """The tokenizer of a Hugging Face folder, or of one written by `save`."""
+    """The tokenizer of a Hugging Face folder, or of one written by `save`.
+
+    Raises:
+      ValueError: there is none, or it is damaged.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(folder))
+    if not any((Path(folder) / name).is_file() for name in _VOCABULARIES):  # transformers would make an empty one
+        raise ValueError(f"{folder}: its tokenizer is missing; expected one of {', '.join(_VOCABULARIES)}")
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{folder}: its tokenizer is damaged ({str(error).splitlines()[0]})") from error
 
 
 def save(tokenizer, folder: str | Path) -> None:

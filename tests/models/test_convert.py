@@ -38,6 +38,9 @@ class Arrays(dict):
     def shape(self, name):
         return self[name].shape
 
+    def kind(self, name):
+        return "I8" if self[name].dtype == np.int8 else "F32"
+
     def read(self, name):
         return self[name].copy()
 

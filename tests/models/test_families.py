@@ -78,7 +78,7 @@ def test_old_and_new_rope_mean_the_same():
 @pytest.mark.parametrize(
     ("hf", "message"),
     [
-        (without(llama(), "rope_parameters"), "neither rope_parameters nor rope_theta"),
+        (without(Qwen2Config().to_dict(), "rope_parameters"), "neither rope_parameters nor rope_theta"),
         (llama(rope_parameters={"rope_type": "default"}), "rope_theta is missing"),
         (
             llama(rope_parameters={"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}),
@@ -86,6 +86,20 @@ def test_old_and_new_rope_mean_the_same():
         ),
         (llama(rope_parameters={"rope_type": "linear", "rope_theta": 1.0}), r"takes \['factor'\], got \[\]"),
         (llama(rope_theta=1.0), "contradicts"),
+        (llama(rope_scaling={"type": "linear", "factor": 4.0}), "factor=4.0 contradicts"),
+        (
+            without(
+                llama(rope_theta=1.0, rope_scaling={"type": "linear", "factor": 4.0, "rope_theta": 2.0}),
+                "rope_parameters",
+            ),
+            "contradicts rope_scaling",
+        ),
+        (llama(partial_rotary_factor=0.5), "partial_rotary_factor=0.5 .expected 1.0"),
+        (llama(rope_parameters={"rope_theta": 1.0, "partial_rotary_factor": 0.5}), "llama rotates whole heads"),
+        (GPT2Config().to_dict() | {"hidden_size": 7}, "contradicts its other name"),
+        ({"model_type": "gemma3", "text_config": gemma3(), "quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"model_type": "gemma3", "text_config": gemma3(final_logit_softcapping=30.0)}, "final_logit_softcapping"),
+        (gemma3(attn_logit_softcapping=50.0), "attn_logit_softcapping=50.0 .expected None"),
         (llama(brand_new=3), r"brand_new=3 \(not understood\)"),
         (llama(quantization_config={"bits": 4}), "quantization_config"),
         (llama(hidden_act="relu"), "hidden_act: expected one of"),
@@ -233,3 +247,26 @@ def test_longrope_in_its_three_spellings():
     scaling = dict(read[0].scaling)
     assert scaling["attention_factor"] == pytest.approx((1 + np.log(32) / np.log(4096)) ** 0.5)
     assert scaling["original_max_position_embeddings"] == 4096 and "factor" not in scaling
+
+
+OLD = {"transformers_version": "4.31.0.dev0", "torch_dtype": "float16", "use_cache": True}
+
+
+def test_configurations_as_they_stand_on_the_hub():
+    """Attributes that published files carry and no class of today writes."""
+    llama2 = {"model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008}
+    llama2 |= {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "hidden_act": "silu"}
+    llama2 |= {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "pretraining_tp": 1}
+    llama2 |= {"rope_scaling": None, "bos_token_id": 1, "eos_token_id": 2, **OLD}  # no rope_theta
+    assert config_from_hf(llama2).rope == Rope(1e4)
+    smollm2 = llama2 | {"is_llama_config": True, "rope_interleaved": False, "rope_theta": 100000, "mlp_bias": False}
+    assert config_from_hf(smollm2 | {"transformers.js_config": {}, "attention_bias": False}).rope == Rope(1e5)
+    medium = {"model_type": "gpt2", "n_ctx": 1024, "n_embd": 1024, "n_head": 16, "n_layer": 24, "n_positions": 1024}
+    medium |= {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "vocab_size": 50257, "resid_pdrop": 0.1}
+    medium |= {"n_special": 0, "predict_special_tokens": True, "output_past": True, "initializer_range": 0.02}
+    assert config_from_hf(medium | {"task_specific_params": {"text-generation": {}}}).tied
+    neox = {"model_type": "gpt_neox", "hidden_act": "gelu_fast", "hidden_size": 6144, "intermediate_size": 24576}
+    neox |= {"num_attention_heads": 64, "num_hidden_layers": 44, "layer_norm_eps": 1e-5, "rotary_pct": 0.25}
+    neox |= {"rotary_emb_base": 10000, "max_position_embeddings": 2048, "vocab_size": 50432, **OLD}
+    neox |= {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0, "tie_word_embeddings": False}
+    assert config_from_hf(neox).rotary_dim == 24 and config_from_hf(neox).activation == "gelu_tanh"

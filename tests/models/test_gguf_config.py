@@ -225,8 +225,8 @@ def test_bos_is_given_only_where_the_file_wants_it(config_of):
         ({"factor": 0.0}, {"rope_type": "default"}),
         ({"type": "yarn", "factor": 4.0, "original_context_length": 128, "yarn_beta_fast": 16.0},
          {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 16.0}),
-        ({"type": "yarn", "factor": 4.0, "yarn_attn_factor": 1.5, "yarn_ext_factor": 1.0},
-         {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "attention_factor": 1.5}),
+        ({"type": "yarn", "factor": 4.0, "yarn_attn_factor": 1.0, "yarn_ext_factor": 1.0},
+         {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}),
     ],
 )  # fmt: skip
 def test_rope_scaling(scaling, expected, config_of):

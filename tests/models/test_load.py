@@ -152,8 +152,8 @@ def test_damaged_and_quantised_safetensors(folder):
     file.write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="model.safetensors is damaged or truncated"):
         load_model(folder)
-    save_file({"model.norm.weight": np.zeros(3, np.int8)}, file)
-    with pytest.raises(ValueError, match="'model.norm.weight' is I8; expected floating point"):
+    save_file({"model.norm.weight": np.zeros(32, np.int8)}, file)
+    with pytest.raises(ValueError, match=r"(?s)missing.*1 not floating point .*model.norm.weight is I8"):
         load_model(folder)
     file.unlink()
     with pytest.raises(ValueError, match=r"missing \(safetensors are read, not .bin or .pt\)"):
@@ -177,6 +177,25 @@ def test_every_misfit_of_a_checkpoint_in_one_message(folder):
         "q_proj",
     ):
         assert part in str(error.value)
+
+
+def test_stray_buffers_of_old_checkpoints(tmp_path):
+    """Pythia's causal mask is neither a parameter nor of a floating-point type."""
+    folder = shutil.copytree(GOLDENS / "tiny-gpt-neox", tmp_path / "neox")
+    plain, tensors = load_model(folder), load_file(folder / "model.safetensors")
+    for i in range(plain.config.n_layers):
+        stem = f"gpt_neox.layers.{i}.attention."
+        tensors |= {stem + "bias": np.tril(np.ones((1, 1, 8, 8), bool)), stem + "masked_bias": np.float16(-1e4)}
+        tensors[stem + "rotary_emb.inv_freq"] = np.ones(2, np.float32)
+    save_file({name: np.asarray(tensor) for name, tensor in tensors.items()}, folder / "model.safetensors")
+    assert same(load_model(folder), plain)
+
+
+def test_a_folder_without_a_tokenizer(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match="its tokenizer is missing; expected one of tokenizer.json"):
+        load_model(folder)
 
 
 def test_damaged_configuration(folder):

@@ -187,10 +187,7 @@ def test_an_ignored_fact_fails_the_parity(name, fact, change, edit):
 )
 def test_a_fused_tensor_split_wrongly_fails_the_parity(name, module, function, wrong, monkeypatch):
     monkeypatch.setattr(module, function, wrong)
-    try:
-        lm = load_model(GOLDENS / name)
-    except ValueError:
-        return  # the shapes already tell
+    lm = load_model(GOLDENS / name)
     assert _error(lm, lm.config, lm.params, name) > 2 * TOLERANCE
 
 

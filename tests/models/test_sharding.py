@@ -89,10 +89,12 @@ def test_what_the_devices_do_not_divide_is_replicated():
 
 
 def test_any_mesh_will_do(name):
-    explicit = jax.make_mesh((8,), ("model",))  # without a data axis, its axis of JAX's own default type
-    lm = load_model(name, mesh=explicit)
     tokens = jnp.asarray(np.load(name / "golden.npz")["tokens"])
-    assert np.isfinite(forward(lm.config, lm.params, tokens).logits).all()
+    explicit = jax.make_mesh((2, 4), ("data", "model"))  # its axes of JAX's own default type
+    lm = load_model(name, mesh=explicit)
+    assert np.isfinite(forward(lm.config, lm.params, shard_batch(explicit, tokens)).logits).all()
+    with pytest.raises(ValueError, match="mesh: expected an axis 'data'"):
+        shard_batch(jax.make_mesh((8,), ("model",)), tokens)
 
 
 def test_refusals():

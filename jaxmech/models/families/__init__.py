@@ -85,6 +85,7 @@ def _text_part(hf: Mapping[str, Any]) -> Mapping[str, Any]:
         del defaults[key]
     if text.get("final_logit_softcapping") is not None:
         raise ValueError("text_config.final_logit_softcapping: expected null; HF's multimodal class does not apply it")
-    # The outer level names the tokens of the whole model.
-    outer = {k: hf[k] for k in ("bos_token_id", "eos_token_id") if hf.get(k) is not None}
+    # The outer level speaks of the whole model.
+    whole = ("bos_token_id", "eos_token_id", "tie_word_embeddings", "quantization_config")
+    outer = {k: hf[k] for k in whole if hf.get(k) is not None}
     return {**defaults, **text, **outer}

@@ -19,19 +19,29 @@ _CORE = frozenset(
     "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
     "head_dim max_position_embeddings rms_norm_eps tie_word_embeddings bos_token_id eos_token_id".split()
 )
-ROPE = frozenset({"rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor"})
+ROPE = frozenset({"rope_parameters", "rope_theta", "rope_scaling"})
 # About training, generation, bookkeeping or how another library runs the model: none of it changes the function.
 _INERT = frozenset(
     "architectures transformers_version torch_dtype dtype _name_or_path use_cache pad_token_id unk_token_id auto_map "
     "initializer_range attention_dropout output_attentions output_hidden_states return_dict return_dict_in_generate "
     "chunk_size_feed_forward id2label label2id problem_type pretraining_tp cache_implementation task_specific_params "
-    "_attn_implementation_autoset _attn_implementation num_labels".split()
+    "_attn_implementation_autoset _attn_implementation num_labels _num_labels transformers.js_config "
+    # What transformers 4 wrote into every configuration.
+    "finetuning_task prefix tokenizer_class sep_token_id decoder_start_token_id gradient_checkpointing torchscript "
+    "use_bfloat16 tf_legacy_loss tie_encoder_decoder cross_attention_hidden_size max_length min_length do_sample "
+    "early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty "
+    "length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores "
+    "forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens "
+    "begin_suppress_tokens output_past".split()
 )
 # Understood only at these values.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False, None),
     "is_decoder": (False, True, None),
     "quantization_config": (None,),
+    "add_cross_attention": (False, None),
+    "pruned_heads": ({}, None),
+    "partial_rotary_factor": (1.0, None),
 }
 
 _ROPE_NEEDS = {
@@ -81,7 +91,7 @@ def model_config(family: Family, hf: Mapping[str, Any]) -> ModelConfig:
     Raises:
       ValueError: an attribute that is absent, not understood, or at a value that this library cannot honour.
     """
-    hf = {family.renames.get(k, k): v for k, v in hf.items()}
+    hf = _renamed(family, hf)
     hf = {**family.defaults, **{k: v for k, v in hf.items() if v is not None or k not in family.defaults}}
     _check(family, hf)
     heads, ends = hf["num_attention_heads"], hf.get("eos_token_id")
@@ -108,6 +118,18 @@ def model_config(family: Family, hf: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig(**facts)
 
 
+def _renamed(family: Family, hf: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = {}
+    for key, value in hf.items():
+        name = family.renames.get(key, key)
+        if value is not None and renamed.get(name, value) != value:
+            raise ValueError(f"configuration of {family.model_types[0]}: {key}={value!r} contradicts its other name's value "
+                             f"{renamed[name]!r}")  # fmt: skip
+        if value is not None or name not in renamed:
+            renamed[name] = value
+    return renamed
+
+
 _NEEDED = (
     "vocab_size hidden_size num_hidden_layers num_attention_heads max_position_embeddings rms_norm_eps "
     "tie_word_embeddings"
@@ -115,7 +137,7 @@ _NEEDED = (
 
 
 def _check(family: Family, hf: Mapping[str, Any]) -> None:
-    neutral = {**_NEUTRAL, **family.neutral}
+    neutral = {k: v for k, v in {**_NEUTRAL, **family.neutral}.items() if k not in family.handled}
     known = _CORE | _INERT | family.handled | family.inert | set(neutral)
     bad = [f"{k}={hf[k]!r} (not understood)" for k in sorted(hf) if k not in known]
     bad += [
@@ -169,24 +191,41 @@ def windows(hf: Mapping[str, Any], is_local: Callable[[int], bool]) -> dict[str,
 # Rotary embeddings ---------------------------------------------------------------------------------------------------
 
 
-def rotary(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope` and `rotary_dim` of a family with one rotary embedding, in the new spelling or the old one."""
-    new = hf.get("rope_parameters")
+def rotary(hf: Mapping[str, Any], partial: bool = False) -> dict[str, Any]:
+    """`rope` and `rotary_dim` of a family with one rotary embedding, in the new spelling or the old one.
+
+    Args:
+      partial: whether the family can leave a head's last dimensions unrotated.
+    """
+    new, old = hf.get("rope_parameters"), hf.get("rope_scaling")
     if new is None:
         rope = old_rope(hf, "rope_theta")
-    elif hf.get("rope_theta", new.get("rope_theta")) != new.get("rope_theta"):
-        raise ValueError(f"rope_theta={hf['rope_theta']} contradicts rope_parameters={new}")
     else:
-        rope = parse_rope(new, "rope_parameters", hf)
-    part = (new or {}).get("partial_rotary_factor", hf.get("partial_rotary_factor"))
+        _check_agreement({**hf, "type": None, **(old or {})}, new)
+        rope = parse_rope({"rope_theta": hf.get("rope_theta"), **new}, "rope_parameters", hf)
+    part = (new or old or {}).get("partial_rotary_factor", hf.get("partial_rotary_factor"))
+    if part not in (None, 1.0) and not partial:
+        raise ValueError(f"partial_rotary_factor={part}: expected 1; {hf['model_type']} rotates whole heads")
     return {"rope": rope, "rotary_dim": None if part in (None, 1.0) else int(head_dim(hf) * part)}
+
+
+def _check_agreement(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuses old attributes that stand beside `rope_parameters` and say something else."""
+    names = {"rope_theta", "rope_type", "type", "factor", "low_freq_factor", "high_freq_factor", "short_factor"}
+    for name in sorted(names | {"long_factor", "attention_factor"}):
+        stated = new.get("rope_type" if name == "type" else name)
+        if old.get(name) is not None and old[name] != stated and not (name == "rope_theta" and stated is None):
+            raise ValueError(f"{name}={old[name]} contradicts rope_parameters={dict(new)}")
 
 
 def old_rope(hf: Mapping[str, Any], theta: str, scaled: bool = True) -> Rope:
     """From the attributes of configurations before transformers 5."""
     if hf.get(theta) is None:
         raise ValueError(f"configuration of {hf['model_type']}: neither rope_parameters nor {theta} is given")
-    return parse_rope({**((hf.get("rope_scaling") or {}) if scaled else {}), "rope_theta": hf[theta]}, theta, hf)
+    scaling = (hf.get("rope_scaling") or {}) if scaled else {}
+    if scaling.get("rope_theta", hf[theta]) != hf[theta]:
+        raise ValueError(f"{theta}={hf[theta]} contradicts rope_scaling={dict(scaling)}")
+    return parse_rope({**scaling, "rope_theta": hf[theta]}, theta, hf)
 
 
 def parse_rope(parameters: Mapping[str, Any], where: str, hf: Mapping[str, Any]) -> Rope:

@@ -24,7 +24,13 @@ def _gpt2(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 def _neox(hf: Mapping[str, Any]) -> dict[str, Any]:
     parallel = bool(hf["use_parallel_residual"])
-    return {**_NORMED, **at.biases(hf), **at.rotary(hf), "parallel": parallel, "activation": at.activation(hf)}
+    return {
+        **_NORMED,
+        **at.biases(hf),
+        **at.rotary(hf, partial=True),
+        "parallel": parallel,
+        "activation": at.activation(hf),
+    }
 
 
 def _third(i: int, heads: int, x: np.ndarray) -> np.ndarray:
@@ -84,12 +90,11 @@ GPT2 = at.Family(
     handled=frozenset({"hidden_act"}),
     inert=frozenset(
         "n_ctx resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation "
-        "summary_proj_to_labels summary_first_dropout reorder_and_upcast_attn".split()
+        "summary_proj_to_labels summary_first_dropout reorder_and_upcast_attn n_special predict_special_tokens".split()
     ),
     neutral={
         "scale_attn_weights": (True, None),
         "scale_attn_by_inverse_layer_idx": (False, None),
-        "add_cross_attention": (False, None),
     },
     defaults={"tie_word_embeddings": True},
     renames={
@@ -107,8 +112,8 @@ GPT_NEOX = at.Family(
     model_types=("gpt_neox",),
     config=_neox,
     table=_neox_table,
-    handled=at.ROPE | {"hidden_act", "use_parallel_residual", "attention_bias"},
-    inert=frozenset({"hidden_dropout", "classifier_dropout"}),
+    handled=at.ROPE | {"hidden_act", "use_parallel_residual", "attention_bias", "partial_rotary_factor"},
+    inert=frozenset({"hidden_dropout", "classifier_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob"}),
     defaults={
         "tie_word_embeddings": False,
         "use_parallel_residual": True,

@@ -17,17 +17,19 @@ _ROPE_ACT = at.ROPE | {"hidden_act"}
 _NO_BIAS = {"attention_bias": (False, None), "mlp_bias": (False, None)}
 
 
-def _basic(hf: Mapping[str, Any]) -> dict[str, Any]:
-    return {**at.rotary(hf), "activation": at.activation(hf)}
+def _basic(hf: Mapping[str, Any], partial: bool = False) -> dict[str, Any]:
+    return {**at.rotary(hf, partial), "activation": at.activation(hf)}
 
 
 def _llama(hf: Mapping[str, Any]) -> dict[str, Any]:
+    if hf.get("rope_parameters") is None and hf.get("rope_theta") is None:
+        hf = {**hf, "rope_theta": 10_000.0}  # the files of Llama 2 are older than the attribute
     return {**_basic(hf), **at.biases(hf), "mlp_bias": bool(hf.get("mlp_bias"))}
 
 
-def _everywhere_local(hf: Mapping[str, Any]) -> dict[str, Any]:
+def _everywhere_local(hf: Mapping[str, Any], partial: bool = False) -> dict[str, Any]:
     """Mistral and Phi-3: every layer looks back over the window, if there is one."""
-    return {**_basic(hf), **at.windows(hf, lambda _: hf.get("sliding_window") is not None)}
+    return {**_basic(hf, partial), **at.windows(hf, lambda _: hf.get("sliding_window") is not None)}
 
 
 def _qwen_windows(hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def _phi3(hf: Mapping[str, Any]) -> dict[str, Any]:
             if scaling.get(name) == "longrope":
                 scaling["original_max_position_embeddings"] = original
             hf[key] = scaling
-    return _everywhere_local(hf)
+    return _everywhere_local(hf, partial=True)
 
 
 def _slice(start: int, stop: int, x: np.ndarray) -> np.ndarray:
@@ -108,6 +110,8 @@ LLAMA = at.Family(
     table=_plain_table,
     gguf_table=_llama_gguf,
     handled=_ROPE_ACT | {"attention_bias", "mlp_bias"},
+    inert=frozenset({"is_llama_config"}),
+    neutral={"rope_interleaved": (False, None)},  # SmolLM2 states both
     defaults={"tie_word_embeddings": False},
 )
 MISTRAL = at.Family(
@@ -143,7 +147,7 @@ PHI3 = at.Family(
     model_types=("phi3",),
     config=_phi3,
     table=_phi3_table,
-    handled=_ROPE_ACT | {"sliding_window", "original_max_position_embeddings"},
+    handled=_ROPE_ACT | {"sliding_window", "original_max_position_embeddings", "partial_rotary_factor"},
     inert=frozenset({"embd_pdrop", "resid_pdrop"}),
     neutral={**_NO_BIAS, "lm_head_bias": (False,), "full_attn_mod": (1,), "interpolate_factor": (1,)},
     defaults={"tie_word_embeddings": False, "original_max_position_embeddings": 4096},
