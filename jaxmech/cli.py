@@ -69,7 +69,7 @@ def report(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def models() -> None:
-    """Lists models that come as packages, and whether they are installed and converted."""
+    """Lists models that come as packages, and whether they are installed."""
     from jaxmech.models.load import packaged_models
 
     for name, state in packaged_models():
@@ -83,9 +83,10 @@ def convert(
     dtype: str = "float32",
 ) -> None:
     """Converts a model once and for all."""
-    from jaxmech.models.load import load_model, save_model
+    from jaxmech.models.load import check_new, load_model, save_model
 
-    save_model(load_model(source, dtype=dtype), destination)
+    check_new(destination)  # before a large model is fetched and converted
+    print(f"written to {save_model(load_model(source, dtype=dtype), destination)}")
 
 
 def main() -> None:

@@ -78,7 +78,7 @@ class Replace(_Edit):
 
     def with_answers(self, prompt_length: int, answer_length: int) -> Replace:
         longer = super().with_answers(prompt_length, answer_length)
-        if self.donor.shape[2] == 1:
+        if self.donor.shape[2] != prompt_length or prompt_length == 1:  # one for all tokens, or one that has them all
             return longer
         return longer.replace(donor=jnp.pad(self.donor, ((0, 0), (0, 0), (0, answer_length), (0, 0)), mode="edge"))
 
@@ -216,12 +216,14 @@ def select(pairs: Iterable[tuple[int, int]], n_layers: int, width: int | None = 
     """The features (layer, index) as a `Selection`, padded to `width` a layer (the fullest layer's count by default).
 
     Raises:
-      ValueError: a layer outside the model, or more features at one layer than `width`.
+      ValueError: a layer outside the model, a negative index, or more features at one layer than `width`.
     """
     by_layer: list[list[int]] = [[] for _ in range(n_layers)]
     for layer, feature in pairs:
-        if not 0 <= layer < n_layers:
-            raise ValueError(f"feature ({layer}, {feature}): the model has layers 0..{n_layers - 1}")
+        if not 0 <= layer < n_layers or feature < 0:
+            raise ValueError(
+                f"feature ({layer}, {feature}): expected a layer of 0..{n_layers - 1} and an index from 0 on"
+            )
         by_layer[layer].append(feature)
     fullest = max(map(len, by_layer), default=0)
     width = max(fullest, 1) if width is None else width
@@ -241,7 +243,11 @@ def gather(saes: SAE, selection: Selection) -> tuple[Gathered | Full, jax.Array]
       selection: may be traced, so that one program serves every choice.
 
     TopK codes depend on all features of a token at once, so that these are encoded in full.
+
+    Raises:
+      ValueError: a selection, unless traced, of features that the dictionaries do not have.
     """
+    _check_exist(saes.config, selection)
     p, config, (index, valid) = saes.params, saes.config, selection
     slot = np.zeros(index.shape[0], int)
     slot[list(config.layers)] = np.arange(len(config.layers))
@@ -259,6 +265,19 @@ def gather(saes: SAE, selection: Selection) -> tuple[Gathered | Full, jax.Array]
     threshold = jnp.maximum(p["threshold"][rows], 0.0) if config.activation == "jumprelu" else jnp.zeros_like(b_enc)
     b_enc, threshold = jnp.where(valid, b_enc, 0.0), jnp.where(valid, threshold, jnp.inf)
     return Gathered(jnp.moveaxis(W_enc, 1, 2), b_enc, threshold), W_dec
+
+
+def _check_exist(config, selection: Selection) -> None:
+    if isinstance(selection.index, jax.core.Tracer) or isinstance(selection.valid, jax.core.Tracer):
+        return
+    index, valid = np.asarray(selection.index), np.asarray(selection.valid)
+    known = np.isin(np.arange(len(index)), config.layers)[:, None] & (index >= 0) & (index < config.d_sae)
+    if len(missing := np.argwhere(valid & ~known)):
+        layer, slot = missing[0]
+        raise ValueError(
+            f"feature ({layer}, {index[layer, slot]}) does not exist: there are dictionaries at layers "
+            f"{', '.join(map(str, config.layers))}, with features 0..{config.d_sae - 1}"
+        )
 
 
 def features(saes: SAE, selection: Selection, *, gain, shift, **spans: jax.Array) -> Features:

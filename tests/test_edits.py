@@ -119,3 +119,11 @@ def test_bad_selections_are_named(saes):
         ed.select([(1, 1), (1, 2)], L, width=1)
     with pytest.raises(ValueError, match="layers"):
         ed.everywhere(L, (9,))
+
+
+def test_features_that_do_not_exist_are_refused(saes):
+    for pair, message in (((2, 0), "dictionaries at layers 1, 3"), ((1, 24), "with features 0..23")):
+        with pytest.raises(ValueError, match=rf"feature \({pair[0]}, {pair[1]}\) does not exist.*{message}"):
+            ed.features(saes, ed.select([pair], 4), gain=1.0, shift=1.0, **ed.everywhere(4))
+    with pytest.raises(ValueError, match="an index from 0 on"):
+        ed.select([(1, -1)], 4)

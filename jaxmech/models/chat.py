@@ -60,7 +60,7 @@ def encode_chat(
     if not lm.tokenizer.chat_template:
         raise ValueError(
             f"the tokenizer of {lm.name!r} has no chat template, as those of models that were not tuned to chat; use "
-            "encode(lm, texts), or set lm.tokenizer.chat_template"
+            "encode_prompts(lm, texts), or set lm.tokenizer.chat_template"
         )
     texts = [_render(lm, i, conversation, add_generation_prompt) for i, conversation in enumerate(conversations)]
     rows = [token_ids(lm.tokenizer, text) for text in texts]

@@ -281,6 +281,15 @@ def forward(
         raise ValueError(f"tokens: expected [B,T], got shape {tokens.shape}; add a batch axis with tokens[None]")
     if mask is not None and mask.shape != tokens.shape:
         raise ValueError(f"mask: expected the shape of tokens {tokens.shape}, got {mask.shape}")
+    if isinstance(taps, str):
+        raise ValueError(f"taps: expected names of sites in a tuple, such as ({taps!r},), got a string")
+    if alone := [site for site, group in (edits or {}).items() if not isinstance(group, Sequence)]:
+        raise ValueError(f"edits[{alone[0]!r}]: expected a tuple of edits, got one edit; write (edit,)")
+    for site, group in (edits or {}).items():
+        for edit in group:
+            if {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(edit)} - {(config.n_layers,)}:
+                raise ValueError(f"edits[{site!r}]: every array leads with the model's {config.n_layers} layers, got "
+                                 f"{[jnp.shape(leaf) for leaf in jax.tree.leaves(edit)]}")  # fmt: skip
     if not isinstance(taps, Mapping):
         taps = {name: Tap(name) for name in taps}
     unknown = sorted({t.site for t in taps.values()} | set(edits or ()) - set(SITES))

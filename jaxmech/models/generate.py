@@ -72,7 +72,7 @@ def generate(
 
     Raises:
       ValueError: a temperature without a key, a setting outside its range, misshapen tokens or mask, or a text longer
-        than the model has positions for.
+        than the positions that a model has learned (rotary ones have no end).
     """
     mask = jnp.ones(jnp.shape(tokens), bool) if mask is None else mask
     _check(tokens, mask, max_new_tokens, temperature, top_k, top_p, key)

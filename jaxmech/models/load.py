@@ -193,7 +193,10 @@ def _load_gguf(name: str, paths: Sequence[Path], sha256: str, dtype: str, mesh, 
 
 
 def _load_hf(name: str, folder: Path, dtype: str, mesh) -> LanguageModel:
-    config = config_from_hf(read_json(folder / "config.json"))
+    try:
+        config = config_from_hf(read_json(folder / "config.json"))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
     generation = folder / "generation_config.json"
     if generation.is_file() and (ends := read_json(generation).get("eos_token_id")) is not None:
         ends = ends if isinstance(ends, list) else [ends]
@@ -209,7 +212,8 @@ def _converted(source, config: ModelConfig, dtype: str, mesh, gguf: bool = False
     try:
         return convert(source, table_for(config, gguf), target(config, dtype, mesh))
     except ValueError as error:
-        raise ValueError(f"{source.name}: {error}") from None
+        raise ValueError(f"{source.name}: {error}\nThe file is incomplete or of another model than its configuration "
+                         "says; download or copy both again.") from None  # fmt: skip
 
 
 def _download(hub_id: str) -> Path:
@@ -264,10 +268,20 @@ def save_model(lm: LanguageModel, folder: str | Path) -> Path:
       ValueError: the folder exists and is not empty, or the disk is full.
     """
     folder = Path(folder).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"folder: {folder} exists and is not empty; give a new one, or remove it first")
+    check_new(folder)
     _write(lm, folder, {}, replace=True)
     return folder
+
+
+def check_new(folder: Path) -> None:
+    """Refuses a destination that holds something.
+
+    Raises:
+      ValueError: it is a file, or a folder that is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "exists and is not empty" if folder.is_dir() else "is a file"
+        raise ValueError(f"folder: {folder} {what}; give a new one, or remove it first")
 
 
 def load_saved(folder: str | Path, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None) -> LanguageModel:
@@ -280,16 +294,24 @@ def load_saved(folder: str | Path, dtype: str | None = None, mesh: jax.sharding.
     manifest = read_json(folder / _MANIFEST)
     if manifest.get("format") != 1:
         raise ValueError(f"{folder}: format {manifest.get('format')!r} of {_MANIFEST} is not known; expected 1")
-    config = _config_from_json(manifest["config"])
-    shapes = target(config, dtype or manifest["dtype"], mesh)
+    try:
+        config, stored = _config_from_json(manifest["config"]), manifest["dtype"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / _MANIFEST} is damaged, or of another version of jaxmech ({error}); remove the "
+                         "folder and load or save again") from error  # fmt: skip
+    shapes = target(config, dtype or stored, mesh)
     with ThreadPoolExecutor(1) as pool:
         tokenizer = pool.submit(tokenizers.load_saved, folder / "tokenizer")
         try:
             params = _restore(folder / "params", shapes)
             return LanguageModel(manifest["name"], config, params, tokenizer.result())
         except Exception as error:
-            raise ValueError(f"the saved model {folder} is damaged ({type(error).__name__}: {error}); remove it and "
-                             "load or save again") from error  # fmt: skip
+            reason = (
+                f"{type(error).__name__}: {str(error).splitlines()[0]:.200}" if str(error) else type(error).__name__
+            )
+            raise ValueError(
+                f"the saved model {folder} is damaged; remove it and load or save again ({reason})"
+            ) from error
 
 
 def _write(lm: LanguageModel, folder: Path, source: Mapping[str, Any], replace: bool) -> None:

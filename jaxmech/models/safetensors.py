@@ -30,7 +30,10 @@ class SafetensorsFolder:
             try:
                 file = safe_open(path, "np")
             except SafetensorError as error:
-                problems.append(f"{path.name} is damaged or truncated ({error})")
+                with path.open("rb") as start:
+                    pointer = start.read(23) == b"version https://git-lfs"
+                why = "a pointer of Git LFS; run: git lfs pull" if pointer else error
+                problems.append(f"{path.name} is damaged or truncated ({why})")
                 continue
             for name in file.keys():  # noqa: SIM118  (not a mapping)
                 if name in self._files:

@@ -40,8 +40,14 @@ def make_mesh(data: int = 1, model: int = 1) -> Mesh:
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> Mapping[str, Any]:
-    """The parameter tree with a `NamedSharding` for each leaf."""
+    """The parameter tree with a `NamedSharding` for each leaf.
+
+    Raises:
+      ValueError: a mesh with neither of the axes of `make_mesh`.
+    """
     mesh = _auto(mesh)
+    if not set(mesh.axis_names) & set(MESH_AXES.values()):
+        raise ValueError(f"mesh: expected an axis 'data' or 'model', got {', '.join(mesh.axis_names)}; see make_mesh")
 
     def place(leaf, axes):
         names = [MESH_AXES.get(axis) for axis in axes]

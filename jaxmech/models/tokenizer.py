@@ -27,8 +27,11 @@ def from_folder(folder: str | Path):
         raise ValueError(f"{folder}: its tokenizer is missing; expected one of {', '.join(_VOCABULARIES)}")
     try:
         return AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{folder}: its tokenizer is damaged ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # damaged JSON ends in KeyErrors and kinds of transformers' own
+        raise ValueError(
+            f"{folder}: its tokenizer is damaged ({type(error).__name__}: {str(error).splitlines()[0]:.200}); "
+            "download or copy it again"
+        ) from error
 
 
 def save(tokenizer, folder: str | Path) -> None:

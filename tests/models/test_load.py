@@ -198,6 +198,28 @@ def test_a_folder_without_a_tokenizer(folder):
         load_model(folder)
 
 
+def test_pointer_of_git_lfs(folder):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match="git lfs pull"):
+        load_model(folder)
+
+
+def test_damaged_tokenizer(folder):
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="its tokenizer is damaged .*; download or copy it again"):
+        load_model(folder)
+
+
+def test_saved_by_another_version(folder, tmp_path):
+    saved = save_model(load_model(folder), tmp_path / "saved")
+    manifest = json.loads((saved / load._MANIFEST).read_text())
+    manifest["config"]["n_hedz"] = manifest["config"].pop("n_heads")
+    for damaged in (manifest, {"format": 1, "dtype": "float32"}):
+        (saved / load._MANIFEST).write_text(json.dumps(damaged))
+        with pytest.raises(ValueError, match="is damaged, or of another version of jaxmech .*remove the folder"):
+            load_model(saved)
+
+
 def test_damaged_configuration(folder):
     (folder / "config.json").write_text("{]")
     with pytest.raises(ValueError, match="config.json is damaged"):

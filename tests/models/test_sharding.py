@@ -102,3 +102,5 @@ def test_refusals():
         make_mesh(4, 4)
     with pytest.raises(ValueError, match="batch: 3 rows cannot be spread evenly over 2 devices"):
         shard_batch(make_mesh(2, 4), jnp.zeros((3, 5)))
+    with pytest.raises(ValueError, match="mesh: expected an axis 'data' or 'model', got x"):
+        load_model(GOLDENS / "tiny-gpt2", mesh=jax.make_mesh((8,), ("x",)))

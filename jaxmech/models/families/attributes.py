@@ -123,8 +123,10 @@ def _renamed(family: Family, hf: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in hf.items():
         name = family.renames.get(key, key)
         if value is not None and renamed.get(name, value) != value:
-            raise ValueError(f"configuration of {family.model_types[0]}: {key}={value!r} contradicts its other name's value "
-                             f"{renamed[name]!r}")  # fmt: skip
+            kind = family.model_types[0]
+            raise ValueError(
+                f"configuration of {kind}: {key}={value!r} contradicts {renamed[name]!r} of its other name"
+            )
         if value is not None or name not in renamed:
             renamed[name] = value
     return renamed
@@ -148,7 +150,8 @@ def _check(family: Family, hf: Mapping[str, Any]) -> None:
         bad.append(", ".join(old.get(key, key) for key in absent) + (" are" if len(absent) > 1 else " is") + " missing")
     if bad:
         raise ValueError(
-            f"configuration of {family.model_types[0]}: the model might come out wrong, since " + "; ".join(bad)
+            f"configuration of {family.model_types[0]} refused, the model might come out wrong: {'; '.join(bad)}. "
+            "If model_type is right and what is not understood has no effect on the model, take it out of the file"
         )
 
 
