@@ -96,6 +96,8 @@ def test_old_and_new_rope_mean_the_same():
         ),
         (llama(partial_rotary_factor=0.5), "partial_rotary_factor=0.5 .expected 1.0"),
         (llama(rope_parameters={"rope_theta": 1.0, "partial_rotary_factor": 0.5}), "llama rotates whole heads"),
+        (llama(hidden_size="4096"), "hidden_size='4096' .expected a number"),
+        (gemma3(rope_scaling={"rope_type": "linear", "factor": 8.0}), "beside rope_parameters: expected one of them"),
         (GPT2Config().to_dict() | {"hidden_size": 7}, "contradicts .* of its other name"),
         ({"model_type": "gemma3", "text_config": gemma3(), "quantization_config": {"bits": 4}}, "quantization_config"),
         ({"model_type": "gemma3", "text_config": gemma3(final_logit_softcapping=30.0)}, "final_logit_softcapping"),
@@ -264,6 +266,7 @@ def test_configurations_as_they_stand_on_the_hub():
     medium = {"model_type": "gpt2", "n_ctx": 1024, "n_embd": 1024, "n_head": 16, "n_layer": 24, "n_positions": 1024}
     medium |= {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "vocab_size": 50257, "resid_pdrop": 0.1}
     medium |= {"n_special": 0, "predict_special_tokens": True, "output_past": True, "initializer_range": 0.02}
+    assert config_from_hf({"n_inner": None, "intermediate_size": 64, **medium}).d_mlp == 64
     assert config_from_hf(medium | {"task_specific_params": {"text-generation": {}}}).tied
     neox = {"model_type": "gpt_neox", "hidden_act": "gelu_fast", "hidden_size": 6144, "intermediate_size": 24576}
     neox |= {"num_attention_heads": 64, "num_hidden_layers": 44, "layer_norm_eps": 1e-5, "rotary_pct": 0.25}

@@ -122,7 +122,7 @@ def _renamed(family: Family, hf: Mapping[str, Any]) -> dict[str, Any]:
     renamed = {}
     for key, value in hf.items():
         name = family.renames.get(key, key)
-        if value is not None and renamed.get(name, value) != value:
+        if value is not None and renamed.get(name) not in (None, value):
             kind = family.model_types[0]
             raise ValueError(
                 f"configuration of {kind}: {key}={value!r} contradicts {renamed[name]!r} of its other name"
@@ -145,6 +145,7 @@ def _check(family: Family, hf: Mapping[str, Any]) -> None:
     bad += [
         f"{k}={hf[k]!r} (expected {neutral[k][0]!r})" for k in sorted(neutral) if k in hf and hf[k] not in neutral[k]
     ]
+    bad += [f"{k}={hf[k]!r} (expected a number)" for k in _NEEDED if isinstance(hf.get(k), str)]
     if absent := [key for key in _NEEDED if hf.get(key) is None]:
         old = {new: old for old, new in family.renames.items()}
         bad.append(", ".join(old.get(key, key) for key in absent) + (" are" if len(absent) > 1 else " is") + " missing")

@@ -74,6 +74,8 @@ def _gemma3(hf: Mapping[str, Any]) -> dict[str, Any]:
     if new is None:
         whole, local = at.old_rope(hf, "rope_theta"), at.old_rope(hf, "rope_local_base_freq", scaled=False)
     else:
+        if hf.get("rope_scaling") is not None:
+            raise ValueError(f"rope_scaling={hf['rope_scaling']} beside rope_parameters: expected one of them")
         if absent := {"full_attention", "sliding_attention"} - {k for k, v in new.items() if v}:
             raise ValueError(f"rope_parameters: {sorted(absent)} missing; Gemma 3 has one entry per layer type")
         kinds = ("full_attention", "sliding_attention")
