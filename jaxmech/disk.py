@@ -1,11 +1,28 @@
-"""What to say when a disk is full or a folder may not be written."""
+"""What to say when a file is damaged, a disk is full or a folder may not be written."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+
+def read_json(path: Path, remedy: str = "download or copy it again") -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      ValueError: the file is damaged; `remedy` says the way out.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}; {remedy}")
+    return content
 
 
 def require_space(folder: Path, needed: int, remedy: str) -> None:

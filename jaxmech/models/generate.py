@@ -29,12 +29,12 @@ class _Rules(NamedTuple):
 
 
 class _State(NamedTuple):
-    """step: tokens picked so far; ids [B,room] int32; done [B]; buffer: keys and values of the tokens fed so far."""
+    """step: tokens picked so far; ids [B,room] int32; done [B]; buffer: keys and values of the tokens fed, if kept."""
 
     step: jax.Array
     ids: jax.Array
     done: jax.Array
-    buffer: KV
+    buffer: KV | None
 
 
 def generate(
@@ -153,25 +153,47 @@ def _generate(config, params, tokens, mask, edits, rules, ends, steps, room, cac
     prompt = forward(config, params, tokens, mask=mask, edits=edits, cache=cache, return_cache=True)
     later = {site: tuple(edit.for_answers() for edit in group) for site, group in edits.items()}
 
+    def follow(ids, step, buffer):
+        last = jax.lax.dynamic_slice_in_dim(ids, step - 1, 1, 1)
+        out = forward(config, params, last, edits=later, cache=(*cache, prompt.cache, buffer), return_cache=True)
+        return out.logits, jax.tree.map(
+            lambda whole, new, axis: jax.lax.dynamic_update_slice_in_dim(whole, new, step - 1, axis),
+            buffer, out.cache, KV(2, 2, 1, 1),
+        )  # fmt: skip
+
+    return _decode(prompt.logits, follow, _empty_like(prompt.cache, room), rules, ends, steps, room)
+
+
+@partial(jax.jit, static_argnames=("config", "room"))
+def _generate_recomputing(config, params, tokens, mask, edits, rules, ends, steps, room):
+    """As `_generate`, the whole text anew for every token."""
+    edits = {site: tuple(e.with_answers(tokens.shape[1], room) for e in group) for site, group in edits.items()}
+
+    def follow(ids, step, _):
+        seen = jnp.broadcast_to(jnp.arange(room) < step, ids.shape)
+        text, real = jnp.concatenate([tokens, ids], 1), jnp.concatenate([mask, seen], 1)
+        return forward(config, params, text, mask=real, edits=edits).logits, None
+
+    logits, _ = follow(jnp.zeros((tokens.shape[0], room), jnp.int32), 0, None)
+    return _decode(logits, follow, None, rules, ends, steps, room)
+
+
+def _decode(logits, follow, buffer, rules, ends, steps, room):
+    """Picks tokens from logits [B,V], and on from `follow(ids, step, buffer) -> logits, buffer`: [B,room] int32."""
+
     def going(state):
         return (state.step < steps) & ~state.done.all()
 
     def advance(state):
+        logits, buffer = follow(state.ids, state.step, state.buffer)
         last = jax.lax.dynamic_index_in_dim(state.ids, state.step - 1, 1, keepdims=False)
-        segments = (*cache, prompt.cache, state.buffer)
-        out = forward(config, params, last[:, None], edits=later, cache=segments, return_cache=True)
-        buffer = jax.tree.map(
-            lambda whole, new, axis: jax.lax.dynamic_update_slice_in_dim(whole, new, state.step - 1, axis),
-            state.buffer, out.cache, KV(2, 2, 1, 1),
-        )  # fmt: skip
-        token = jnp.where(state.done, last, _pick(out.logits, rules, state.step))
+        token = jnp.where(state.done, last, _pick(logits, rules, state.step))
         ids = jax.lax.dynamic_update_slice_in_dim(state.ids, token[:, None], state.step, 1)
         return _State(state.step + 1, ids, state.done | jnp.isin(token, ends), buffer)
 
-    first = _pick(prompt.logits, rules, 0)
-    ids = jnp.zeros((tokens.shape[0], room), jnp.int32).at[:, 0].set(first)
-    start = _State(jnp.int32(1), ids, jnp.isin(first, ends), _empty_like(prompt.cache, room))
-    end = jax.lax.while_loop(going, advance, start)
+    first = _pick(logits, rules, 0)
+    ids = jnp.zeros((logits.shape[0], room), jnp.int32).at[:, 0].set(first)
+    end = jax.lax.while_loop(going, advance, _State(jnp.int32(1), ids, jnp.isin(first, ends), buffer))
     last = jax.lax.dynamic_index_in_dim(end.ids, end.step - 1, 1)
     return jnp.where(jnp.arange(room) < end.step, end.ids, last)
 
@@ -189,32 +211,6 @@ def _crosses_original(config: ModelConfig, mask, cache, max_new_tokens: int) -> 
     counts = sum(m.sum(1) for m in masks)
     before = sum(m.sum(1) for m in masks[1:]) if cache else counts  # what holds keys already, or will after the prompt
     return bool(((before <= original) & (counts + fed > original)).any())
-
-
-@partial(jax.jit, static_argnames=("config", "room"))
-def _generate_recomputing(config, params, tokens, mask, edits, rules, ends, steps, room):
-    """As `_generate`, the whole text anew for every token."""
-    edits = {site: tuple(e.with_answers(tokens.shape[1], room) for e in group) for site, group in edits.items()}
-
-    def going(state):
-        step, _, done = state
-        return (step < steps) & ~done.all()
-
-    def advance(state):
-        step, ids, done = state
-        seen = jnp.broadcast_to(jnp.arange(room) < step, ids.shape)
-        text, real = jnp.concatenate([tokens, ids], 1), jnp.concatenate([mask, seen], 1)
-        logits = forward(config, params, text, mask=real, edits=edits).logits
-        last = jax.lax.dynamic_index_in_dim(ids, jnp.maximum(step - 1, 0), 1, keepdims=False)
-        token = jnp.where(done, last, _pick(logits, rules, step))
-        return step + 1, jax.lax.dynamic_update_slice_in_dim(ids, token[:, None], step, 1), done | jnp.isin(token, ends)
-
-    B = tokens.shape[0]
-    step, ids, _ = jax.lax.while_loop(
-        going, advance, (jnp.int32(0), jnp.zeros((B, room), jnp.int32), jnp.zeros(B, bool))
-    )
-    last = jax.lax.dynamic_index_in_dim(ids, jnp.maximum(step - 1, 0), 1)
-    return jnp.where(jnp.arange(room) < step, ids, last)
 
 
 def _empty_like(cache: KV, room: int) -> KV:

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxmech.models.config import Rope
 from jaxmech.models.gguf import GGUFFile
 from jaxmech.models.gguf_tokenizer import adds_bos, special_ids
+from jaxmech.models.rope import inverse_frequencies
 
 _SHARED_KEYS = {
     "context_length": "max_position_embeddings",
@@ -167,7 +169,7 @@ def _scaling(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     # There it multiplies what Hugging Face's attention_factor replaces: they agree at 1 alone.
     if keys.get("rope.scaling.yarn_attn_factor", 1.0) != 1.0:
         keys.refuse("rope.scaling.yarn_attn_factor", "expected 1")
-    optional = {name: keys.get(f"rope.scaling.yarn_{short}") for name, short in _YARN.items()}
+    optional = {name: keys.get(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
     return {
         "rope_type": "yarn",
         "factor": factor or keys.need("rope.scaling.factor"),
@@ -176,33 +178,29 @@ def _scaling(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_YARN = {"beta_fast": "beta_fast", "beta_slow": "beta_slow"}
-
-
 def _llama3(keys: _Keys, theta: float, head_dim: int) -> dict[str, Any]:
     """The scaling of Llama 3.1 and later, which llama.cpp stores as one divisor [head_dim / 2] for each frequency.
 
-    Its converter computes them with these three constants, and the largest is the factor. The formula is that of
-    Hugging Face's `_compute_llama3_parameters`.
+    Its converter computes them with these three constants, and the largest is the factor.
     """
     divisors = keys.file.read(_ROPE_FREQS).ravel()
     factor, low, high, original = float(f"{divisors.max():.5g}"), 1.0, 4.0, 8192
-    frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
-    unscaled = np.clip((original * frequencies / (2 * np.pi) - low) / (high - low), 0, 1)
-    expected = 1 / ((1 - unscaled) / factor + unscaled)
-    if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3, atol=0):
-        keys.problems.append(
-            f"{_ROPE_FREQS} {divisors.shape}: not Llama 3's scaling with factor {factor:g}, low_freq_factor {low:g}, "
-            f"high_freq_factor {high:g} and an original context of {original} for heads of width {head_dim}; no other "
-            "scaling by frequency is supported"
-        )
-    return {
+    scaling = {
         "rope_type": "llama3",
         "factor": factor,
         "low_freq_factor": low,
         "high_freq_factor": high,
         "original_max_position_embeddings": original,
     }
+    scaled = inverse_frequencies(Rope(theta, tuple(scaling.items())), head_dim)
+    expected = inverse_frequencies(Rope(theta), head_dim) / scaled
+    if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-3, atol=0):
+        keys.problems.append(
+            f"{_ROPE_FREQS} {divisors.shape}: not Llama 3's scaling with factor {factor:g}, low_freq_factor {low:g}, "
+            f"high_freq_factor {high:g} and an original context of {original} for heads of width {head_dim}; no other "
+            "scaling by frequency is supported"
+        )
+    return scaling
 
 
 # Architectures -------------------------------------------------------------------------------------------------------

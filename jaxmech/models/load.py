@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmech.disk import disk_errors, require_space
+from jaxmech.disk import disk_errors, read_json, require_space
 from jaxmech.models import tokenizer as tokenizers
 from jaxmech.models.config import ModelConfig, Rope
 from jaxmech.models.convert import convert
@@ -29,7 +29,7 @@ from jaxmech.models.decoder import param_shapes
 from jaxmech.models.families import config_from_hf, table_for
 from jaxmech.models.gguf import GGUFFile
 from jaxmech.models.gguf_config import hf_config
-from jaxmech.models.safetensors import SafetensorsFolder, read_json
+from jaxmech.models.safetensors import SafetensorsFolder
 from jaxmech.models.sharding import param_shardings
 
 CONVERTER_VERSION = 2

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxmech.disk import read_json
 
 
 class SafetensorsFolder:
@@ -63,18 +64,3 @@ def _files_of(folder: Path) -> list[Path]:
     if not isinstance(listed, dict):
         raise ValueError(f"{index}: expected a weight_map from tensors to files; download it again")
     return [folder / name for name in sorted(set(listed.values()))]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-      ValueError: the file is damaged.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); download or copy it again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content

@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+
+from jaxmech import disk
 
 
 class Outcome(NamedTuple):
@@ -102,11 +105,7 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete its folder and run again") from error
+read_json = partial(disk.read_json, remedy="delete its folder and run again")
 
 
 def plain(value: Any) -> Any:

@@ -13,7 +13,6 @@ from jaxmech.models.convert import Rule, Table
 from jaxmech.models.families import attributes as at
 from jaxmech.models.families import tensors as tn
 
-_LAYER = r"(?P<layer>\d+)\."
 _NORMED = {"norm": "layer", "gated": False, "output_bias": True, "attention_bias": True, "mlp_bias": True}
 
 
@@ -54,7 +53,7 @@ def _fused(name: str, heads: int, take) -> list[Rule]:
 
 def _gpt2_table(config: ModelConfig) -> Table:
     stem, H = r"(?:transformer\.|)", config.n_heads
-    layer = stem + r"h\." + _LAYER
+    layer = stem + r"h\." + tn.LAYER
     rules = _fused(layer + r"attn\.c_attn", H, _third)
     rules.append(Rule(layer + r"attn\.c_proj\.weight", "layers/attn/o/kernel", lambda x: x.reshape(H, -1, x.shape[1])))
     rules.append(Rule(layer + r"attn\.c_proj\.bias", "layers/attn/o/bias"))
@@ -63,23 +62,20 @@ def _gpt2_table(config: ModelConfig) -> Table:
         rules.append(Rule(layer + rf"mlp\.{name}\.bias", f"layers/mlp/{part}/bias"))
     rules += tn.layer_rules(config, stem + r"h\.", {"attn_norm": "ln_1", "mlp_norm": "ln_2"})
     rules.append(Rule(stem + r"wpe\.weight", "positions/embedding"))
-    rules.append(Rule(stem + r"ln_f\.bias", "final_norm/bias"))
     causal_mask = layer + r"attn\.(?:bias|masked_bias)"  # a buffer, despite its name
-    return tn.ends(config, stem + r"wte\.weight", stem + r"ln_f\.weight", r"lm_head\.weight", rules, (causal_mask,))
+    return tn.ends(config, stem + "wte", stem + "ln_f", "lm_head", rules, (causal_mask,))
 
 
 def _neox_table(config: ModelConfig) -> Table:
     stem = r"(?:gpt_neox\.|)"
-    layer = stem + r"layers\." + _LAYER
+    layer = stem + r"layers\." + tn.LAYER
     names = {"attn/o": "attention.dense", "mlp/up": "mlp.dense_h_to_4h", "mlp/down": "mlp.dense_4h_to_h"}
     rules = [
         *_fused(layer + r"attention\.query_key_value", config.n_heads, _interleaved),
         *tn.layer_rules(config, stem + r"layers\.", names | tn.PRE_NORMS),
-        Rule(stem + r"final_layer_norm\.bias", "final_norm/bias"),
     ]
     strays = (tn.ROTARY_BUFFER, layer + r"attention\.(?:bias|masked_bias)")
-    head = r"(?:embed_out|lm_head)\.weight"
-    return tn.ends(config, stem + r"embed_in\.weight", stem + r"final_layer_norm\.weight", head, rules, strays)
+    return tn.ends(config, stem + "embed_in", stem + "final_layer_norm", r"(?:embed_out|lm_head)", rules, strays)
 
 
 GPT2 = at.Family(

@@ -77,7 +77,7 @@ def _phi3_table(config: ModelConfig) -> Table:
     """q, k and v are one tensor, and so are gate and up."""
     h, H, G, M = config.head_dim, config.n_heads, config.n_kv_heads, config.d_mlp
     names = {part: tn.HF_NAMES[part] for part in ("attn/o", "mlp/down")}
-    at_layer, more = tn.HF_PREFIX + r"layers\.(?P<layer>\d+)\.", []
+    at_layer, more = tn.HF_PREFIX + r"layers\." + tn.LAYER, []
     start = 0
     for part, heads in (("q", H), ("k", G), ("v", G)):
         take = partial(_slice, start * h, (start + heads) * h)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import numpy as np
@@ -11,7 +11,7 @@ from jaxmech.models.config import ModelConfig
 from jaxmech.models.convert import Rule, Table, Transform
 
 ROTARY_BUFFER = r".*\brotary_emb\.inv_freq"  # in checkpoints of old transformers
-_LAYER = r"(?P<layer>\d+)\."
+LAYER = r"(?P<layer>\d+)\."
 
 
 def split_out(heads: int, x: np.ndarray) -> np.ndarray:
@@ -63,7 +63,7 @@ def layer_rules(config: ModelConfig, prefix: str, names: Mapping[str, str], fix:
     full = config.qk_norm == "full"
     norms = {"attn/q_norm": partial(split_heads, H), "attn/k_norm": partial(split_heads, G)} if full else {}
     for part, name in names.items():
-        stem = prefix + _LAYER + name.replace(".", r"\.")
+        stem = prefix + LAYER + name.replace(".", r"\.")
         if part in kernels:
             first, (kernel, bias) = fix.get(part, same), kernels[part]
             yield Rule(rf"{stem}\.weight", f"layers/{part}/kernel", then(first, kernel))
@@ -75,10 +75,27 @@ def layer_rules(config: ModelConfig, prefix: str, names: Mapping[str, str], fix:
 
 
 def ends(
-    config: ModelConfig, embed: str, norm: str, head: str, layers: Iterator[Rule], strays: tuple[str, ...]
+    config: ModelConfig,
+    embed: str,
+    norm: str,
+    head: str,
+    layers: Iterable[Rule],
+    strays: tuple[str, ...],
+    fix: Transform = same,
 ) -> Table:
-    """The whole table: embedding, final norm and unembedding by their patterns, around the layers' rules."""
-    rules = (Rule(embed, "embed/embedding"), Rule(norm, "final_norm/scale"), *layers)
+    """The whole table: embedding, final norm and unembedding around the layers' rules.
+
+    Args:
+      embed, norm, head: patterns of their tensors' names without ".weight" or ".bias".
+      fix: makes the stored final norm Hugging Face's.
+    """
+    rules = (
+        Rule(rf"{embed}\.weight", "embed/embedding"),
+        Rule(rf"{norm}\.weight", "final_norm/scale", fix),
+        Rule(rf"{norm}\.bias", "final_norm/bias"),
+        *layers,
+    )
+    head = rf"{head}\.weight"
     if config.tied:
         return Table(rules, strays, ((head, "embed/embedding"),))
     return Table((*rules, Rule(head, "unembed/kernel", transposed)), strays)
@@ -108,10 +125,8 @@ def hf_table(
 ) -> Table:
     """Of a decoder whose tensors are named as Llama's; `names` as for `layer_rules`."""
     layers = (*layer_rules(config, HF_PREFIX + r"layers\.", names), *more)
-    head = r"(?:language_model\.)?lm_head\.weight"
-    return ends(
-        config, HF_PREFIX + r"embed_tokens\.weight", HF_PREFIX + r"norm\.weight", head, layers, (ROTARY_BUFFER, *strays)
-    )
+    head = r"(?:language_model\.)?lm_head"
+    return ends(config, HF_PREFIX + "embed_tokens", HF_PREFIX + "norm", head, layers, (ROTARY_BUFFER, *strays))
 
 
 GGUF_NAMES = {
@@ -134,15 +149,5 @@ GGUF_NAMES = {
 def gguf_table(config: ModelConfig, fix: Mapping[str, Transform] | None = None) -> Table:
     """Of a GGUF file; `fix` as for `layer_rules`."""
     # The factors of scaled rotary embeddings are checked against the configuration when that is read.
-    table = ends(
-        config,
-        r"token_embd\.weight",
-        r"output_norm\.weight",
-        r"output\.weight",
-        layer_rules(config, r"blk\.", GGUF_NAMES, fix),
-        (r"rope_freqs\.weight",),
-    )
-    norm = (fix or {}).get("norm", same)
-    return table._replace(
-        rules=tuple(rule._replace(transform=norm) if rule.path == "final_norm/scale" else rule for rule in table.rules)
-    )
+    strays, layers = (r"rope_freqs\.weight",), layer_rules(config, r"blk\.", GGUF_NAMES, fix)
+    return ends(config, "token_embd", "output_norm", "output", layers, strays, (fix or {}).get("norm", same))
