@@ -131,7 +131,10 @@ def _fill(source: Source, places: Sequence[_Place], leaf) -> jax.Array:
     put = _put_layer(leaf.sharding)
     whole = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
     for place in places:
-        whole = put(whole, jax.device_put(_read(source, place, leaf.dtype), sharding), place.layer)
+        # Waited for, lest copies still on their way to the device pile up on the host.
+        whole = jax.block_until_ready(
+            put(whole, jax.device_put(_read(source, place, leaf.dtype), sharding), place.layer)
+        )
     return whole
 
 
