@@ -5,21 +5,22 @@
 Every leaf leads with `L`; the batch axis may be 1 where all rows share a value. An edit adds `delta(x)` to x where
 `where` holds, so a neutral edit adds exact zeros. `where [L,B,T]` says at which layers, rows and prompt tokens it acts
 (a token axis of 1 means every token) and `after [L,B]` whether it acts on the tokens that follow the prompt, generated
-or scored. `Edits` maps a site to its edits; a site that is absent costs nothing.
+or scored. `Edits` maps a site to its edits; a site that is absent costs nothing. An edit that is made of a dictionary
+knows the site it belongs to, and may read another site of the same layer: a transcoder's features are read at the
+feed-forward sublayer's input and written at its output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-if TYPE_CHECKING:  # edits stand below the dictionaries they use
-    from jaxmech.sae.module import SAE
+from jaxmech.sae.module import SAE, normalise
 
 Edits = dict[str, tuple[Any, ...]]
 _PRECISION = jax.lax.Precision.HIGHEST
@@ -27,11 +28,15 @@ _PRECISION = jax.lax.Precision.HIGHEST
 
 @struct.dataclass
 class _Edit:
+    """where, after: see above; site: where it belongs (None: anywhere); reads: whose x it wants (None: its site's)."""
+
     where: jax.Array
     after: jax.Array
+    site: str | None = struct.field(pytree_node=False, default=None, kw_only=True)
+    reads: str | None = struct.field(pytree_node=False, default=None, kw_only=True)
 
     def delta(self, x: jax.Array) -> jax.Array:
-        """What to add to x [B,T,D], once the leaves are sliced to one layer."""
+        """What to add at the edit's site, once the leaves are sliced to one layer; x [B,T,D] of the site it reads."""
         change = self.change(x.astype(jnp.float32))
         return jnp.where(self.where[..., None], change, 0.0)
 
@@ -96,14 +101,16 @@ class Replace(_Edit):
 class Gathered:
     """Encodes the chosen features alone: exact for ReLU (threshold 0), JumpReLU and linear (threshold -inf) codes.
 
-    W_enc [L,D,K], b_enc [L,K] (a subtracted b_dec folded in), threshold [L,K].
+    W_enc [L,D,K], b_enc [L,K] (a subtracted b_dec folded in), threshold [L,K]; normalize as in `SAEConfig`.
     """
 
     W_enc: jax.Array
     b_enc: jax.Array
     threshold: jax.Array
+    normalize: str = struct.field(pytree_node=False, default="none")
 
     def encode(self, x):
+        x, *_ = normalise(self.normalize, x)
         pre = jnp.einsum("btd,dk->btk", x, self.W_enc, precision=_PRECISION) + self.b_enc
         return jnp.where(pre > self.threshold, pre, 0.0)
 
@@ -117,6 +124,10 @@ class Full:
 
     sae: SAE
     index: jax.Array
+
+    @property
+    def normalize(self) -> str:
+        return self.sae.config.normalize
 
     def encode(self, x):
         return self.sae.encode(x)[..., self.index]
@@ -138,12 +149,14 @@ class Features(_Edit):
     def change(self, x):
         z = self.encoder.encode(x)
         new = self.gain[:, None] * z + self.shift[:, None]
-        return jnp.einsum("btk,kd->btd", new - z, self.W_dec, precision=_PRECISION)
+        change = jnp.einsum("btk,kd->btd", new - z, self.W_dec, precision=_PRECISION)
+        _, scale, _ = normalise(self.encoder.normalize, x)
+        return change if scale is None else change * scale
 
 
 @struct.dataclass
 class Splice(_Edit):
-    """x becomes its reconstruction. sae: stacked over all L layers (see `over_layers`)."""
+    """x becomes its reconstruction. sae: stacked over all L layers (see `over_layers`), of one site."""
 
     sae: SAE
 
@@ -238,33 +251,58 @@ def select(pairs: Iterable[tuple[int, int]], n_layers: int, width: int | None = 
 def gather(saes: SAE, selection: Selection) -> tuple[Gathered | Full, jax.Array]:
     """Encoder and decoder rows [L,K,D] of the chosen features; all zero where nothing is chosen.
 
+    The features are encoded alone where that is exact (`gather_features`), otherwise the dictionary in full.
+    Arguments and errors are those of `gather_features`.
+    """
+    if not saes.config.by_rank:
+        return gather_features(saes, selection)
+    _check_exist(saes.config, selection)
+    _, valid, rows = _rows(saes, selection)
+    W_dec = jnp.where(valid[..., None], saes.params["W_dec"][rows], 0.0)
+    return Full(over_layers(saes, len(selection.index)), selection.index), W_dec
+
+
+def gather_features(saes: SAE, selection: Selection) -> tuple[Gathered, jax.Array]:
+    """The chosen features as a dictionary of their own, and its decoder rows [L,K,D]; zero where nothing is chosen.
+
     Args:
       saes: a stack over `saes.config.layers`, which need not be all layers.
       selection: may be traced, so that one program serves every choice.
 
-    TopK codes depend on all features of a token at once, so that these are encoded in full.
-
     Raises:
-      ValueError: a selection, unless traced, of features that the dictionaries do not have.
+      ValueError: a dictionary of a TopK kind, or a selection, unless traced, of features that do not exist.
     """
+    if saes.config.by_rank:
+        raise ValueError(
+            f"saes: a {saes.config.activation} code depends on all features at once, so that none can be encoded alone;"
+            " edits.gather and edits.features encode in full, and exactly; outside of edits: sae.encode(x)[..., index]"
+        )
     _check_exist(saes.config, selection)
-    p, config, (index, valid) = saes.params, saes.config, selection
-    slot = np.zeros(index.shape[0], int)
-    slot[list(config.layers)] = np.arange(len(config.layers))
-    has = jnp.zeros(index.shape[0], bool).at[np.asarray(config.layers)].set(True)
-    valid = valid & has[:, None]
-    rows = (slot[:, None], index)
+    p, config = saes.params, saes.config
+    slot, valid, rows = _rows(saes, selection)
     W_dec = jnp.where(valid[..., None], p["W_dec"][rows], 0.0)
-    if config.activation == "topk":
-        return Full(over_layers(saes, index.shape[0]), index), W_dec
-    W_enc = jnp.where(valid[..., None], p["W_enc"][slot[:, None], :, index], 0.0)  # [L,K,D]
+    W_enc = jnp.where(valid[..., None], p["W_enc"][slot[:, None], :, selection.index], 0.0)  # [L,K,D]
     b_enc = p["b_enc"][rows]
     if config.subtract_b_dec:
         b_enc = b_enc - jnp.einsum("lkd,ld->lk", W_enc, p["b_dec"][slot], precision=_PRECISION)
     # JumpReLU is relu(pre) where pre > threshold, so that a negative threshold counts as zero.
     threshold = jnp.maximum(p["threshold"][rows], 0.0) if config.activation == "jumprelu" else jnp.zeros_like(b_enc)
     b_enc, threshold = jnp.where(valid, b_enc, 0.0), jnp.where(valid, threshold, jnp.inf)
-    return Gathered(jnp.moveaxis(W_enc, 1, 2), b_enc, threshold), W_dec
+    return Gathered(jnp.moveaxis(W_enc, 1, 2), b_enc, threshold, config.normalize), W_dec
+
+
+def _rows(saes: SAE, selection: Selection) -> tuple[np.ndarray, jax.Array, tuple]:
+    """Each layer's place in the stack [L], which chosen features there are [L,K], and their place among the rows."""
+    layers, (index, valid) = np.asarray(saes.config.layers), selection
+    slot = np.zeros(len(index), int)
+    slot[layers] = np.arange(len(layers))
+    has = jnp.zeros(len(index), bool).at[layers].set(True)
+    return slot, valid & has[:, None], (slot[:, None], index)
+
+
+def _placed(config) -> dict[str, str | None]:
+    """Where an edit made of such a dictionary belongs and what it reads, as keyword arguments."""
+    return {"site": config.site_out, "reads": None if config.site == config.site_out else config.site}
 
 
 def _check_exist(config, selection: Selection) -> None:
@@ -285,7 +323,7 @@ def features(saes: SAE, selection: Selection, *, gain, shift, **spans: jax.Array
     encoder, W_dec = gather(saes, selection)
     least = (W_dec.shape[0], 1, W_dec.shape[1])
     gain, shift = (jnp.broadcast_to(v, jnp.broadcast_shapes(jnp.shape(v), least)) for v in (gain, shift))
-    return Features(encoder=encoder, W_dec=W_dec, gain=gain, shift=shift, **spans)
+    return Features(encoder=encoder, W_dec=W_dec, gain=gain, shift=shift, **_placed(saes.config), **spans)
 
 
 def project(direction: jax.Array, *, shift, **spans: jax.Array) -> Features:
@@ -297,8 +335,15 @@ def project(direction: jax.Array, *, shift, **spans: jax.Array) -> Features:
 
 
 def splice(saes: SAE, n_layers: int, **spans: jax.Array) -> Splice:
-    """x becomes its reconstruction at the layers of `spans`."""
-    return Splice(sae=over_layers(saes, n_layers), **spans)
+    """x becomes its reconstruction at the layers of `spans`.
+
+    Raises:
+      ValueError: transcoders, whose output stands at another site than their input.
+    """
+    c = saes.config
+    if c.site != c.site_out:
+        raise ValueError(f"saes: reads {c.site} and writes {c.site_out}; splice what it gives with edits.Replace")
+    return Splice(sae=over_layers(saes, n_layers), site=c.site, **spans)
 
 
 def over_layers(saes: SAE, n_layers: int) -> SAE:

@@ -29,7 +29,7 @@ def patch_edit(config, saes: SAE, selection: ed.Selection, resid: jax.Array, len
     """Sets the selection to its values at the donor's residuals [L,B,D], at the last of `length` tokens."""
     edit = ed.features(saes, selection, gain=0.0, shift=0.0, **ed.at_last(config.n_layers, length))
     edit = edit.replace(shift=donor_values(edit.encoder, resid))
-    return {saes.config.site: (edit.replace(gain=jnp.zeros_like(edit.shift)),)}
+    return {saes.config.site_out: (edit.replace(gain=jnp.zeros_like(edit.shift)),)}
 
 
 @partial(jax.jit, static_argnums=0)

@@ -127,3 +127,55 @@ def test_features_that_do_not_exist_are_refused(saes):
             ed.features(saes, ed.select([pair], 4), gain=1.0, shift=1.0, **ed.everywhere(4))
     with pytest.raises(ValueError, match="an index from 0 on"):
         ed.select([(1, -1)], 4)
+
+
+def test_transcoder_features_are_read_at_one_site_and_written_at_another(lm, tokens, saes):
+    """Layers 1 and 3 at once: what layer 3 reads is what layer 1's change made of it."""
+    W_skip = jax.random.normal(jax.random.key(5), (2, 32, 32)) / 6
+    config = SAEConfig(32, 24, subtract_b_dec=False, skip=True, site="mlp_in", site_out="mlp_out", layers=(1, 3))
+    coder = SAE({**saes.params, "W_skip": W_skip}, config)
+    edit = ed.features(coder, ed.select([(1, 4), (3, 9)], L), gain=2.0, shift=0.5, **ed.everywhere(L))
+    taps = ("mlp_in", "mlp_out")
+    got = forward(lm.config, lm.params, tokens, taps=taps, edits={"mlp_out": (edit,)}).taps
+    for layer, feature in ((1, 4), (3, 9)):
+        # Without the edit at this layer, the layers below edited alike: what the sublayer itself gives out.
+        below = ed.features(coder, ed.select([(1, 4)] * (layer == 3), L), gain=2.0, shift=0.5, **ed.everywhere(L))
+        out = forward(lm.config, lm.params, tokens, taps=taps, edits={"mlp_out": (below,)}).taps
+        sae, read = coder.at(layer), out["mlp_in"][layer]
+        np.testing.assert_allclose(got["mlp_in"][layer], read, rtol=1e-5, atol=1e-5)
+        code = sae.encode(read)
+        new = code.at[..., feature].set(2 * code[..., feature] + 0.5)
+        change = sae.decode(new, read) - sae.decode(code, read)
+        np.testing.assert_allclose(got["mlp_out"][layer], out["mlp_out"][layer] + change, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="reads mlp_in and writes mlp_out"):
+        ed.splice(coder, L, **ed.everywhere(L))
+
+
+@pytest.mark.parametrize("normalize", ["norm", "layer_norm"])
+def test_features_of_normalised_tokens_keep_the_error_term(lm, tokens, saes, normalize):
+    x = run(lm, tokens).taps["resid_post"][3]
+    stack = saes.replace(config=SAEConfig(32, 24, normalize=normalize, layers=(1, 3)))
+    sae, chosen = stack.at(3), [4, 9]
+    code = sae.encode(x)
+    assert (np.asarray(code[..., chosen]) > 0).any()
+    new = code.at[..., chosen].set(0.7 + code[..., chosen])
+    edit = ed.features(stack, ed.select([(3, f) for f in chosen], L), gain=1.0, shift=0.7, **ed.everywhere(L))
+    got = run(lm, tokens, {"resid_post": (edit,)}).taps["resid_post"][3]
+    np.testing.assert_allclose(got, x + sae.decode(new, x) - sae.decode(code, x), rtol=1e-4, atol=1e-4)
+    gathered = edit.encoder.replace(**{n: getattr(edit.encoder, n)[3] for n in ("W_enc", "b_enc", "threshold")})
+    np.testing.assert_allclose(gathered.encode(x), code[..., jnp.array(chosen)], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["topk", "abstopk", "batchtopk"])
+def test_features_of_topk_kinds_are_not_gathered(saes, activation):
+    stack = SAE(saes.params, SAEConfig(32, 24, activation=activation, k=3, layers=(1, 3)))
+    with pytest.raises(ValueError, match=f"a {activation} code depends on all features.*sae.encode"):
+        ed.gather_features(stack, ed.select([(1, 2)], L))
+
+
+def test_edits_of_a_dictionary_belong_to_its_site(lm, tokens, saes):
+    edit = ed.features(saes, ed.select([(1, 2)], L), gain=0.0, shift=1.0, **ed.everywhere(L))
+    with pytest.raises(ValueError, match=r"edits\['resid_pre'\]: this edit is made of dictionaries of resid_post"):
+        run(lm, tokens, {"resid_pre": (edit,)})
+    with pytest.raises(ValueError, match="reads 'mlp_out', which a layer does not compute before resid_mid"):
+        run(lm, tokens, {"resid_mid": (edit.replace(site=None, reads="mlp_out"),)})

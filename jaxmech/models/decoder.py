@@ -3,7 +3,8 @@
 `B` denotes the batch, `T` tokens, `L` layers, `D` the residual width, `H` query heads, `G` key/value heads, `h` the
 head width, `M` the hidden width of the feed-forward sublayer, `V` the vocabulary, `S` cached tokens.
 
-An edit is any pytree whose leaves lead with `L` and that offers, once sliced to one layer, `delta(x) -> like x`; see
+An edit is any pytree whose leaves lead with `L` and that offers, once sliced to one layer, `delta(x) -> like x`, and
+the names `site` and `reads` of the site it belongs to and of the one whose x it wants (None: any, and its own); see
 `jaxmech.edits`. A tap reads one site, reduced inside the scan. Nothing here knows what edits or taps mean.
 """
 
@@ -23,11 +24,12 @@ from jaxmech.models.rope import apply_rope, rope_tables
 
 Params = Mapping[str, Any]
 
-SITES = ("resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
+SITES = ("resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_normed", "mlp_in", "mlp_out", "resid_post")
 """Where an edit may act and a tap may read, in the order in which a block computes them.
 
 `attn_z` is the input of the attention's output projection, heads flattened `[B,T,H*h]`; `mlp_in` the input of the
-feed-forward sublayer, normed where the model norms it, gain included; `attn_out` and `mlp_out` are what is added to the
+feed-forward sublayer, normed where the model norms it, and `mlp_normed` the same before the norm's gain and bias, in
+float32; `attn_out` and `mlp_out` are what is added to the
 residual stream, that is after post-norms. Where both sublayers read the layer's input (GPT-NeoX), `resid_mid` is still
 `resid_pre + attn_out`, and the feed-forward sublayer does not see it.
 """
@@ -99,14 +101,15 @@ class _Norm(nn.Module):
     axes: tuple[str, ...] = ("embed",)
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, visit=lambda normed: normed):
+        """`visit` is shown x normed, before gain and bias, and gives it back, edited."""
         c, over, shape = self.config, tuple(range(-len(self.axes), 0)), x.shape[-len(self.axes) :]
         init = nn.with_logical_partitioning(nn.initializers.constant(1.0 - c.norm_offset), self.axes)
         scale = c.norm_offset + self.param("scale", init, shape).astype(jnp.float32)
         wide = x.astype(jnp.float32)
         if c.norm == "layer":
             wide = wide - jnp.mean(wide, over, keepdims=True)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, over, keepdims=True) + c.norm_eps) * scale
+        wide = visit(wide * jax.lax.rsqrt(jnp.mean(wide**2, over, keepdims=True) + c.norm_eps)) * scale
         if c.norm == "layer":
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes)
             wide = wide + self.param("bias", zeros, shape).astype(jnp.float32)
@@ -188,13 +191,14 @@ class _Block(nn.Module):
     def __call__(self, x, cached, cos_sin, masks, visit):
         c = self.config
 
-        def norm(name, x, present):
-            return _Norm(c, name=name)(x) if present else x
+        def norm(name, x, present, visit=lambda normed: normed):
+            return _Norm(c, name=name)(x, visit) if present else visit(x)
 
         x = visit("resid_pre", x)
         out, kv = _Attention(c, name="attn")(norm("attn_norm", x, c.pre_norms), cached, cos_sin, masks, visit)
         mid = visit("resid_mid", x + visit("attn_out", norm("attn_post_norm", out, c.post_norms)))
-        read = visit("mlp_in", norm("mlp_norm", x if c.parallel else mid, c.pre_norms))
+        read = norm("mlp_norm", x if c.parallel else mid, c.pre_norms, partial(visit, "mlp_normed"))
+        read = visit("mlp_in", read)
         out = _MLP(c, name="mlp")(read)
         return visit("resid_post", mid + visit("mlp_out", norm("mlp_post_norm", out, c.post_norms))), kv
 
@@ -287,6 +291,7 @@ def forward(
         raise ValueError(f"edits[{alone[0]!r}]: expected a tuple of edits, got one edit; write (edit,)")
     for site, group in (edits or {}).items():
         for edit in group:
+            _check_place(site, edit)
             if {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(edit)} - {(config.n_layers,)}:
                 raise ValueError(f"edits[{site!r}]: every array leads with the model's {config.n_layers} layers, got "
                                  f"{[jnp.shape(leaf) for leaf in jax.tree.leaves(edit)]}")  # fmt: skip
@@ -316,6 +321,14 @@ def forward(
     )
 
 
+def _check_place(site: str, edit) -> None:
+    """Refuses an edit at another site than its dictionary's, or one that would read what is not yet computed."""
+    if edit.site not in (None, site):
+        raise ValueError(f"edits[{site!r}]: this edit is made of dictionaries of {edit.site}; put it there")
+    if site in SITES and edit.reads is not None and edit.reads not in SITES[: SITES.index(site) + 1]:
+        raise ValueError(f"edits[{site!r}]: reads {edit.reads!r}, which a layer does not compute before {site}")
+
+
 @partial(jax.jit, static_argnames=("config", "logits", "return_cache"))
 def _forward(config, params, tokens, mask, edits, taps, cache, positions, within, logits, return_cache):
     if positions is None:
@@ -332,11 +345,12 @@ def _forward(config, params, tokens, mask, edits, taps, cache, positions, within
 
     def layer(x, inputs):
         params_l, is_local, cached, edits_l, tap_args = inputs
-        seen = {}
+        seen, here = {}, {}
 
         def visit(site, x):
+            here[site] = x  # what edits here read; those further on read what they left
             if edits_l.get(site):
-                x = x + sum(edit.delta(x) for edit in edits_l[site]).astype(x.dtype)
+                x = here[site] = x + sum(e.delta(here[e.reads or site]) for e in edits_l[site]).astype(x.dtype)
             seen.update({n: t.reduce(tap_args[n], x) for n, t in taps.items() if t.site == site})
             return x
 

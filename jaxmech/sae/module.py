@@ -3,8 +3,10 @@
 `D` denotes the width at the site, `F` dictionary features, `K` selected features, `L'` the layers that have a
 dictionary (the model's own number of layers is `L`).
 
-Row vectors: `pre = x' @ W_enc + b_enc`, `f = act(pre)`, `y = f @ W_dec + b_dec`, where `x' = x - b_dec` if
-`subtract_b_dec`, else `x`. x is the raw activation: scales and norms are folded into the weights before they get here.
+Row vectors: `pre = x' @ W_enc + b_enc`, `f = act(pre)`, `y = f @ W_dec + b_dec (+ x @ W_skip)`, where
+`x' = x - b_dec` if `subtract_b_dec`, else `x`. x is the raw activation: constant scales and decoder norms are folded
+into the weights before they get here, and a gated dictionary is a JumpReLU one. A dictionary that was trained on tokens
+normalised one by one does all of this on `n(x) = (x - shift) / scale`, and its output is `y * scale + shift`.
 Everything is computed in float32 with full-precision products, because a rounded pre-activation opens or closes gates.
 """
 
@@ -20,7 +22,10 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-ACTIVATIONS = ("relu", "jumprelu", "topk")
+from jaxmech.sae.topk import largest
+
+ACTIVATIONS = ("relu", "jumprelu", "topk", "abstopk", "batchtopk")
+NORMALIZATIONS = ("none", "norm", "layer_norm")
 matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
 
 
@@ -30,12 +35,17 @@ class SAEConfig:
 
     Attributes:
       d_in, d_sae: widths of the input and of the code; d_out: of the output, d_in when None.
-      activation: "relu", "jumprelu" (`pre` where `pre > threshold` and `pre > 0`, strictly) or "topk" (the k largest
-        of each token, then ReLU).
-      k: features a token keeps; TopK only.
+      activation: "relu"; "jumprelu" (`pre` where `pre > threshold` and `pre > 0`, strictly); "topk" (the k largest of
+        each token, then ReLU); "abstopk" (the k largest of each token by magnitude, sign kept); or "batchtopk", as
+        trained (the k * n largest positive ones of all n tokens of a call: what a token gets depends on the others).
+      k: features a token keeps, on average for "batchtopk"; only with the TopK kinds.
       subtract_b_dec: whether b_dec is taken off the input before encoding.
-      site: where the input is read and the output belongs ("resid_post", ...).
+      normalize: of each token: "none", "norm" (to length sqrt(d_in)) or "layer_norm" (mean 0, unbiased deviation 1).
+      skip: whether a linear skip term x @ W_skip joins the output.
+      site: where the input is read ("resid_post", ...); site_out: where the output belongs, `site` when None.
       layers: the model's layer of each dictionary of a stack; one entry for a single dictionary.
+      l0: features active on an average token, as declared for each of `layers`; None where nothing is declared.
+      skip_first: tokens at the start of a text that it was not trained on, BOS included.
       model: name of the model it was trained on.
       units: what an activation of 1 means; "residual" when decoder rows have unit norm.
       source: where the weights come from.
@@ -45,27 +55,51 @@ class SAEConfig:
     d_sae: int
     d_out: int | None = None
     activation: str = "jumprelu"
-    k: int | None = None
+    k: float | None = None
     subtract_b_dec: bool = True
+    normalize: str = "none"
+    skip: bool = False
     site: str = "resid_post"
+    site_out: str | None = None
     layers: tuple[int, ...] = (0,)
+    l0: tuple[float | None, ...] = ()
+    skip_first: int = 1
     model: str | None = None
     units: str = "unknown"
     source: str | None = None
 
     def __post_init__(self):
+        layers = tuple(int(layer) for layer in self.layers)
         object.__setattr__(self, "d_out", self.d_in if self.d_out is None else self.d_out)
-        object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
+        object.__setattr__(self, "site_out", self.site if self.site_out is None else self.site_out)
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "l0", tuple(self.l0) or (None,) * len(layers))
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
-        if (self.activation == "topk") != (self.k is not None):
-            raise ValueError(f"k: goes with activation 'topk' and only with it, got k={self.k}, {self.activation!r}")
+        if self.normalize not in NORMALIZATIONS:
+            raise ValueError(f"normalize: expected one of {', '.join(NORMALIZATIONS)}, got {self.normalize!r}")
+        if self.by_rank != (self.k is not None):
+            raise ValueError(f"k: goes with the TopK kinds and only with them, got k={self.k}, {self.activation!r}")
         if self.k is not None and not 0 < self.k <= self.d_sae:
             raise ValueError(f"k: expected 1..d_sae={self.d_sae}, got {self.k}")
+        if self.k is not None and self.activation != "batchtopk" and self.k != int(self.k):
+            raise ValueError(f"k: expected a whole number for {self.activation!r}, got {self.k}")
         if self.subtract_b_dec and self.d_in != self.d_out:
             raise ValueError(f"subtract_b_dec: needs d_in == d_out, got {self.d_in} and {self.d_out}; set it to False")
-        if not self.layers or len(set(self.layers)) != len(self.layers):
-            raise ValueError(f"layers: expected distinct layers, at least one, got {self.layers}")
+        if not layers or len(set(layers)) != len(layers):
+            raise ValueError(f"layers: expected distinct layers, at least one, got {layers}")
+        if len(self.l0) != len(layers):
+            raise ValueError(f"l0: expected one entry for each of the layers {layers}, got {self.l0}")
+
+    @property
+    def by_rank(self) -> bool:
+        """Whether a feature's code depends on the other features, so that none can be encoded alone."""
+        return self.activation in ("topk", "abstopk", "batchtopk")
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether decoding takes more than the code: each token's own scale, or the skip term."""
+        return self.skip or self.normalize != "none"
 
 
 def param_shapes(config: SAEConfig) -> dict[str, tuple[int, ...]]:
@@ -76,7 +110,26 @@ def param_shapes(config: SAEConfig) -> dict[str, tuple[int, ...]]:
         "W_dec": (config.d_sae, config.d_out),
         "b_dec": (config.d_out,),
     }
-    return shapes | ({"threshold": (config.d_sae,)} if config.activation == "jumprelu" else {})
+    if config.activation == "jumprelu":
+        shapes["threshold"] = (config.d_sae,)
+    if config.skip:
+        shapes["W_skip"] = (config.d_in, config.d_out)
+    return shapes
+
+
+def normalise(kind: str, x: jax.Array) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Each token of x [..., D] on its own: (n(x), scale [..., 1], shift [..., 1]), with x = n(x) * scale + shift.
+
+    SAELens' `constant_norm_rescale` and `layer_norm`; the latter's 1e-5 is in n(x) alone, not in `scale`.
+    """
+    if kind == "none":
+        return x, None, None
+    if kind == "norm":
+        scale = jnp.linalg.norm(x, axis=-1, keepdims=True) / x.shape[-1] ** 0.5
+        return x / scale, scale, jnp.zeros_like(scale)
+    shift = jnp.mean(x, axis=-1, keepdims=True)
+    scale = jnp.std(x, axis=-1, keepdims=True, ddof=1)
+    return (x - shift) / (scale + 1e-5), scale, shift
 
 
 def activate(config: SAEConfig, pre: jax.Array, threshold: jax.Array | None = None) -> jax.Array:
@@ -85,12 +138,16 @@ def activate(config: SAEConfig, pre: jax.Array, threshold: jax.Array | None = No
         return jax.nn.relu(pre)
     if config.activation == "jumprelu":
         return jnp.where(pre > threshold, jax.nn.relu(pre), 0.0)
+    rows = pre.reshape(-1, config.d_sae)
+    if config.activation == "batchtopk":
+        kept = largest(jax.lax.stop_gradient(rows), int(config.k * len(rows)))
+        return jnp.where(kept, rows, 0.0).reshape(pre.shape)
     # Ties are broken by index, so that a token never keeps more than k: comparing with the k-th largest would not do.
-    values, index = jax.lax.top_k(pre, config.k)
-    flat = jnp.zeros((pre.size // config.d_sae, config.d_sae), pre.dtype)
-    rows = jnp.arange(flat.shape[0])[:, None]
-    flat = flat.at[rows, index.reshape(-1, config.k)].set(jax.nn.relu(values).reshape(-1, config.k))
-    return flat.reshape(pre.shape)
+    signed = config.activation == "abstopk"
+    _, index = jax.lax.top_k(jnp.abs(rows) if signed else rows, int(config.k))
+    values = jnp.take_along_axis(rows, index, axis=1)
+    at = jnp.arange(len(rows))[:, None], index
+    return jnp.zeros_like(rows).at[at].set(values if signed else jax.nn.relu(values)).reshape(pre.shape)
 
 
 class SparseCoder(nn.Module):
@@ -100,25 +157,34 @@ class SparseCoder(nn.Module):
 
     def setup(self):
         c, zeros = self.config, nn.initializers.zeros_init()
-        axes = {"W_enc": ("embed", "feature"), "W_dec": ("feature", "embed"), "b_dec": ("embed",)}
+        axes = {
+            "W_enc": ("embed", "feature"),
+            "W_dec": ("feature", "embed"),
+            "b_dec": ("embed",),
+            "W_skip": ("embed", None),
+        }
         for name, shape in param_shapes(c).items():
             init = nn.initializers.lecun_normal() if name.startswith("W_") else zeros
             init = nn.with_logical_partitioning(init, axes.get(name, ("feature",)))
             setattr(self, name, self.param(name, init, shape))
 
-    def pre(self, x: jax.Array) -> jax.Array:
-        """[..., d_in] -> pre-activations [..., F]."""
-        x = x.astype(jnp.float32)
-        return matmul(x - self.b_dec if self.config.subtract_b_dec else x, self.W_enc) + self.b_enc
-
     def encode(self, x: jax.Array) -> jax.Array:
-        return activate(self.config, self.pre(x), self.threshold if self.config.activation == "jumprelu" else None)
+        """[..., d_in] -> code [..., F]."""
+        x, *_ = normalise(self.config.normalize, x.astype(jnp.float32))
+        pre = matmul(x - self.b_dec if self.config.subtract_b_dec else x, self.W_enc) + self.b_enc
+        return activate(self.config, pre, self.threshold if self.config.activation == "jumprelu" else None)
 
-    def decode(self, f: jax.Array) -> jax.Array:
-        return matmul(f.astype(jnp.float32), self.W_dec) + self.b_dec
+    def decode(self, f: jax.Array, x: jax.Array | None = None) -> jax.Array:
+        """Code [..., F], with the input [..., d_in] where `config.needs_input` -> output [..., d_out]."""
+        y = matmul(f.astype(jnp.float32), self.W_dec) + self.b_dec
+        if not self.config.needs_input:
+            return y
+        x, scale, shift = normalise(self.config.normalize, x.astype(jnp.float32))
+        y = y + matmul(x, self.W_skip) if self.config.skip else y
+        return y if scale is None else y * scale + shift
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), x)
 
 
 @struct.dataclass
@@ -138,38 +204,50 @@ class SAE:
 
     def encode(self, x: jax.Array) -> jax.Array:
         """Raw activations [..., d_in] -> features [..., F]."""
-        return self._apply("encode", x, self.config.d_in)
+        return self._apply("encode", (x, self.config.d_in))
 
-    def decode(self, f: jax.Array) -> jax.Array:
-        """Features [..., F] -> activations [..., d_out]."""
-        return self._apply("decode", f, self.config.d_sae)
+    def decode(self, f: jax.Array, x: jax.Array | None = None) -> jax.Array:
+        """Features [..., F] -> activations [..., d_out].
+
+        x [..., d_in] are the activations that were encoded: needed, and used, by dictionaries with a skip term or a
+        normalisation of each token alone.
+        """
+        if not self.config.needs_input:
+            return self._apply("decode", (f, self.config.d_sae))
+        if x is None:
+            why = "has a skip term" if self.config.skip else f"normalises each token ({self.config.normalize})"
+            raise ValueError(f"x: this dictionary {why}, so that decoding needs the activations: decode(f, x)")
+        return self._apply("decode", (f, self.config.d_sae), (x, self.config.d_in))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The reconstruction of x."""
-        return self._apply("__call__", x, self.config.d_in)
+        """The reconstruction of x, or what a transcoder makes of it."""
+        return self._apply("__call__", (x, self.config.d_in))
 
     def at(self, layer: int) -> SAE:
         """The dictionary of the model's layer `layer`."""
         if layer not in self.config.layers:
             raise ValueError(f"layer: this stack has layers {self.config.layers}, got {layer}")
-        config = dataclasses.replace(self.config, layers=(layer,))
         if not self.stacked:
             return self
         row = self.config.layers.index(layer)
+        config = dataclasses.replace(self.config, layers=(layer,), l0=(self.config.l0[row],))
         return SAE({name: leaf[row] for name, leaf in self.params.items()}, config)
 
-    def _apply(self, method: str, x: jax.Array, width: int) -> jax.Array:
+    def _apply(self, method: str, *inputs: tuple[jax.Array, int]) -> jax.Array:
+        """Applies `method` to arrays, each given with the width it should have."""
         lead = (self.params["W_dec"].shape[0],) if self.stacked else ()
-        if x.shape[-1:] != (width,) or x.shape[:-1][: len(lead)] != lead:
-            kind = f"a stack over {lead[0]} layers" if lead else "a single dictionary"
-            expected = f"[{''.join(f'{n}, ' for n in lead)}..., {width}]"
-            raise ValueError(f"{method}: {kind} expects {expected}, got shape {tuple(x.shape)}")
+        for x, width in inputs:
+            if x.shape[-1:] != (width,) or x.shape[:-1][: len(lead)] != lead:
+                kind = f"a stack over {lead[0]} layers" if lead else "a single dictionary"
+                expected = f"[{''.join(f'{n}, ' for n in lead)}..., {width}]"
+                raise ValueError(f"{method}: {kind} expects {expected}, got shape {tuple(x.shape)}")
         call = partial(SparseCoder(self.config).apply, method=method)
 
-        def one(params, x):
-            return call({"params": params}, x)
+        def one(params, *arrays):
+            return call({"params": params}, *arrays)
 
-        return jax.vmap(one)(self.params, x) if lead else one(self.params, x)
+        arrays = [x for x, _ in inputs]
+        return jax.vmap(one)(self.params, *arrays) if lead else one(self.params, *arrays)
 
 
 def make_sae(params: Mapping[str, jax.Array | np.ndarray], config: SAEConfig) -> SAE:
@@ -195,7 +273,7 @@ def stack_saes(saes: Sequence[SAE]) -> SAE:
         raise ValueError("saes: expected at least one")
     if any(sae.stacked for sae in saes):
         raise ValueError("saes: expected single dictionaries, got a stack; take it apart with sae.at(layer)")
-    alike = [dataclasses.replace(sae.config, layers=(0,), source=None) for sae in saes]
+    alike = [dataclasses.replace(sae.config, layers=(0,), l0=(), source=None) for sae in saes]
     for sae, config in zip(saes, alike, strict=True):
         if config != alike[0]:
             fields = [f.name for f in dataclasses.fields(config)]
@@ -208,6 +286,7 @@ def stack_saes(saes: Sequence[SAE]) -> SAE:
     config = dataclasses.replace(
         alike[0],
         layers=tuple(sae.config.layers[0] for sae in saes),
+        l0=tuple(sae.config.l0[0] for sae in saes),
         source=sources.pop() if len(sources) == 1 else "; ".join(str(s.config.source) for s in saes),
     )
     return SAE(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(dict(sae.params) for sae in saes)), config)

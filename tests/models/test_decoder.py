@@ -73,6 +73,23 @@ def test_sites_add_up(lm, tokens):
     np.testing.assert_allclose(t["resid_pre"] + t["attn_out"], t["resid_mid"], **TIGHT)
     np.testing.assert_allclose(t["resid_mid"] + t["mlp_out"], t["resid_post"], **TIGHT)
     np.testing.assert_array_equal(t["resid_post"][:-1], t["resid_pre"][1:])
+    gain = 1 + lm.params["layers"]["mlp_norm"]["scale"]  # Gemma's norms store their gain less one
+    np.testing.assert_allclose(t["mlp_normed"] * gain[:, None, None], t["mlp_in"], **TIGHT)
+    np.testing.assert_allclose(jnp.mean(t["mlp_normed"] ** 2, axis=-1), 1.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("change", [{}, {"norm": "layer"}, {"pre_norms": False}])
+def test_every_site_can_be_edited(change):
+    """Doubling a site doubles what is read there, and changes what the layer gives, whatever the norms."""
+    config = tiny_config(n_layers=2, is_local=(True, False), qk_norm=None, **change)
+    params = decoder.init_params(config, jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(3), (2, 6), 1, config.vocab_size)
+    base = forward(config, params, tokens, taps=decoder.SITES)
+    for site in decoder.SITES:
+        edit = ed.Replace(donor=2 * base.taps[site], **ed.everywhere(2, (1,)))
+        taps = forward(config, params, tokens, taps=(site, "resid_post"), edits={site: (edit,)}).taps
+        np.testing.assert_allclose(taps[site][1], 2 * base.taps[site][1], **TIGHT, err_msg=site)
+        assert np.abs(taps["resid_post"][1] - base.taps["resid_post"][1]).max() > 1e-4, site
 
 
 def test_shapes_axes_and_parameters_agree(lm):

@@ -20,7 +20,7 @@ D, F = 6, 20
 
 def random_sae(activation="jumprelu", layers=(3,), seed=0, subtract=True, **options):
     rng = np.random.default_rng(seed)
-    if activation == "topk":
+    if activation.endswith("topk"):
         options.setdefault("k", 4)
     config = SAEConfig(D, F, activation=activation, layers=layers, subtract_b_dec=subtract, **options)
     lead = (len(layers),) if len(layers) > 1 else ()
@@ -28,31 +28,81 @@ def random_sae(activation="jumprelu", layers=(3,), seed=0, subtract=True, **opti
     return make_sae(params, config)
 
 
+def random_x():
+    return np.random.default_rng(1).normal(size=(3, 5, D)).astype(np.float32)
+
+
+def numpy_normalise(kind, x):
+    """n(x), scale and shift."""
+    if kind == "none":
+        return x, 1.0, 0.0
+    if kind == "norm":
+        scale = np.linalg.norm(x, axis=-1, keepdims=True) / np.sqrt(x.shape[-1])
+        return x / scale, scale, 0.0
+    shift, scale = x.mean(-1, keepdims=True), x.std(-1, keepdims=True, ddof=1)
+    return (x - shift) / (scale + 1e-5), scale, shift
+
+
 def numpy_encode(sae, x):
-    p = {name: np.asarray(leaf, np.float64) for name, leaf in sae.params.items()}
-    pre = (x - p["b_dec"] * sae.config.subtract_b_dec) @ p["W_enc"] + p["b_enc"]
-    if sae.config.activation == "relu":
+    c, p = sae.config, {name: np.asarray(leaf, np.float64) for name, leaf in sae.params.items()}
+    x = numpy_normalise(c.normalize, x.astype(np.float64))[0]
+    pre = (x - p["b_dec"] if c.subtract_b_dec else x) @ p["W_enc"] + p["b_enc"]
+    if c.activation == "relu":
         return np.maximum(pre, 0)
-    if sae.config.activation == "jumprelu":
+    if c.activation == "jumprelu":
         return np.maximum(pre, 0) * (pre > p["threshold"])
+    if c.activation == "batchtopk":
+        n = int(c.k * pre.size / F)
+        return np.where(pre >= np.sort(np.maximum(pre, 0), axis=None)[-n], np.maximum(pre, 0), 0)
+    signed = c.activation == "abstopk"
+    order = np.argsort(-np.abs(pre) if signed else -pre, axis=-1)[..., : c.k]
+    kept = np.take_along_axis(pre, order, -1)
     out = np.zeros_like(pre)
-    for row, order in zip(np.ndindex(pre.shape[:-1]), np.argsort(-pre, axis=-1).reshape(-1, F), strict=True):
-        keep = order[: sae.config.k]
-        out[row][keep] = np.maximum(pre[row][keep], 0)
+    np.put_along_axis(out, order, kept if signed else np.maximum(kept, 0), -1)
     return out
 
 
-@pytest.mark.parametrize("subtract", [True, False])
-@pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk"])
-def test_formulas(activation, subtract):
-    sae = random_sae(activation, subtract=subtract)
-    x = np.random.default_rng(1).normal(size=(3, 5, D)).astype(np.float32)
+def numpy_decode(sae, f, x):
+    p = {name: np.asarray(leaf, np.float64) for name, leaf in sae.params.items()}
+    x, scale, shift = numpy_normalise(sae.config.normalize, x.astype(np.float64))
+    y = f @ p["W_dec"] + p["b_dec"]
+    return (y + x @ p["W_skip"] if sae.config.skip else y) * scale + shift
+
+
+def compare(sae, x):
     f = numpy_encode(sae, x)
-    y = f @ np.asarray(sae.params["W_dec"]) + np.asarray(sae.params["b_dec"])
-    np.testing.assert_array_equal(np.asarray(sae.encode(x)) > 0, f > 0)
+    y = numpy_decode(sae, f, x)
+    np.testing.assert_array_equal(np.asarray(sae.encode(x)) != 0, f != 0)
     np.testing.assert_allclose(sae.encode(x), f, atol=1e-5)
-    np.testing.assert_allclose(sae.decode(f), y, atol=1e-4)
+    np.testing.assert_allclose(sae.decode(jnp.asarray(f), x), y, atol=1e-4)
     np.testing.assert_allclose(jax.jit(lambda s, x: s(x))(sae, x), y, atol=1e-4)
+
+
+@pytest.mark.parametrize("subtract", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk", "abstopk", "batchtopk"])
+def test_formulas(activation, subtract):
+    compare(random_sae(activation, subtract=subtract), random_x())
+
+
+@pytest.mark.parametrize("normalize", ["norm", "layer_norm"])
+@pytest.mark.parametrize("options", [{}, {"skip": True}, {"subtract": False, "skip": True, "d_out": 9}])
+def test_normalised_tokens_and_skip_terms(normalize, options):
+    compare(random_sae(normalize=normalize, **options), 3 + 2 * random_x())
+
+
+def test_a_batchtopk_code_may_keep_a_fraction_more_than_whole_features():
+    sae, x = random_sae("batchtopk", k=2.5), random_x()
+    assert np.count_nonzero(sae.encode(x)) == int(2.5 * 15)
+    compare(sae, x)
+    assert np.isfinite(jax.grad(lambda x: sae(x).sum())(jnp.asarray(x))).all()
+
+
+def test_decoding_asks_for_the_input_where_it_needs_it():
+    for options, why in [({"skip": True}, "skip term"), ({"normalize": "layer_norm"}, "layer_norm")]:
+        with pytest.raises(ValueError, match=rf"{why}.*decode\(f, x\)"):
+            random_sae(**options).decode(jnp.zeros((2, F)))
+    with pytest.raises(ValueError, match="decode: a single dictionary expects"):
+        random_sae(skip=True).decode(jnp.zeros((2, F)), jnp.zeros((2, D + 1)))
 
 
 def test_jumprelu_is_strict_and_never_negative():
