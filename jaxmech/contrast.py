@@ -161,6 +161,24 @@ def feature_stats(m: Moments, placebo: Moments, density: np.ndarray) -> FeatureS
     )  # fmt: skip
 
 
+class FamilyTests(NamedTuple):
+    """Over family means, each [m]: paired t, its p, BH q over live features, paired d_z; and the sign consistency."""
+
+    t: np.ndarray
+    p: np.ndarray
+    q: np.ndarray
+    d_z: np.ndarray
+    sign: np.ndarray
+
+
+def family_tests(s: FeatureStats) -> FamilyTests:
+    t, p, d_z = paired_t(s.difference)
+    live = s.fires.max(0) > 0
+    q = np.ones_like(p)
+    q[live] = benjamini_hochberg(p[live])
+    return FamilyTests(t, p, q, d_z, np.maximum(s.positive.sum(0), s.negative.sum(0)) / s.pairs)
+
+
 def criteria(s: FeatureStats, rule: Rule, *, flip: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Each criterion's verdict [m], half-splits and permutation apart.
 
@@ -169,11 +187,7 @@ def criteria(s: FeatureStats, rule: Rule, *, flip: np.ndarray | None = None) -> 
     """
     if flip is not None:
         s = flip_families(s, flip)
-    _, p, d_z = paired_t(s.difference)
-    live = s.fires.max(0) > 0
-    q = np.ones_like(p)
-    q[live] = benjamini_hochberg(p[live])
-    consistent = np.maximum(s.positive.sum(0), s.negative.sum(0)) / s.pairs
+    _, _, q, d_z, consistent = family_tests(s)
     needed = np.where(s.fires.max(0) < rule.sparse_below, rule.sign_sparse, rule.sign)
     passed = {
         "q": q < rule.q,
@@ -184,7 +198,7 @@ def criteria(s: FeatureStats, rule: Rule, *, flip: np.ndarray | None = None) -> 
         "placebo": np.abs(d_z) >= rule.placebo_ratio * np.abs(s.placebo_d_z),
     }
     left = np.flatnonzero(np.logical_and.reduce(list(passed.values())))
-    area = np.full(len(p), 0.5)
+    area = np.full(len(q), 0.5)
     area[left] = auroc(s.plus[:, left], s.minus[:, left])  # the costly one, so only where it can still matter
     passed["auroc"] = np.abs(area - 0.5) >= rule.auroc - 0.5
     return passed

@@ -1,7 +1,8 @@
 """How faithful dictionaries are: FVU, L0, cosine, dead share and density, and the model's loss with them spliced in.
 
 `B` denotes texts, `T` tokens, `D` the width at the site, `F` dictionary features, `L'` the dictionaries' layers,
-`L` the model's.
+`L` the model's. x is what is read, t what should come out (x itself unless the dictionary is a transcoder), y what
+comes out. Where SAELens measures the same, its name stands in brackets; `scripts/check_evaluation.py` compares.
 """
 
 from __future__ import annotations
@@ -20,53 +21,64 @@ from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params, forward
 from jaxmech.sae.module import SAE
 
+_TINY = 1e-12
+
 
 class Fidelity(NamedTuple):
-    """table: a row per layer; density [L',F]: the share of tokens at which each feature fires."""
+    """table: a row per layer; density [L',F]: the share of tokens at which each feature fires [feature_density]."""
 
     table: pd.DataFrame
     density: np.ndarray
 
 
-def evaluate(sae: SAE, batches: Iterable[jax.Array]) -> Fidelity:
+def evaluate(sae: SAE, batches: Iterable[jax.Array | tuple[jax.Array, jax.Array]]) -> Fidelity:
     """Reconstruction and sparsity over all given activations, which should not be those trained on.
 
     Args:
-      sae: a stack.
+      sae: a stack, or a single dictionary.
       batches: activations [L',n,D]; `stream.chunks()` gives every row of a stream once. What the stream leaves out
-        (padding, BOS) is left out here.
+        (padding, BOS) is left out here. For a single dictionary they may be [n,D]. A transcoder takes pairs (x, t)
+        of what stands at its two sites: `zip(a.chunks(), b.chunks())` of two streams that differ in the site alone.
 
     Returns:
-      `Fidelity`, whose table has for each layer: `tokens`; `fvu` = sum |x - y|^2 / sum |x - mean x|^2; `fvu_median`,
-      the median of the same over single dimensions, which a few massive ones cannot rule; `cosine` of x - mean and
-      y - mean, averaged; `l0`; `dead`, the share of features that never fire; `dense`, those that fire
-      on more than a tenth of the tokens; `norm_ratio` = |y - mean| / |x - mean|, averaged.
+      `Fidelity`, whose table has for each layer `tokens` and, averaged over tokens unless said otherwise,
+      - `fvu` = sum |t - y|^2 / sum |t - mean t|^2, sums over tokens [1 - explained_variance];
+      - `fvu_median`, the median of the same over single dimensions, which a few massive ones cannot rule;
+      - `fvu_token`, |t - y|^2 / |t - m|^2 [1 - explained_variance_legacy];
+      - `mse`, |t - y|^2, summed over dimensions [mse];
+      - `cosine` of t and y [cossim]; `cosine_centred` of t - m and y - m, which a large common mean cannot raise;
+      - `norm_ratio`, |y| / |t| [l2_ratio]; `norm_ratio_centred`, |y - m| / |t - m|;
+      - `l0`, the features that fire, that is differ from 0 [l0]; `l1`, the sum of |f| [l1];
+      - `dead`, the share of features that never fire; `dense`, of those that fire on more than a tenth of the tokens.
+      m is the first batch's mean, so that batches can be taken one by one. SAELens takes each batch's own there:
+      `fvu_token` agrees where there is one batch.
+
+    Raises:
+      ValueError: no batch, or single activations for a dictionary whose two sites differ.
     """
     if not sae.stacked:
         sae = sae.replace(params={name: leaf[None] for name, leaf in sae.params.items()})
-    n, mean, square, error, sums, fired = 0, 0.0, 0.0, 0.0, None, 0.0
-    reference = None
-    for x in batches:
-        if reference is None:
-            reference = jnp.asarray(x, jnp.float32).mean(1)
-        got = jax.tree.map(partial(np.asarray, dtype=np.float64), jax.device_get(_measure(sae, x, reference)))
+    n, mean, square, error, means, fired, centre = 0, 0.0, 0.0, 0.0, 0.0, 0.0, None
+    for batch in batches:
+        x, target = _pair(sae, batch)
+        centre = jnp.asarray(target, jnp.float32).mean(1) if centre is None else centre
+        got = jax.tree.map(partial(np.asarray, dtype=np.float64), jax.device_get(_measure(sae, x, target, centre)))
         m = x.shape[1]
         shift = got["mean"] - mean
         square = square + got["square"] + shift**2 * n * m / (n + m)  # Chan's update
         mean = mean + shift * m / (n + m)
-        error, fired, n = error + got["error"], fired + got["fired"], n + m
-        sums = got["sums"] if sums is None else sums + got["sums"]
+        error, fired, means, n = error + got["error"], fired + got["fired"], means + got["sums"], n + m
     if not n:
         raise ValueError("batches: expected at least one batch of activations")
-    density = fired / n
+    density, means = fired / n, means / n
     spread = np.where(square > 0, square, np.inf)
     table = {
         "layer": sae.config.layers,
         "tokens": n,
-        "fvu": error.sum(1) / square.sum(1),
+        "fvu": error.sum(1) / spread.sum(1),
         "fvu_median": np.median(error / spread, axis=1),
-        "cosine": sums[:, 0] / n,
-        "norm_ratio": sums[:, 1] / n,
+        **dict(zip(_MEANS, means.T, strict=True)),
+        "mse": error.sum(1) / n,
         "l0": density.sum(1),
         "dead": (density == 0).mean(1),
         "dense": (density > 0.1).mean(1),
@@ -74,23 +86,72 @@ def evaluate(sae: SAE, batches: Iterable[jax.Array]) -> Fidelity:
     return Fidelity(pd.DataFrame(table), density)
 
 
+def density_histogram(found: Fidelity, per_decade: int = 2) -> pd.DataFrame:
+    """How many features fire how often: `layer`, log10 of the density from `low` to `high`, `features`.
+
+    Dead features have no logarithm: they are in the table's `dead`. The bins reach from one token to all.
+    """
+    decades = np.ceil(np.log10(found.table["tokens"].max()))
+    edges = np.linspace(-decades, 0, int(decades * per_decade) + 1) if decades else np.array([-1.0, 0.0])
+    rows = []
+    for layer, density in zip(found.table["layer"], found.density, strict=True):
+        counts, _ = np.histogram(np.log10(density[density > 0]), edges)
+        rows.append(pd.DataFrame({"layer": layer, "low": edges[:-1], "high": edges[1:], "features": counts}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def _pair(sae: SAE, batch) -> tuple[jax.Array, jax.Array]:
+    """Input and target, [L',n,D] each."""
+    config = sae.config
+    if not isinstance(batch, tuple):
+        if config.site_out != config.site:
+            raise ValueError(
+                f"batches: these dictionaries read {config.site} and write {config.site_out}; give pairs (x, target)"
+                " of activations at both, as zip(reads.chunks(), writes.chunks()) of two streams does"
+            )
+        batch = (batch, batch)
+    x, target = (jnp.asarray(a, jnp.float32) for a in batch)
+    if len(config.layers) == 1 and x.ndim == 2:
+        x, target = x[None], target[None]
+    shapes = [(len(config.layers), *x.shape[1:2], width) for width in (config.d_in, config.d_out)]
+    if [x.shape, target.shape] != shapes:
+        raise ValueError(
+            f"batches: expected [L', n, D] as {shapes[0]} in, {shapes[1]} out, got {x.shape}, {target.shape}"
+        )
+    return x, target
+
+
+_MEANS = ("fvu_token", "cosine", "cosine_centred", "norm_ratio", "norm_ratio_centred", "l1")
+
+
 @jax.jit
-def _measure(sae: SAE, x: jax.Array, reference: jax.Array) -> dict[str, jax.Array]:
-    x = x.astype(jnp.float32)
-    f = sae.encode(x)
-    y = sae.decode(f)
-    mean = x.mean(1)
-    a, b = x - reference[:, None], y - reference[:, None]
-    lengths = jnp.linalg.norm(a, axis=-1), jnp.linalg.norm(b, axis=-1)
-    cosine = jnp.sum(a * b, -1) / jnp.maximum(lengths[0] * lengths[1], 1e-12)
-    ratio = lengths[1] / jnp.maximum(lengths[0], 1e-12)
-    return {
-        "mean": mean,
-        "square": jnp.sum((x - mean[:, None]) ** 2, axis=1),
-        "error": jnp.sum((x - y) ** 2, axis=1),
-        "fired": jnp.sum(f > 0, axis=1),
-        "sums": jnp.stack([cosine.sum(1), ratio.sum(1)], axis=1),
-    }
+def _measure(sae: SAE, x: jax.Array, target: jax.Array, centre: jax.Array) -> dict[str, jax.Array]:
+    """Sums over the tokens of one batch, for every layer. One layer's code is in memory at a time."""
+
+    def one(args):
+        sae, x, t, centre = args
+        f = sae.encode(x)
+        y = sae.decode(f, x)
+        mean, wrong = t.mean(0), (t - y) ** 2
+        a, b = t - centre, y - centre
+        (t_, y_, a_, b_) = (jnp.linalg.norm(v, axis=-1) for v in (t, y, a, b))
+        parts = {
+            "fvu_token": wrong.sum(-1) / jnp.maximum(a_**2, _TINY),
+            "cosine": jnp.sum(t * y, -1) / jnp.maximum(t_ * y_, _TINY),
+            "cosine_centred": jnp.sum(a * b, -1) / jnp.maximum(a_ * b_, _TINY),
+            "norm_ratio": y_ / jnp.maximum(t_, _TINY),
+            "norm_ratio_centred": b_ / jnp.maximum(a_, _TINY),
+            "l1": jnp.sum(jnp.abs(f), -1),
+        }
+        return {
+            "mean": mean,
+            "square": jnp.sum((t - mean) ** 2, axis=0),
+            "error": jnp.sum(wrong, axis=0),
+            "fired": jnp.sum(f != 0, axis=0),
+            "sums": jnp.stack([parts[name].sum() for name in _MEANS]),
+        }
+
+    return jax.lax.map(one, (sae, x, target, centre))
 
 
 def loss_recovered(
@@ -100,54 +161,67 @@ def loss_recovered(
     tokens,
     mask=None,
     *,
-    skip_first: int = 1,
+    skip_first: int | None = None,
+    zero_skipped: bool = False,
     forward_batch: int = 4,
 ) -> pd.DataFrame:
-    """The model's cross-entropy with each layer's activations replaced by their reconstruction, one layer at a time.
+    """The model's predictions with what a layer writes replaced by the dictionary's output, one layer at a time.
 
     Replaced are the tokens that dictionaries are trained on: not padding, nor the first `skip_first` real tokens of a
-    text (BOS). Scored are the predictions made at those tokens.
+    text (by default as many as the dictionaries say, BOS at least in most). Scored are the predictions made there.
 
     Args:
+      sae: a stack or a single dictionary; of a transcoder, x is read at one site and y put in at the other.
       tokens: [N,T] int; mask: [N,T] bool, True on real tokens.
+      zero_skipped: whether `*_zero` has zeros at the skipped first tokens too, as SAELens does when it ignores special
+        tokens. A model without its BOS is lost, so that any dictionary then looks good.
 
     Returns:
-      A row per layer, in nats per token: `ce` of the model as it is, `ce_spliced`, `ce_zero` and `ce_mean` (the
-      activations replaced by 0, and by their mean over these tokens), and the shares of the loss recovered
-      `recovered_zero` = (ce_zero - ce_spliced) / (ce_zero - ce) and `recovered_mean`; `tokens` scored, and `excluded`
+      A row per layer. In nats per token: cross-entropy `ce` of the model as it is [ce_loss_without_sae], `ce_spliced`
+      [ce_loss_with_sae], `ce_zero` [ce_loss_with_ablation] and `ce_mean` (what the layer writes replaced by y, by 0,
+      and by its mean over these tokens); and the divergence KL(model || changed model) of the same three, `kl_spliced`
+      [kl_div_with_sae], `kl_zero` [kl_div_with_ablation], `kl_mean`, which counts last tokens too. Shares of the loss
+      recovered: `recovered_zero` = (ce_zero - ce_spliced) / (ce_zero - ce) [ce_loss_score], `recovered_mean` alike, and
+      `recovered_kl` = (kl_zero - kl_spliced) / kl_zero [kl_div_score]. `tokens` scored by cross-entropy, and `excluded`
       (padding, the skipped first tokens, and last tokens, whose next one is unknown).
+
+    Raises:
+      ValueError: tokens and mask of other shapes, or no prediction left to score.
     """
     tokens = np.asarray(tokens, np.int32)
     mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask, bool)
     if tokens.ndim != 2 or mask.shape != tokens.shape:
         raise ValueError(f"tokens, mask: expected two arrays [N,T], got shapes {tokens.shape} and {mask.shape}")
+    skip_first = sae.config.skip_first if skip_first is None else skip_first
     kept = mask & (np.cumsum(mask, axis=1) > skip_first)
     scored = kept[:, :-1] & mask[:, 1:]
     if not scored.any():
         raise ValueError(f"tokens: no prediction left to score with skip_first={skip_first}; give longer texts")
-    layers, site, batches = sae.config.layers, sae.config.site, list(_blocks(forward_batch, tokens, mask, kept, scored))
-    run = partial(_loss, config, site, params)
-    means = sum(_site_sums(config, site, layers, params, t, m, k) for t, m, k, _ in batches) / kept.sum()
-    total = {name: np.zeros(len(layers)) for name in ("ce", "ce_spliced", "ce_zero", "ce_mean")}
+    layers, sites = sae.config.layers, (sae.config.site, sae.config.site_out)
+    batches = list(_blocks(forward_batch, tokens, mask, kept, scored))
+    means = sum(_site_sums(config, sites, layers, params, t, m, k) for t, m, k, _ in batches) / kept.sum()
+    total = {name: np.zeros(len(layers)) for part in ("ce", "kl") for name in (part, *(f"{part}_{c}" for c in _CASES))}
     for t, m, k, s in batches:
-        x = _activations(config, site, layers, params, t, m)  # [L',B,T,D]
-        total["ce"] += float(run(None, 0, t, m, k, s))
-        y = sae(x) if sae.stacked else sae(x[0])[None]
+        clean, x, target = _clean(config, sites, layers, params, t, m)
+        total["ce"] += float(_cross_entropy(clean, t, s))
+        y = _spliced(sae, x, target, k)
         for i, layer in enumerate(layers):
-            donors = {
-                "ce_spliced": y[i],
-                "ce_zero": jnp.zeros_like(x[i]),
-                "ce_mean": jnp.broadcast_to(means[i], x[i].shape),
-            }
-            for name, donor in donors.items():
-                total[name][i] += float(run(donor, layer, t, m, k, s))
-    table = {name: values / scored.sum() for name, values in total.items()}
-    for name in ("zero", "mean"):
-        lost = table[f"ce_{name}"] - table["ce"]
-        regained = table[f"ce_{name}"] - table["ce_spliced"]
+            donors = (y[i], jnp.zeros_like(target[i]), jnp.broadcast_to(means[i], target[i].shape))
+            for case, donor in zip(_CASES, donors, strict=True):
+                where = m if case == "zero" and zero_skipped else k
+                ce, kl = _changed(config, sites[1], params, clean, donor, where, layer, t, m, k, s)
+                total[f"ce_{case}"][i] += float(ce)
+                total[f"kl_{case}"][i] += float(kl)
+    table = {name: v / (scored if name.startswith("ce") else kept).sum() for name, v in total.items() if name != "kl"}
+    for name, part, against in (("zero", "ce", "zero"), ("mean", "ce", "mean"), ("kl", "kl", "zero")):
+        lost = table[f"{part}_{against}"] - table.get(part, 0.0)
+        regained = table[f"{part}_{against}"] - table[f"{part}_spliced"]
         table[f"recovered_{name}"] = np.divide(regained, lost, out=np.full_like(lost, np.nan), where=lost != 0)
     counts = {"tokens": int(scored.sum()), "excluded": int(tokens.size - scored.sum())}
     return pd.DataFrame({"layer": layers} | table | counts)
+
+
+_CASES = ("spliced", "zero", "mean")
 
 
 def _blocks(size: int, tokens, mask, kept, scored):
@@ -161,29 +235,40 @@ def _blocks(size: int, tokens, mask, kept, scored):
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _activations(config, site, layers, params, tokens, mask):
-    """[L',B,T,D]."""
-    return forward(config, params, tokens, mask=mask, taps=(site,), logits="none").taps[site][np.array(layers)]
+def _clean(config, sites, layers, params, tokens, mask):
+    """Logits [B,T,V], and what is read and written, [L',B,T,D] each."""
+    out = forward(config, params, tokens, mask=mask, taps=tuple(set(sites)), logits="all")
+    return out.logits, *(out.taps[site][np.array(layers)] for site in sites)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _site_sums(config, site, layers, params, tokens, mask, kept):
-    """Sums [L',D] over the kept tokens."""
-    x = _activations(config, site, layers, params, tokens, mask)
-    return jnp.sum(jnp.where(kept[..., None], x, 0.0), axis=(1, 2))
+def _site_sums(config, sites, layers, params, tokens, mask, kept):
+    """Sums [L',D] of what is written over the kept tokens."""
+    taps = forward(config, params, tokens, mask=mask, taps=sites[1:], logits="none").taps
+    return jnp.sum(jnp.where(kept[..., None], taps[sites[1]][np.array(layers)], 0.0), axis=(1, 2))
+
+
+def _spliced(sae: SAE, x, target, kept):
+    """`target` with y at the kept tokens. No others are encoded: all that are share the budget of a BatchTopK."""
+    y = sae(x[:, kept]) if sae.stacked else sae(x[0][kept])[None]
+    return target.at[:, kept].set(y)
+
+
+def _cross_entropy(logits, tokens, scored):
+    """Summed over the scored predictions."""
+    right = jnp.take_along_axis(logits, jnp.roll(tokens, -1, axis=1)[..., None], axis=-1)[..., 0]
+    return jnp.sum(jnp.where(scored, jax.nn.logsumexp(logits, axis=-1) - right, 0.0))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _loss(config, site, params, donor, layer, tokens, mask, kept, scored):
-    """Summed cross-entropy of the scored predictions, with `donor` [B,T,D] in place of x at `layer` where kept."""
-    edits = None
-    if donor is not None:
-        at = jnp.arange(config.n_layers) == layer
-        where = at[:, None, None] & kept
-        # The donor is the same at every layer: `where` alone says at which one it is used.
-        donor = jnp.broadcast_to(donor, (config.n_layers, *donor.shape))
-        edits = {site: (Replace(where=where, after=jnp.zeros((config.n_layers, 1), bool), donor=donor),)}
-    logits = forward(config, params, tokens, mask=mask, edits=edits, logits="all").logits
-    right = jnp.take_along_axis(logits, jnp.roll(tokens, -1, axis=1)[..., None], axis=-1)[..., 0]
-    losses = jax.nn.logsumexp(logits, axis=-1) - right
-    return jnp.sum(jnp.where(scored, losses, 0.0))
+def _changed(config, site, params, clean, donor, where, layer, tokens, mask, kept, scored):
+    """Summed cross-entropy and divergence from `clean`, with `donor` [B,T,D] at `layer` in place of what is there."""
+    at = jnp.arange(config.n_layers) == layer
+    # The donor is the same at every layer: `where` alone says at which one it is used.
+    donor = jnp.broadcast_to(donor, (config.n_layers, *donor.shape))
+    edit = Replace(where=at[:, None, None] & where, after=jnp.zeros((config.n_layers, 1), bool), donor=donor)
+    logits = forward(config, params, tokens, mask=mask, edits={site: (edit,)}, logits="all").logits
+    # KL = sum p (log p - log q), the two normalisers taken out of the sum.
+    kl = jnp.sum(jax.nn.softmax(clean) * (clean - logits), -1)
+    kl += jax.nn.logsumexp(logits, axis=-1) - jax.nn.logsumexp(clean, axis=-1)
+    return _cross_entropy(logits, tokens, scored), jnp.sum(jnp.where(kept, kl, 0.0))

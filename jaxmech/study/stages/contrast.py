@@ -12,7 +12,7 @@ from jaxmech.behavior.dictator import PAIRED
 from jaxmech.behavior.scoring import Encoded, encode_table, take
 from jaxmech.collect import update_moments
 from jaxmech.progress import progress
-from jaxmech.statistics import benjamini_hochberg, paired_t
+from jaxmech.statistics import paired_t
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages.cards import feature_cards
@@ -104,17 +104,14 @@ def feature_table(
 ) -> pd.DataFrame:
     """One row a feature of every layer, dead ones included."""
     layers, F = ctx.saes.config.layers, ctx.saes.config.d_sae
-    t, p, d_z = paired_t(s.difference)
-    live = s.fires.max(0) > 0
-    q = np.ones_like(p)
-    q[live] = benjamini_hochberg(p[live])
+    tests = co.family_tests(s)
     norm = np.linalg.norm(np.asarray(ctx.saes.params["W_dec"]), axis=-1).reshape(-1)
     correlation = co.correlation_with_g(m).reshape(2, -1)
     frame = pd.DataFrame(
         dict(
-            layer=np.repeat(layers, F), feature=np.tile(np.arange(F), len(layers)), live=live,
-            dz=s.difference.mean(0), strength=np.abs(s.difference.mean(0)) * norm, t=t, p=p, q=q, d_z=d_z,
-            permutation_p=permuted, sign=np.maximum(s.positive.sum(0), s.negative.sum(0)) / s.pairs,
+            layer=np.repeat(layers, F), feature=np.tile(np.arange(F), len(layers)), live=s.fires.max(0) > 0,
+            dz=s.difference.mean(0), strength=np.abs(s.difference.mean(0)) * norm, **tests._asdict(),
+            permutation_p=permuted,
             auroc=co.auroc(s.plus, s.minus), fires_generous=s.fires[0], fires_selfish=s.fires[1], density=s.density,
             placebo_d_z=s.placebo_d_z, correlation_generous=correlation[0], correlation_selfish=correlation[1],
             stability=chosen.stability, selected=chosen.chosen, in_budget=budget,
