@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmech import hub
 from jaxmech.disk import disk_errors, read_json, require_space
 from jaxmech.models import tokenizer as tokenizers
 from jaxmech.models.config import ModelConfig, Rope
@@ -218,15 +219,11 @@ def _converted(source, config: ModelConfig, dtype: str, mesh, gguf: bool = False
 
 def _download(hub_id: str) -> Path:
     """A hub model's configuration, tokenizer and safetensors, in the hub's own cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=["*/*", "consolidated*"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"{hub_id!r} is no local path and could not be fetched from the Hugging Face hub: {error}\n"
-                         "Check the name, the network, and `hf auth login` for gated models.") from error  # fmt: skip
+        return hub.fetch(hub_id, wanted, ignore=["*/*", "consolidated*"])
+    except ValueError as error:
+        raise ValueError(f"{hub_id!r} is no local path. {error}") from error
 
 
 # Digests ------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,115 @@
-"""Dictionaries on disk, in every format of the field, and the one canonical form they become."""
+"""Dictionaries on disk, in every format of the field, and the one canonical form they become.
 
-from jaxmech.sae.formats.saelens import load_sae, load_saes, save_sae, save_saes
+A reader is a module with `matches(path) -> bool` and `read(path, given) -> (params, SAEConfig)`; the first that matches
+a dictionary's folder or file reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxmech.sae.formats import (
+    bare,
+    circuit_tracer,
+    dictionary_learning,
+    gemma_scope,
+    llama_scope,
+    places,
+    saelens,
+    sparsify,
+)
+from jaxmech.sae.formats.files import Given
+from jaxmech.sae.formats.saelens_save import save_sae, save_saes
+from jaxmech.sae.module import SAE, make_sae, stack_saes
 
 __all__ = ["load_sae", "load_saes", "save_sae", "save_saes"]
+
+READERS = (saelens, sparsify, dictionary_learning, gemma_scope, llama_scope, circuit_tracer, bare)
+
+
+def load_sae(
+    source: str | Path,
+    *,
+    site: str | None = None,
+    layer: int | None = None,
+    k: int | None = None,
+    model: str | None = None,
+    revision: str | None = None,
+    batch_topk: bool = False,
+) -> SAE:
+    """Loads one dictionary in canonical form, float32, whatever its format.
+
+    Args:
+      source: a folder or file; a hub id "owner/repository[/path/in/it]"; or a suite's short name, such as
+        "gemma-scope-2-270m-pt/resid_post_all/16k/small" (`jaxmech.sae.formats.suites` lists them).
+      site, layer, k, model: for files that do not say; otherwise they must agree with them. `layer` also picks one out
+        of many.
+      revision: of a hub id or suite: a branch, tag or commit.
+      batch_topk: loads a BatchTopK dictionary as trained, where what a token keeps depends on the other tokens of the
+        call; without it, its threshold is needed.
+
+    Raises:
+      ValueError: there is no such source, it holds several dictionaries, its format is not known, its files are damaged
+        or contradict each other or the caller; the message names every fault of one file at once.
+    """
+    layers = None if layer is None else [layer]
+    (place,) = places.find(source, layers, revision, single=True)
+    return _read(place, Given(site, layer, k, model, batch_topk))
+
+
+def load_saes(
+    source: str | Path | Sequence[str | Path],
+    *,
+    layers: Sequence[int] | None = None,
+    site: str | None = None,
+    k: int | None = None,
+    model: str | None = None,
+    revision: str | None = None,
+    batch_topk: bool = False,
+) -> SAE:
+    """Loads dictionaries of several layers, alike in all else, as a stack in the order of the layers.
+
+    Args:
+      source: as for `load_sae`, holding one dictionary a layer; or a list of sources of one dictionary each.
+      layers: those to load, in this order; all there are without it.
+      site, k, model, revision, batch_topk: as for `load_sae`, for all of them.
+
+    Raises:
+      ValueError: as `load_sae`; a layer that is missing or there twice; dictionaries that differ
+        in more than it.
+    """
+    if isinstance(source, str | Path):
+        found = places.find(source, layers, revision)
+    else:
+        found = [place for one in source for place in places.find(one, None, revision, single=True)]
+    saes = [_read(place, Given(site, place.layer, k, model, batch_topk)) for place in found]
+    by_layer = {}
+    for sae, place in zip(saes, found, strict=True):
+        number = sae.config.layers[0]
+        if number in by_layer:
+            raise ValueError(f"{source}: layer {number} twice: {by_layer[number].config.source} and {place.name}")
+        by_layer[number] = sae
+    if missing := sorted(set(layers or ()) - set(by_layer)):
+        raise ValueError(f"{source}: nothing for layer {', '.join(map(str, missing))}; it has layers "
+                         f"{', '.join(map(str, sorted(by_layer)))}")  # fmt: skip
+    stack = stack_saes([by_layer[number] for number in layers or sorted(by_layer)])
+    if isinstance(source, str | Path):
+        stack = SAE(stack.params, dataclasses.replace(stack.config, source=_common(source, found)))
+    return stack
+
+
+def _read(place: places.Place, given: Given) -> SAE:
+    for reader in READERS:
+        if reader.matches(place.path):
+            params, config = reader.read(place.path, given)
+            return make_sae(params, dataclasses.replace(config, source=place.name))
+    known = ", ".join(reader.__name__.rpartition(".")[2] for reader in READERS)
+    raise ValueError(f"{place.path}: in none of the formats known here ({known})")
+
+
+def _common(source: str | Path, found: Sequence[places.Place]) -> str:
+    """One name for a stack's record: what the caller called it, and the commit where there is one."""
+    commits = {place.name.rpartition("@")[2] for place in found if not Path(source).expanduser().exists()}
+    return f"{source}@{commits.pop()}" if len(commits) == 1 else str(source)

@@ -1,0 +1,62 @@
+"""The Hugging Face hub: parts of a repository by pattern, from the network or from what was fetched before."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def fetch(repo: str, patterns: Sequence[str], revision: str | None = None, ignore: Sequence[str] = ()) -> Path:
+    """The local snapshot of a repository ("owner/name") that holds its files matching `patterns`.
+
+    Files already in the hub's cache are not fetched again; without a connection, or with HF_HUB_OFFLINE=1, the cache
+    alone answers. `*` in a pattern matches slashes too.
+
+    Raises:
+      ValueError: no such repository or revision, no access, or no connection and nothing in the cache.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns),
+                                      ignore_patterns=list(ignore) or None))  # fmt: skip
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise _unreachable(repo, revision, error) from error
+
+
+def list_files(repo: str, revision: str | None = None) -> list[str]:
+    """Paths of a repository's files: all of them, or those in the cache when the hub cannot be reached.
+
+    Raises:
+      ValueError: as `fetch`.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        # The tree is asked for again and again when there is no connection; this is asked once. It lists files too, but
+        # not all of a large repository's.
+        commit = HfApi().repo_info(repo, revision=revision).sha
+        return sorted(HfApi().list_repo_files(repo, revision=commit))
+    except (GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise _unreachable(repo, revision, error) from error
+    except HfHubHTTPError.__bases__ as error:  # OSError and the HTTP library's own error, whichever library that is
+        with contextlib.suppress(LocalEntryNotFoundError):
+            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+            return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        raise _unreachable(repo, revision, error) from error
+
+
+def _unreachable(repo: str, revision: str | None, error: Exception) -> ValueError:
+    at = f" at revision {revision!r}" if revision else ""
+    return ValueError(f"{repo!r}{at} could not be fetched from the Hugging Face hub: {error}\n"
+                      "Check the name, the network, and `hf auth login` for gated repositories.")  # fmt: skip

@@ -1,0 +1,167 @@
+"""Which dictionaries a folder or a repository of the hub holds, by the names of its files, and where they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from glob import escape
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from jaxmech import hub
+from jaxmech.sae.formats import suites
+from jaxmech.sae.formats.files import TENSOR_SUFFIXES
+
+_WEIGHTS = {"sae_weights.safetensors", "sae.safetensors", "params.safetensors", "params.npz", "ae.pt"}
+_WEIGHTS_BELOW = "checkpoints/final.safetensors"
+"""Weights whose folder is the dictionary; any other file with tensors is one by itself."""
+_CONFIGS = ("config.json", "config.yaml", "cfg.json")
+"""What folders further up may say about the dictionaries below."""
+_LAYER = r"(?:layers?|blocks)[._-]?(\d+)|-[Ll](\d+)(?:R|A|M|TC)?(?=[-./]|$)|(?:^|/)(\d+)\.pt$"
+# circuit-tracer's and Gemma Scope 2's: one by one, their files are no dictionaries.
+_ACROSS_LAYERS = {
+    r"(?:^|/)W_(?:enc|dec)_\d+\.safetensors$|(?:^|/)clt/[^/]*width_": "a cross-layer transcoder",
+    r"(?:^|/)crosscoder/[^/]*width_": "a crosscoder",
+}
+
+
+class Place(NamedTuple):
+    """A dictionary: its folder or file here, its name for the record, and the layer its name tells."""
+
+    path: Path
+    name: str
+    layer: int | None
+
+
+def find(source: str | Path, layers: Collection[int] | None, revision: str | None, single: bool = False) -> list[Place]:
+    """The dictionaries of `source`, fetched if it is on the hub: those of `layers`, by their names, or all.
+
+    Args:
+      source: a local folder or file, a suite's short name, or "owner/repository[/path/in/it]".
+      single: exactly one is wanted.
+
+    Raises:
+      ValueError: none is there, one is but for another layer, several where one was wanted, or several of one layer.
+    """
+    local = Path(source).expanduser()
+    if local.exists():
+        if revision is not None:
+            raise ValueError(f"revision: {source} is a local path, which has none")
+        files = [local] if local.is_file() else [path for path in local.rglob("*") if path.is_file()]
+        root = local.parent if local.is_file() else local
+        if local.is_file() and local.as_posix().endswith(f"/{_WEIGHTS_BELOW}"):
+            root = root.parent
+        chosen = _choose(source, [path.relative_to(root).as_posix() for path in files], "", layers, single)
+        return [Place(root / inside, str(root / inside), layer_of(inside)) for inside in chosen]
+    if known := suites.find(str(source)):
+        files = hub.list_files(known.repo, revision)
+        names = known.choose(dictionaries(files), layers)
+        return _fetch(known.repo, files, _one_a_layer(source, names, layers, single), revision)
+    repo, inside = hub_id(source)
+    try:
+        files = hub.list_files(repo, revision)
+    except ValueError as error:
+        raise ValueError(f"{error}{_hint(source)}") from error
+    return _fetch(repo, files, _choose(source, files, inside, layers, single), revision)
+
+
+def hub_id(source: str | Path) -> tuple[str, str]:
+    """ "owner/repository/path/in/it" -> ("owner/repository", "path/in/it").
+
+    Raises:
+      ValueError: it has not this form.
+    """
+    match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/(.+?))?/?", str(source))
+    if not match or ".." in str(source).split("/"):
+        raise ValueError(f"source: {str(source)!r} does not exist; expected a folder, a file, a hub id "
+                         f"'owner/repository[/path/in/it]' or a suite's short name.{_hint(source)}")  # fmt: skip
+    return match[1], match[2] or ""
+
+
+def _hint(source: str | Path) -> str:
+    near = suites.nearest(str(source))
+    return f"\nThe nearest short name of a suite is {near!r}." if near else ""
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a path tells, the last one it names: "layer_3/width_16k", "layers.3.mlp", "Base-L3R-8x"."""
+    found = re.findall(_LAYER, name)
+    return int("".join(found[-1])) if found else None
+
+
+def dictionaries(files: Iterable[str]) -> list[str]:
+    """Relative paths of the folders or single files that are dictionaries; "" when it is the folder itself."""
+    folders, alone = set(), []
+    for name in files:
+        path = PurePosixPath(name)
+        if name.endswith(_WEIGHTS_BELOW) and path.parent.name == "checkpoints":
+            folders.add(_text(path.parent.parent))
+        elif path.name in _WEIGHTS:
+            folders.add(_text(path.parent))
+        elif path.suffix in TENSOR_SUFFIXES:
+            alone.append(name)
+    if "" in folders:
+        return [""]
+    # What else lies in a dictionary's folder belongs to it: sparsity, an optimizer's state.
+    within = [name for name in alone if not any(_text(folder) in folders for folder in PurePosixPath(name).parents)]
+    return sorted(folders) + sorted(within)
+
+
+def _text(path: PurePosixPath) -> str:
+    return "" if path.as_posix() == "." else path.as_posix()
+
+
+def _choose(
+    source: str | Path, files: Sequence[str], inside: str, layers: Collection[int] | None, single: bool
+) -> list[str]:
+    """The dictionaries at or below `inside` of the layers wanted, as paths of `files`."""
+    below = [name for name in files if not inside or name == inside or name.startswith(f"{inside}/")]
+    if not below:
+        raise ValueError(f"source: {source}: {f'no {inside!r} there' if inside else 'nothing there'}")
+    start = len(inside) + 1 if inside and inside not in below else 0
+    found = [name.strip("/") for name in dictionaries(name[start:] for name in below)]
+    names = [f"{inside}/{name}".strip("/") if start else name for name in found]
+    for pattern, kind in _ACROSS_LAYERS.items():
+        if names and all(re.search(pattern, f"{Path(source).name}/{name}") for name in names):
+            raise ValueError(f"{source}: {kind}, which reads or writes several layers; not supported")
+    if not names:
+        raise ValueError(f"{source}: no dictionary there; it holds {_some(below)}")
+    return _one_a_layer(source, names, layers, single)
+
+
+def _one_a_layer(source, names: Sequence[str], layers: Collection[int] | None, single: bool) -> list[str]:
+    told = {name: layer_of(name) for name in names}
+    if len(names) > 1 and any(layer is not None for layer in told.values()):
+        told = {name: layer for name, layer in told.items() if layer is not None}
+        if layers is not None:
+            if missing := sorted(set(layers) - set(told.values())):
+                raise ValueError(f"{source}: nothing for layer {', '.join(map(str, missing))}; it has layers "
+                                 f"{', '.join(map(str, sorted(set(told.values()))))}")  # fmt: skip
+            told = {name: layer for name, layer in told.items() if layer in layers}
+    if single and len(told) > 1:
+        raise ValueError(f"{source}: holds {len(told)} dictionaries ({_some(told)}); say which: load_sae(..., layer=) "
+                         "or the path of one; a stack over layers is read with load_saes")  # fmt: skip
+    numbers = [layer for layer in told.values() if layer is not None]
+    if twice := sorted({layer for layer in numbers if numbers.count(layer) > 1}):
+        several = [name for name, layer in told.items() if layer == twice[0]]
+        raise ValueError(f"{source}: several dictionaries of layer {', '.join(map(str, twice))} ({_some(several)}); a "
+                         "stack has one a layer: name the sources of one kind, load_saes([...])")  # fmt: skip
+    return sorted(told, key=lambda name: (told[name] is None, told[name] or 0, name))
+
+
+def _fetch(repo: str, files: Sequence[str], names: Sequence[str], revision: str | None) -> list[Place]:
+    """Fetches each dictionary with the configurations of the folders above it."""
+    wanted = set()
+    for name in names:
+        own = (name, f"{name}/{_WEIGHTS_BELOW}".lstrip("/"))
+        wanted |= {file for file in files if file in own or _text(PurePosixPath(file).parent) == name}
+        above = {(folder / config).as_posix() for folder in PurePosixPath(name).parents for config in _CONFIGS}
+        wanted |= above & set(files)
+    root = hub.fetch(repo, sorted(map(escape, wanted)), revision)
+    at = f"@{root.name[:12]}" if root.parent.name == "snapshots" else ""
+    return [Place(root / name, f"{repo}/{name}".rstrip("/") + at, layer_of(name)) for name in names]
+
+
+def _some(names: Iterable[str], shown: int = 6) -> str:
+    names = sorted(names)
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

@@ -1,0 +1,165 @@
+"""Short names of the well-known suites, such as "gemma-scope-2-270m-pt/resid_post_all/16k/small".
+
+A short name stands for one dictionary a layer: `load_saes` takes all layers or those asked for, `load_sae` one. Which
+layers there are, and which L0 each has, the repository's list of files tells.
+
+| short name | for example |
+|---|---|
+| gemma-scope-2-{size}-{pt or it}/{folder}/{width}/{l0} | gemma-scope-2-1b-it/transcoder_all/262k/small_affine |
+| gemma-scope-{size}-{pt or it}-{res, mlp, att or transcoders}/{width}/{l0} | gemma-scope-2b-pt-res/16k/canonical |
+| llama-scope/{R, A, M or TC}/{8x or 32x} | llama-scope/R/8x |
+| qwen-scope/{model}/{width}/{k} | qwen-scope/Qwen3-1.7B-Base/32K/50 |
+| eleuther/{repository}/{resid, mlp or attention} | eleuther/sae-llama-3-8b-32x/resid |
+| gpt2-small-oai/{resid-post, resid-mid, mlp-out or attn-out}/{32k or 128k} | gpt2-small-oai/resid-post/32k |
+
+An l0 of Gemma Scope 1 is a number that every layer asked for has, "near-N" for each layer's nearest to N (the lower of
+two as near), or "canonical": nearest to 100, as SAELens' `pretrained_saes.yaml` has it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+_CANONICAL_L0 = 100
+# Two layers have two that are as near; SAELens takes the lower of the one and the higher of the other.
+_CANONICAL_HIGHER = ("google/gemma-scope-9b-pt-att", "layer_27/width_16k")
+
+
+class Suite(NamedTuple):
+    """A family of repositories.
+
+    Attributes:
+      name: regular expression of the short names; repo: the repository.
+      inside: regular expression of a dictionary's path there, {groups} of `name` filled in; (?P<l0>...) where
+        dictionaries of several L0 lie side by side.
+      example: a short name.
+    """
+
+    name: str
+    repo: str
+    inside: str
+    example: str
+
+
+SUITES = (
+    Suite(
+        r"gemma-scope-2-(?P<model>\w+-(?:pt|it))/(?P<folder>\w+)/(?P<width>\w+)/(?P<l0>\w+)",
+        "google/gemma-scope-2-{model}",
+        r"{folder}/layer_\d+_width_{width}_l0_{l0}",
+        "gemma-scope-2-270m-pt/resid_post_all/16k/small",
+    ),
+    Suite(
+        r"gemma-scope-(?P<model>\w+-(?:pt|it)-(?:res|mlp|att|transcoders))/(?P<width>\w+)/"
+        r"(?P<l0>\d+|near-\d+|canonical)",
+        "google/gemma-scope-{model}",
+        r"layer_\d+/width_{width}/average_l0_(?P<l0>\d+)",
+        "gemma-scope-2b-pt-res/16k/canonical",
+    ),
+    Suite(
+        r"llama-scope/(?P<site>R|A|M|TC)/(?P<width>\d+x)",
+        "fnlp/Llama3_1-8B-Base-LX{site}-{width}",
+        r"Llama3_1-8B-Base-L\d+{site}-{width}",
+        "llama-scope/R/8x",
+    ),
+    Suite(
+        r"qwen-scope/(?P<model>[\w.-]+)/W?(?P<width>\d+K)/(?P<k>\d+)",
+        "Qwen/SAE-Res-{model}-W{width}-L0_{k}",
+        r"layer\d+\.sae\.pt",
+        "qwen-scope/Qwen3-1.7B-Base/32K/50",
+    ),
+    Suite(
+        r"eleuther/(?P<repo>[\w.-]+)/resid",
+        "EleutherAI/{repo}",
+        r"layers\.\d+",
+        "eleuther/sae-llama-3-8b-32x/resid",
+    ),
+    Suite(
+        r"eleuther/(?P<repo>[\w.-]+)/(?P<part>mlp|attention)",
+        "EleutherAI/{repo}",
+        r"layers\.\d+\.{part}",
+        "eleuther/sae-SmolLM2-135M-64x/mlp",
+    ),
+    Suite(
+        r"gpt2-small-oai/(?P<site>resid-post|resid-mid|mlp-out|attn-out)/(?P<width>32k|128k)",
+        "jbloom/GPT2-Small-OAI-v5-{width}-{site}-SAEs",
+        r"v5_{width}_layer_\d+(?:\.pt)?",
+        "gpt2-small-oai/resid-post/32k",
+    ),
+)
+
+
+class Known(NamedTuple):
+    """A short name that was understood: its repository, and which of the dictionaries there it means."""
+
+    short: str
+    repo: str
+    inside: str
+    l0: str | None
+
+    def choose(self, names: Sequence[str], layers: Collection[int] | None) -> list[str]:
+        """Those of `names` that are meant, all of one layer's L0 considered together.
+
+        Raises:
+          ValueError: none is, or the L0 asked for is not there for some layer.
+        """
+        found = [match for name in names if (match := re.fullmatch(self.inside, name))]
+        if not found:
+            kinds = {re.sub(r"(layers?[._]?|average_l0_|-L)\d+", r"\1*", name) for name in names}
+            near = difflib.get_close_matches(self.short, sorted(kinds), 5, 0.0)
+            raise ValueError(f"source: {self.short!r}: {self.repo} has no such dictionary; nearest: {', '.join(near)}")
+        there = {_layer(match[0]) for match in found}
+        if missing := sorted(set(layers or ()) - there):
+            raise ValueError(f"source: {self.short!r}: nothing for layer {', '.join(map(str, missing))}; it has layers "
+                             f"{', '.join(map(str, sorted(there)))}")  # fmt: skip
+        found = [match for match in found if layers is None or _layer(match[0]) in layers]
+        if "(?P<l0>" not in self.inside:
+            return [match[0] for match in found]
+        by_layer: dict[str, dict[int, str]] = {}
+        for match in found:
+            by_layer.setdefault(match[0].rpartition("/")[0], {})[int(match["l0"])] = match[0]
+        return [self._of_l0(place, there) for place, there in by_layer.items()]
+
+    def _of_l0(self, place: str, there: dict[int, str]) -> str:
+        if self.l0 == "canonical":
+            higher = (self.repo, place) == _CANONICAL_HIGHER
+            return there[min(there, key=lambda l0: (abs(l0 - _CANONICAL_L0), -l0 if higher else l0))]
+        wanted = int(self.l0.removeprefix("near-"))
+        if self.l0.startswith("near-"):
+            return there[min(there, key=lambda l0: (abs(l0 - wanted), l0))]
+        if wanted not in there:
+            raise ValueError(
+                f"source: {self.short!r}: {self.repo}/{place} has L0 {', '.join(map(str, sorted(there)))}; each layer "
+                f"has its own: name one with load_sae(..., layer=), or take 'near-{wanted}' or 'canonical'"
+            )
+        return there[wanted]
+
+
+def find(short: str) -> Known | None:
+    """What a short name stands for; None for a string that is none.
+
+    Raises:
+      ValueError: it begins as one and does not go on as one.
+    """
+    for suite in SUITES:
+        if match := re.fullmatch(suite.name, short):
+            fields = match.groupdict()
+            inside = re.sub(r"\{(\w+)\}", lambda field, of=fields: re.escape(of[field[1]]), suite.inside)
+            return Known(short, suite.repo.format(**fields), inside, fields.get("l0"))
+    if re.match(r"gemma-scope|llama-scope|qwen-scope|eleuther/|gpt2-small-oai", short):
+        raise ValueError(f"source: {short!r} is no short name of a suite; they are like "
+                         f"{', '.join(suite.example for suite in SUITES)}; nearest: {nearest(short, 0.0)}")  # fmt: skip
+    return None
+
+
+def nearest(source: str, cutoff: float = 0.6) -> str | None:
+    """The example of a short name that looks most like `source`, for messages; None when none does."""
+    near = difflib.get_close_matches(source, [suite.example for suite in SUITES], 1, cutoff)
+    return near[0] if near else None
+
+
+def _layer(name: str) -> int:
+    """Of a dictionary's path in any of these repositories."""
+    return int(re.search(r"(?:layers?[._]?|-L)(\d+)", name)[1])
