@@ -252,8 +252,11 @@ def gather(saes: SAE, selection: Selection) -> tuple[Gathered | Full, jax.Array]
     """Encoder and decoder rows [L,K,D] of the chosen features; all zero where nothing is chosen.
 
     The features are encoded alone where that is exact (`gather_features`), otherwise the dictionary in full.
-    Arguments and errors are those of `gather_features`.
+
+    Raises:
+      ValueError: a "batchtopk" dictionary, or a selection, unless traced, of features that do not exist.
     """
+    _refuse_batch_ranks(saes.config)
     if not saes.config.by_rank:
         return gather_features(saes, selection)
     _check_exist(saes.config, selection)
@@ -300,6 +303,19 @@ def _rows(saes: SAE, selection: Selection) -> tuple[np.ndarray, jax.Array, tuple
     return slot, valid & has[:, None], (slot[:, None], index)
 
 
+def _refuse_batch_ranks(config) -> None:
+    if config.activation == "batchtopk":
+        raise ValueError(
+            "saes: as trained, a batchtopk dictionary ranks all tokens of a call, padding included, so"
+            " that no edit of one prompt is defined; load it with its threshold (batch_topk=False)"
+        )
+
+
+def _refuse_transcoders(config, way_out: str) -> None:
+    if config.site != config.site_out:
+        raise ValueError(f"saes: reads {config.site} and writes {config.site_out}; {way_out}")
+
+
 def _placed(config) -> dict[str, str | None]:
     """Where an edit made of such a dictionary belongs and what it reads, as keyword arguments."""
     return {"site": config.site_out, "reads": None if config.site == config.site_out else config.site}
@@ -338,12 +354,25 @@ def splice(saes: SAE, n_layers: int, **spans: jax.Array) -> Splice:
     """x becomes its reconstruction at the layers of `spans`.
 
     Raises:
-      ValueError: transcoders, whose output stands at another site than their input.
+      ValueError: transcoders, whose output stands at another site than their input; "batchtopk" dictionaries.
     """
-    c = saes.config
-    if c.site != c.site_out:
-        raise ValueError(f"saes: reads {c.site} and writes {c.site_out}; splice what it gives with edits.Replace")
-    return Splice(sae=over_layers(saes, n_layers), site=c.site, **spans)
+    _refuse_batch_ranks(saes.config)
+    _refuse_transcoders(saes.config, "put what it gives there with edits.Replace")
+    return Splice(sae=over_layers(saes, n_layers), site=saes.config.site, **spans)
+
+
+def patch_parts(
+    saes: SAE, donor: jax.Array, *, whole: jax.Array, explained: jax.Array, **spans: jax.Array
+) -> PatchParts:
+    """Shares of the donor [L,B,D] and of what dictionaries explain of it, [L] each: see `PatchParts`.
+
+    Raises:
+      ValueError: as `splice`.
+    """
+    _refuse_batch_ranks(saes.config)
+    _refuse_transcoders(saes.config, "its output is no part of its input")
+    stack = over_layers(saes, len(donor))
+    return PatchParts(sae=stack, donor=donor, whole=whole, explained=explained, site=saes.config.site, **spans)
 
 
 def over_layers(saes: SAE, n_layers: int) -> SAE:

@@ -17,12 +17,13 @@ def fetch(repo: str, patterns: Sequence[str], revision: str | None = None, ignor
       ValueError: no such repository or revision, no access, or no connection and nothing in the cache.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns),
                                       ignore_patterns=list(ignore) or None))  # fmt: skip
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    # OSError and the HTTP library's own error, whichever library that is.
+    except (HFValidationError, *HfHubHTTPError.__bases__) as error:
         raise _unreachable(repo, revision, error) from error
 
 
@@ -49,7 +50,7 @@ def list_files(repo: str, revision: str | None = None) -> list[str]:
         return sorted(HfApi().list_repo_files(repo, revision=commit))
     except (GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise _unreachable(repo, revision, error) from error
-    except HfHubHTTPError.__bases__ as error:  # OSError and the HTTP library's own error, whichever library that is
+    except HfHubHTTPError.__bases__ as error:
         with contextlib.suppress(LocalEntryNotFoundError):
             folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
             return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

@@ -67,11 +67,10 @@ def patch_parts(config, params: Params, prompts: Prompts, saes: SAE, resid: jax.
       parts: [S,2], the shares of the whole and of what the dictionary explains; see `edits.PatchParts`.
     """
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], saes.config.layers)
-    stack = ed.over_layers(saes, config.n_layers)
 
     def one(part):
         whole, explained = jnp.broadcast_to(part[:, None], (2, config.n_layers))
-        edit = ed.PatchParts(sae=stack, donor=resid, whole=whole, explained=explained, **spans)
+        edit = ed.patch_parts(saes, resid, whole=whole, explained=explained, **spans)
         return score(config, params, prompts, edits={saes.config.site: (edit,)})[0].logprobs
 
     return sweep(one, parts)

@@ -85,10 +85,7 @@ def test_splice_and_parts_add_up(lm, tokens, saes):
     donor = jax.random.normal(jax.random.key(1), (L, 3, 32))
     last = ed.at_last(L, 12, (3,))
     shares = [jnp.broadcast_to(jnp.array(p)[:, None], (2, L)) for p in ((0.0, 1.0), (1.0, -1.0))]
-    parts = [
-        ed.PatchParts(sae=ed.over_layers(saes, L), donor=donor, whole=whole, explained=explained, **last)
-        for whole, explained in shares
-    ]
+    parts = [ed.patch_parts(saes, donor, whole=whole, explained=explained, **last) for whole, explained in shares]
     got = run(lm, tokens, {"resid_post": tuple(parts)}).taps["resid_post"][3]
     np.testing.assert_allclose(got[:, -1], donor[3], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(got[:, :-1], x[3, :, :-1])
@@ -147,8 +144,13 @@ def test_transcoder_features_are_read_at_one_site_and_written_at_another(lm, tok
         new = code.at[..., feature].set(2 * code[..., feature] + 0.5)
         change = sae.decode(new, read) - sae.decode(code, read)
         np.testing.assert_allclose(got["mlp_out"][layer], out["mlp_out"][layer] + change, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="reads mlp_in and writes mlp_out"):
-        ed.splice(coder, L, **ed.everywhere(L))
+    one = jnp.ones(L)
+    for make in (
+        lambda spans: ed.splice(coder, L, **spans),
+        lambda spans: ed.patch_parts(coder, jnp.zeros((L, 3, 32)), whole=one, explained=one, **spans),
+    ):
+        with pytest.raises(ValueError, match="reads mlp_in and writes mlp_out"):
+            make(ed.everywhere(L))
 
 
 @pytest.mark.parametrize("normalize", ["norm", "layer_norm"])
@@ -171,6 +173,10 @@ def test_features_of_topk_kinds_are_not_gathered(saes, activation):
     stack = SAE(saes.params, SAEConfig(32, 24, activation=activation, k=3, layers=(1, 3)))
     with pytest.raises(ValueError, match=f"a {activation} code depends on all features.*sae.encode"):
         ed.gather_features(stack, ed.select([(1, 2)], L))
+    if activation == "batchtopk":
+        for edit in (ed.gather, lambda s, _: ed.splice(s, L)):
+            with pytest.raises(ValueError, match="ranks all tokens of a call, padding.*batch_topk=False"):
+                edit(stack, ed.select([(1, 2)], L))
 
 
 def test_edits_of_a_dictionary_belong_to_its_site(lm, tokens, saes):

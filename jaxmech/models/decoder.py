@@ -28,8 +28,8 @@ SITES = ("resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_normed", "mlp_in",
 """Where an edit may act and a tap may read, in the order in which a block computes them.
 
 `attn_z` is the input of the attention's output projection, heads flattened `[B,T,H*h]`; `mlp_in` the input of the
-feed-forward sublayer, normed where the model norms it, and `mlp_normed` the same before the norm's gain and bias, in
-float32; `attn_out` and `mlp_out` are what is added to the
+feed-forward sublayer, normed where the model norms it, and `mlp_normed` the same before that norm's gain and bias, and
+before it is rounded to the model's dtype; `attn_out` and `mlp_out` are what is added to the
 residual stream, that is after post-norms. Where both sublayers read the layer's input (GPT-NeoX), `resid_mid` is still
 `resid_pre + attn_out`, and the feed-forward sublayer does not see it.
 """

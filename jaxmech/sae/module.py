@@ -26,6 +26,7 @@ from jaxmech.sae.topk import largest
 
 ACTIVATIONS = ("relu", "jumprelu", "topk", "abstopk", "batchtopk")
 NORMALIZATIONS = ("none", "norm", "layer_norm")
+_TINY = 1e-30  # far below rounding; keeps the gradient finite at a token of zeros
 matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
 
 
@@ -125,10 +126,10 @@ def normalise(kind: str, x: jax.Array) -> tuple[jax.Array, jax.Array | None, jax
     if kind == "none":
         return x, None, None
     if kind == "norm":
-        scale = jnp.linalg.norm(x, axis=-1, keepdims=True) / x.shape[-1] ** 0.5
+        scale = jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + _TINY)
         return x / scale, scale, jnp.zeros_like(scale)
     shift = jnp.mean(x, axis=-1, keepdims=True)
-    scale = jnp.std(x, axis=-1, keepdims=True, ddof=1)
+    scale = jnp.sqrt(jnp.var(x, axis=-1, keepdims=True, ddof=1) + _TINY)
     return (x - shift) / (scale + 1e-5), scale, shift
 
 

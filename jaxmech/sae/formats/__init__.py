@@ -21,6 +21,7 @@ from jaxmech.sae.formats import (
     sparsify,
 )
 from jaxmech.sae.formats.files import Given
+from jaxmech.sae.formats.hooks import HOOKS
 from jaxmech.sae.formats.saelens_save import save_sae, save_saes
 from jaxmech.sae.module import SAE, make_sae, stack_saes
 
@@ -54,6 +55,7 @@ def load_sae(
       ValueError: there is no such source, it holds several dictionaries, its format is not known, its files are damaged
         or contradict each other or the caller; the message names every fault of one file at once.
     """
+    _check_site(site)
     layers = None if layer is None else [layer]
     (place,) = places.find(source, layers, revision, single=True)
     return _read(place, Given(site, layer, k, model, batch_topk))
@@ -80,6 +82,7 @@ def load_saes(
       ValueError: as `load_sae`; a layer that is missing or there twice; dictionaries that differ
         in more than it.
     """
+    _check_site(site)
     if isinstance(source, str | Path):
         found = places.find(source, layers, revision)
     else:
@@ -98,6 +101,11 @@ def load_saes(
     if isinstance(source, str | Path):
         stack = SAE(stack.params, dataclasses.replace(stack.config, source=_common(source, found)))
     return stack
+
+
+def _check_site(site: str | None) -> None:
+    if site not in (None, *HOOKS):
+        raise ValueError(f"site: expected one of {', '.join(HOOKS)}, got {site!r}")
 
 
 def _read(place: places.Place, given: Given) -> SAE:

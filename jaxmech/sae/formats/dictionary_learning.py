@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmech.disk import read_json
 from jaxmech.sae.formats import folds
-from jaxmech.sae.formats.files import Given, agree, read_tensors
+from jaxmech.sae.formats.files import Given, agree, read_config, read_tensors
 from jaxmech.sae.formats.hooks import locate
 from jaxmech.sae.formats.tensors import assemble
 from jaxmech.sae.module import SAEConfig, param_shapes
@@ -74,7 +73,7 @@ def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
       ValueError: an unknown class, a BatchTopK threshold that was never set, tensors that do not fit.
     """
     where, file = _checkpoint_config(path) or path / CONFIG, path if path.is_file() else path / WEIGHTS
-    content = read_json(where)
+    content = read_config(where)
     trainer = content.get("trainer")
     if not isinstance(trainer, dict):
         raise ValueError(f"{where}: trainer: expected an object with dict_class, activation_dim, ..., got {trainer!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+
+from jaxmech.disk import read_json
 
 T = TypeVar("T")
 
@@ -68,6 +71,17 @@ def described(path: Path) -> str:
     return text
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object that the weights beside it cannot be read without.
+
+    Raises:
+      ValueError: it is missing or damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; the weights beside it mean nothing without it, so copy or download it too")
+    return read_json(path)
+
+
 # Tensors ------------------------------------------------------------------------------------------------------------
 
 
@@ -99,6 +113,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     except SafetensorError as error:
         raise _damaged(path, error) from None
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: holds numbers of a kind that is not read here ({error})") from None
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -123,12 +139,16 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     except ImportError:
         raise ValueError(f"{path}: reading it needs torch; pip install 'jaxmech[pt]'") from None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that are then refused
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # Torch's own words recommend to run the code.
         if found := re.search(r"(?:GLOBAL|global|class|type) [`']?([\w.]+\.[\w.]+|[\w]+ [\w.]+)", str(error)):
             raise ValueError(f"{path}: holds {found[1]} besides tensors; opening that runs code, so it is refused. "
                              "Save the state dict alone, or as safetensors") from None  # fmt: skip
-        raise _damaged(path, error) from None
+        raise ValueError(f"{path} is damaged or truncated, or holds Python objects, which run code when opened; "
+                         "refused. Download it again, or save the state dict alone") from None  # fmt: skip
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise _damaged(path, error) from None
     if not isinstance(content, Mapping):
@@ -145,7 +165,10 @@ def _flat(path: Path, content: Mapping[str, Any], prefix: str = "") -> dict[str,
         if isinstance(value, torch.Tensor):
             value = value.detach()
             half = value.dtype in (torch.bfloat16, torch.float16)
-            tensors[name] = (value.float() if half else value).contiguous().numpy()
+            try:
+                tensors[name] = (value.float() if half else value).contiguous().numpy()
+            except (RuntimeError, TypeError) as error:  # sparse, quantised, 8-bit
+                raise ValueError(f"{path}: {name}: a kind of tensor that is not read here ({error})") from None
         elif isinstance(value, Mapping):
             tensors |= _flat(path, value, f"{name}.")
         elif isinstance(value, bool | int | float | str):

@@ -64,10 +64,8 @@ def _read_first(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAECon
     if re.search(r"(^|/)embedding(/|$)", name):
         raise ValueError(f"{path}: a dictionary of token embeddings, which are no site of a layer; not supported")
     repo = re.search(r"gemma-scope-(2b|9b|27b)-(pt|it)-(res|mlp|att|transcoders)(?=/|$)", name)
-    site, site_out = _SITES_1[repo[3]] if repo else (None, None)
-    site = agree(path, "site", site, given.site, needed=True)
-    if site_out is None:
-        site_out = "mlp_out" if site == "mlp_normed" else site
+    site = _site(path, _SITES_1[repo[3]][0] if repo else None, given, _SITES_1)
+    site_out = dict(_SITES_1.values())[site]
     model = f"google/gemma-2-{repo[1]}{'-it' if repo[2] == 'it' else ''}" if repo else None
     tensors = read_tensors(path / FIRST)
     scale = tensors.pop("scaling_factor", None)
@@ -102,11 +100,20 @@ def _read_second(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAECo
         faults.append(f"width: {CONFIG} says {cfg['width']!r}, w_enc has {width} columns")
     if faults:
         raise ValueError(f"{path}: {'; '.join(faults)}")
-    site = agree(path, "site", site, given.site, needed=True)
+    site = _site(path, site, given, _SITES_2)
+    site_out = site_out or dict(_SITES_2.values()).get(site, site)
     model = _model(cfg.get("model_name"), name)
-    config = _config(path / SECOND, tensors, given, site, site_out or ("mlp_out" if site == "mlp_in" else site), name,
+    config = _config(path / SECOND, tensors, given, site, site_out, name,
                      layer=layer, l0=cfg.get("l0"), model=model, skip=skip)  # fmt: skip
     return assemble(path / SECOND, tensors, _RULES, param_shapes(config)), config
+
+
+def _site(path: Path, said: str | None, given: Given, suite: dict[str, tuple[str, str]]) -> str:
+    """The site, if need be from the caller, who can easily mean another than the suite's own."""
+    sites = dict(suite.values())
+    if said is None and given.site not in (None, *sites):
+        raise ValueError(f"{path}: site: {given.site!r} is none of this suite's: {', '.join(sites)}")
+    return agree(path, "site", said, given.site, needed=True)
 
 
 _LONG = {"crosscoder": "crosscoder", "clt": "cross-layer transcoder"}
@@ -126,7 +133,7 @@ def _places(cfg: dict[str, Any], folder: str | None, name: str):
     for key, expected in points.items():
         if not cfg.get(key):
             continue
-        found, number = site_of(str(cfg[key]))
+        found, number = site_of(str(cfg[key]), "gemma-3")
         if found is None:
             faults.append(f"{key}: {cfg[key]!r} is no site known here")
         elif expected is not None and found != expected:

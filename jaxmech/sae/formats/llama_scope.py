@@ -38,7 +38,9 @@ _FIXED = {
     "use_glu_encoder": False,
 }
 """Keys that change what the weights mean -> the only value the formula above holds for."""
-_NEEDED = ("hook_point_in", "hook_point_out", "d_model", "d_sae", "jump_relu_threshold", "norm_activation")
+_TOLD_BY_TENSORS = {"use_decoder_bias", "use_glu_encoder"}
+_NEEDED = ("hook_point_in", "hook_point_out", "d_model", "d_sae", "jump_relu_threshold", "norm_activation",
+           *(key for key in _FIXED if key not in _TOLD_BY_TENSORS))  # fmt: skip
 _FOLDED = "inference"
 """What the trainers' library writes as `norm_activation` once the average norms are folded into the weights."""
 _BFLOAT16_STEP = 2.0**-8
@@ -103,7 +105,7 @@ def _folded(path: Path, cfg: dict[str, Any], weights: dict[str, np.ndarray]) -> 
 
 
 def _faults(cfg: dict[str, Any]) -> list[str]:
-    faults = [f"{key}: missing" for key in (*_NEEDED, *_FIXED) if key not in cfg]
+    faults = [f"{key}: missing" for key in _NEEDED if key not in cfg]
     faults += [
         f"{key}: expected {value!r}, got {cfg[key]!r}" for key, value in _FIXED.items() if cfg.get(key, value) != value
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from glob import escape
@@ -47,13 +48,14 @@ def find(source: str | Path, layers: Collection[int] | None, revision: str | Non
     if local.exists():
         if revision is not None:
             raise ValueError(f"revision: {source} is a local path, which has none")
+        local = Path(os.path.abspath(local))  # "." and ".." are no names to read a site or layer from
         files = [local] if local.is_file() else [path for path in local.rglob("*") if path.is_file()]
         root = local.parent if local.is_file() else local
         if local.is_file() and local.as_posix().endswith(f"/{_WEIGHTS_BELOW}"):
             root = root.parent
         chosen = _choose(source, [path.relative_to(root).as_posix() for path in files], "", layers, single)
         return [Place(root / inside, str(root / inside), layer_of(inside)) for inside in chosen]
-    if known := suites.find(str(source)):
+    if known := suites.find(str(source).rstrip("/")):
         files = hub.list_files(known.repo, revision)
         names = known.choose(dictionaries(files), layers)
         return _fetch(known.repo, files, _one_a_layer(source, names, layers, single), revision)
@@ -122,7 +124,7 @@ def _choose(
     found = [name.strip("/") for name in dictionaries(name[start:] for name in below)]
     names = [f"{inside}/{name}".strip("/") if start else name for name in found]
     for pattern, kind in _ACROSS_LAYERS.items():
-        if names and all(re.search(pattern, f"{Path(source).name}/{name}") for name in names):
+        if names and all(re.search(pattern, f"{Path(source).absolute().as_posix()}/{name}") for name in names):
             raise ValueError(f"{source}: {kind}, which reads or writes several layers; not supported")
     if not names:
         raise ValueError(f"{source}: no dictionary there; it holds {_some(below)}")
@@ -139,8 +141,9 @@ def _one_a_layer(source, names: Sequence[str], layers: Collection[int] | None, s
                                  f"{', '.join(map(str, sorted(set(told.values()))))}")  # fmt: skip
             told = {name: layer for name, layer in told.items() if layer in layers}
     if single and len(told) > 1:
-        raise ValueError(f"{source}: holds {len(told)} dictionaries ({_some(told)}); say which: load_sae(..., layer=) "
-                         "or the path of one; a stack over layers is read with load_saes")  # fmt: skip
+        which = "the path of one" if layers else "load_sae(..., layer=) or the path of one"
+        raise ValueError(f"{source}: holds {len(told)} dictionaries ({_some(told)}); say which: {which}; a stack over "
+                         "layers is read with load_saes")  # fmt: skip
     numbers = [layer for layer in told.values() if layer is not None]
     if twice := sorted({layer for layer in numbers if numbers.count(layer) > 1}):
         several = [name for name, layer in told.items() if layer == twice[0]]

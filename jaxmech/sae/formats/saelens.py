@@ -17,8 +17,8 @@ import numpy as np
 
 from jaxmech.disk import read_json
 from jaxmech.sae.formats import folds
-from jaxmech.sae.formats.files import Given, agree, read_tensors
-from jaxmech.sae.formats.hooks import locate
+from jaxmech.sae.formats.files import Given, agree, described, read_config, read_tensors
+from jaxmech.sae.formats.hooks import locate, site_of
 from jaxmech.sae.formats.tensors import assemble
 from jaxmech.sae.module import SAEConfig, param_shapes
 
@@ -94,6 +94,15 @@ _OF_TRAINING = set(
 )
 """Keys of every version's trainer that say nothing of what the dictionary computes."""
 
+_CENTRED = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+_CORRECTED = {
+    "Mistral-7B-Residual-Stream-SAEs": {"normalize_activations": "constant_norm_rescale"},
+    "GPT2-Small-SAEs-Reformatted": _CENTRED,
+    "GPT2-Small-Feature-Splitting-Experiment-Layer-8": _CENTRED,
+    "gpt2-small-mlp-out-saes": _CENTRED,
+}
+"""Repositories whose configs do not say what was done: the overrides in SAELens' `pretrained_saes.yaml`."""
+
 
 def matches(path: Path) -> bool:
     return (path / WEIGHTS_FILE).is_file()
@@ -107,7 +116,8 @@ def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
         scale or BatchTopK threshold that is not known, a site that is none of ours.
     """
     where = path / CONFIG_FILE
-    cfg, faults = _current(read_json(where))
+    repo = next((repo for repo in _CORRECTED if f"/{repo}/" in f"{described(path)}/"), None)
+    cfg, faults = _current(read_config(where) | _CORRECTED.get(repo, {}))
     faults += _faults(cfg, given)
     scale = None if faults else _input_scale(path, cfg, faults)
     if faults:
@@ -199,7 +209,7 @@ def _input_scale(folder: Path, cfg: dict[str, Any], faults: list[str]) -> float 
     path = folder / SCALER_FILE
     scale = read_json(path).get("scaling_factor") if path.is_file() else None
     if cfg["normalize_activations"] == _FOLDED:
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < np.inf:
             faults.append(
                 f"normalize_activations: {_FOLDED!r} needs its factor, sqrt(d_in) / (mean norm of the activations): "
                 "fold it in by SAELens' fold_activation_norm_scaling_factor, or write "
@@ -221,6 +231,8 @@ def _config(where: Path, cfg: dict[str, Any], given: Given) -> SAEConfig:
     layer = metadata.get("hook_layer")
     if layer is not None:
         hooks = {key: name.replace("{layer}", str(layer)) for key, name in hooks.items()}
+        if others := [name for name in hooks.values() if site_of(name)[1] not in (None, layer)]:
+            raise ValueError(f"{where}: hook_layer {layer} contradicts hook name {others[0]!r}")
     site, layer = locate(where, hooks, given._replace(layer=agree(where, "layer", layer, given.layer)), model)
     site_out = _site_out(where, metadata, site, layer, model) if kind.transcoder else site
     batch_k = _batch_k(cfg)

@@ -75,7 +75,7 @@ def _cfg(c: SAEConfig, architecture: str) -> dict[str, Any]:
         "trained_with": "jaxmech",
         "units": c.units,
         "source": c.source,
-        "l0": c.l0[0],
+        "l0": None if c.l0[0] is None else float(c.l0[0]),
         "skip_first": c.skip_first,
     }
     config = {

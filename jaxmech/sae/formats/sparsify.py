@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxmech.disk import read_json
-from jaxmech.sae.formats.files import Given, agree, read_tensors
+from jaxmech.sae.formats.files import Given, agree, read_config, read_tensors
 from jaxmech.sae.formats.hooks import locate
 from jaxmech.sae.formats.tensors import assemble
 from jaxmech.sae.module import SAEConfig, param_shapes
@@ -51,7 +51,7 @@ def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
     Raises:
       ValueError: unknown or refused keys, a name that is no site of ours, tensors that do not fit.
     """
-    where, cfg = path / CONFIG, read_json(path / CONFIG)
+    where, cfg = path / CONFIG, read_config(path / CONFIG)
     if faults := _faults(cfg, given):
         raise ValueError(f"{where}: {'; '.join(faults)}")
     run = _run_config(path)
@@ -60,10 +60,13 @@ def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
     # `transcode` was once a key of the run alone; such transcoders subtract b_dec all the same.
     transcoder = bool(cfg.get("transcode", run.get("transcode", skip)))
     name = path.parent.name if re.fullmatch(r"seed\d+", path.name) else path.name
-    output, layer = locate(path, {"module": name}, given if not transcoder else given._replace(site=None), model)
-    site = output
-    if transcoder:
+    if transcoder:  # of its two sites the caller can say one
+        remedy = "give the folder the name of the module whose output that is"
+        output, layer = locate(path, {"module": name}, given._replace(site=None), model, remedy)
         site, _ = locate(path, {"module": f"{name}.input"}, given._replace(layer=layer), model)
+    else:
+        site, layer = locate(path, {"module": name}, given, model)
+        output = site
     config = SAEConfig(
         d_in=cfg["d_in"],
         d_sae=cfg.get("num_latents") or cfg["d_in"] * cfg.get("expansion_factor", 32),

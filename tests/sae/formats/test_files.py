@@ -1,6 +1,7 @@
 """Files of a dictionary: what is read, what is refused by name, and what the caller may say."""
 
 import json
+import pickle
 import sys
 
 import jax.numpy as jnp
@@ -59,6 +60,15 @@ def test_python_objects_in_an_npz_are_refused(tmp_path):
         read_tensors(tmp_path / "a.npz")
 
 
+def test_kinds_of_numbers_that_are_not_read(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.asarray(jnp.ones(2, jnp.bfloat16)))  # of which NumPy keeps the bytes alone
+    with pytest.raises(ValueError, match=r"a: expected floating-point numbers, got \|V2"):
+        assemble("here", read_tensors(tmp_path / "a.npz"), {"a": ("A", False)}, {"A": (2,)})
+    save_file({"a": jnp.ones(2, jnp.float8_e4m3fn)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="a.safetensors: holds numbers of a kind that is not read here"):
+        read_tensors(tmp_path / "a.safetensors")
+
+
 def test_torch_files(tmp_path):
     torch = pytest.importorskip("torch")
     value = torch.arange(6.0).reshape(2, 3)
@@ -86,6 +96,14 @@ def test_a_torch_file_with_code_is_refused_unopened(tmp_path, capsys):
     with pytest.raises(ValueError, match="a.pt: holds .*print.* besides tensors; opening that runs code"):
         read_tensors(tmp_path / "a.pt")
     assert "run" not in capsys.readouterr().out
+    for protocol in (2, 4):  # what is named, and what torch cannot even tell and would have us run
+        (tmp_path / "a.pt").write_bytes(pickle.dumps({"c": Code()}, protocol))
+        with pytest.raises(ValueError, match="a.pt.* holds .*run.* code") as error:
+            read_tensors(tmp_path / "a.pt")
+        assert "likely succeed" not in str(error.value) and "run" not in capsys.readouterr().out
+    torch.save({"w": torch.ones(2, 2).to_sparse()}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="a.pt: w: a kind of tensor that is not read here"):
+        read_tensors(tmp_path / "a.pt")
     torch.save(torch.ones(2), tmp_path / "b.pth")
     with pytest.raises(ValueError, match="expected a dictionary of tensors, got Tensor"):
         read_tensors(tmp_path / "b.pth")
@@ -218,10 +236,22 @@ def test_sources_that_are_none(tmp_path):
         load_saes(tmp_path)
     with pytest.raises(ValueError, match="does not exist; expected a folder, a file, a hub id"):
         load_sae(tmp_path / "missing")
+    with pytest.raises(ValueError, match="site: expected one of resid_pre, .*got 'resid'"):
+        load_sae(tmp_path, site="resid")
     with pytest.raises(ValueError, match="revision: .* is a local path"):
         load_sae(tmp_path, revision="main")
     np.savez(tmp_path / "other.npz", a=np.ones(2))
     with pytest.raises(ValueError, match="other.npz: in none of the formats known here"):
+        load_sae(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "weights, config",
+    [("sae_weights.safetensors", "cfg.json"), ("sae.safetensors", "cfg.json"), ("ae.pt", "config.json")],
+)
+def test_weights_without_their_configuration(weights, config, tmp_path):
+    (tmp_path / weights).write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{config}: missing; the weights beside it mean nothing without it"):
         load_sae(tmp_path)
 
 

@@ -111,6 +111,12 @@ def test_first_suite_in_a_folder_of_another_name(tmp_path):
     sae = load_sae(folder, site="mlp_normed", model="gemma-2-2b")
     assert (sae.config.site_out, sae.config.model) == ("mlp_out", "gemma-2-2b")
     check(load_sae(folder / "params.npz", site="mlp_out"), tensors)
+    for other in (
+        "mlp_in",
+        "attn_out",
+    ):  # where the second suite reads; what "att" is not
+        with pytest.raises(ValueError, match=f"site: '{other}' is none of this suite's: resid_post, mlp_out, attn_z"):
+            load_sae(folder, site=other)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +185,8 @@ def test_one_dictionary_a_layer(tmp_path):
     first(tmp_path, weights(), layer=3, l0=9)
     with pytest.raises(ValueError, match="several dictionaries of layer 3 .*average_l0_50, .*average_l0_9"):
         load_saes(root)
+    with pytest.raises(ValueError, match="say which: the path of one"):
+        load_sae(root, layer=3)
 
 
 # Gemma Scope 2 -------------------------------------------------------------------------------------------------------
@@ -231,6 +239,8 @@ def test_a_copy_of_the_innermost_folder_alone(tmp_path):
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match="nothing in it says its site"):
         load_sae(folder)
+    with pytest.raises(ValueError, match="site: 'attn_out' is none of this suite's"):  # its folder holds attn_z
+        load_sae(folder, site="attn_out")
     sae = load_sae(folder, site="mlp_in")
     assert (sae.config.site, sae.config.site_out) == ("mlp_in", "mlp_out")
 
@@ -245,6 +255,7 @@ def test_a_copy_of_the_innermost_folder_alone(tmp_path):
         ({"hf_hook_point_in": "model.layers.7.output"}, "layer 7, the folder's name says layer 12"),
         ({"hf_hook_point_in": "model.layers.12.post_feedforward_layernorm.output"}, "is mlp_out, the folder"),
         ({"hf_hook_point_in": "model.embed_tokens.output"}, "no site known here"),
+        ({"hf_hook_point_in": "model.layers.12.mlp.output"}, "no site known here"),  # before its post-norm
         ({"affine_connection": True}, "affine_skip_connection: missing"),
         ({"width": F + 1}, "width: config.json says 21, w_enc has 20"),
         ({"surprise": 1, "architecture": "topk"}, "surprise: unknown key.*architecture"),
@@ -268,6 +279,15 @@ def test_several_layers_at_once_are_refused_by_name(folder, tmp_path):
         load_sae(path)
     with pytest.raises(ValueError, match="crosscoder|cross-layer transcoder"):
         load_saes(path.parents[1])
+
+
+def test_a_layer_of_a_cross_layer_transcoder_is_refused_by_name(tmp_path):
+    path = tmp_path / "clt" / "width_262k_l0_big_affine" / "params_layer_0.safetensors"
+    path.parent.mkdir(parents=True)
+    save_file(weights(lower=True), path)
+    for source in (path.parents[1], path.parent, path):
+        with pytest.raises(ValueError, match="a cross-layer transcoder, which"):
+            load_sae(source)
 
 
 def test_a_decoder_with_an_axis_of_layers_is_refused_whatever_it_is_called(tmp_path):

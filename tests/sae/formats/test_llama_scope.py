@@ -8,6 +8,7 @@ import pytest
 from safetensors.flax import save_file
 
 from jaxmech.sae.formats import load_sae, load_saes
+from jaxmech.sae.formats.llama_scope import WEIGHTS
 
 D, F = 16, 24
 THRESHOLD = 0.4
@@ -143,6 +144,12 @@ def test_faults_of_the_configuration(changes, message, tmp_path):
         load_sae(write(tmp_path, **changes))
 
 
+@pytest.mark.parametrize("inside, source", [("", "."), ("", WEIGHTS), ("checkpoints", "final.safetensors")])
+def test_paths_seen_from_within(inside, source, tmp_path, monkeypatch):
+    monkeypatch.chdir(write(tmp_path) / inside)
+    assert load_sae(source).config.layers == (15,)
+
+
 def test_contradictions_and_damage(tmp_path):
     folder = write(tmp_path)
     for said in ({"site": "mlp_out"}, {"layer": 3}, {"model": "gpt2"}):
@@ -153,6 +160,10 @@ def test_contradictions_and_damage(tmp_path):
     (folder / "hyperparams.json").write_text(json.dumps(cfg))
     with pytest.raises(ValueError, match="jump_relu_threshold: missing; act_fn: missing"):
         load_sae(folder)
+    cfg = hyperparams()
+    del cfg["use_decoder_bias"], cfg["use_glu_encoder"]  # which the tensors tell
+    (folder / "hyperparams.json").write_text(json.dumps(cfg))
+    load_sae(folder)
     path = write(tmp_path, 16) / "checkpoints" / "final.safetensors"
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(ValueError, match="final.safetensors is damaged or truncated"):

@@ -136,7 +136,7 @@ def test_flat_faults(tmp_path):
         assert part in str(error.value)
     folder = edit_cfg(folder, activation_fn="relu", activation_fn_kwargs={}, surprise="remove", hook_head_index=None)
     load_sae(folder)
-    with pytest.raises(ValueError, match="layer: the files say 9, asked for 8|contradict"):
+    with pytest.raises(ValueError, match="hook_layer 8 contradicts hook name 'blocks.9.hook_resid_post'"):
         load_sae(edit_cfg(folder, hook_layer=8))
 
 
@@ -148,7 +148,7 @@ PAIR = {"site": "mlp_in", "site_out": "mlp_out", "subtract_b_dec": False}
 @pytest.mark.parametrize(
     "activation, options",
     [
-        ("relu", {"l0": (12.5,), "skip_first": 4}),
+        ("relu", {"l0": (np.float32(12.5),), "skip_first": 4}),
         ("jumprelu", {"subtract_b_dec": False, "units": "residual"}),
         ("topk", {"k": 3, "normalize": "layer_norm"}),
         ("abstopk", {"k": 3, "normalize": "norm"}),
@@ -336,9 +336,10 @@ def test_scale_unknown_or_folded_twice(tmp_path):
     (folder / "activation_scaler.json").unlink()
     with pytest.raises(ValueError, match="needs its factor.*activation_scaler.json"):
         load_sae(folder)
-    (folder / "activation_scaler.json").write_text('{"scaling_factor": null, "has_whitening": false}')
-    with pytest.raises(ValueError, match="needs its factor"):
-        load_sae(folder)
+    for content in ('{"scaling_factor": Infinity}', '{"scaling_factor": null, "has_whitening": false}'):
+        (folder / "activation_scaler.json").write_text(content)
+        with pytest.raises(ValueError, match="needs its factor"):
+            load_sae(folder)
     edit_cfg(folder, normalize_activations="none")
     load_sae(folder)
     (folder / "activation_scaler.json").write_text('{"scaling_factor": 0.4}')
@@ -386,6 +387,17 @@ def test_activations_of_a_processed_model_are_warned_about(tmp_path):
     with pytest.warns(UserWarning, match="center_writing_weights"):
         load_sae(folder)
     load_sae(edit_cfg(folder, metadata={"model_from_pretrained_kwargs": {"center_writing_weights": False}}))
+
+
+def test_configs_that_saelens_overrides(tmp_path):
+    root = tmp_path / "models--JoshEngels--Mistral-7B-Residual-Stream-SAEs" / "snapshots" / "0123"
+    shutil.copytree(GOLDENS / "standard", root / "mistral_7b_layer_8")
+    assert load_sae(flat(root / "mistral_7b_layer_8")).config.normalize == "norm"
+    copied = tmp_path / "GPT2-Small-SAEs-Reformatted"
+    copied.mkdir()
+    folder = flat(copy("standard", copied))
+    with pytest.warns(UserWarning, match="center_writing_weights"):
+        load_sae(folder)
 
 
 def test_tokens_left_out_of_training(tmp_path):

@@ -108,8 +108,17 @@ def test_names_that_are_no_site(tmp_path):
         load_sae(write(tmp_path, "layers.2.attention", transcode=True))
     folder = write(tmp_path / "run", "layers.2.mlp")
     (tmp_path / "run" / "config.json").write_text(json.dumps({"model": "google/gemma-2-2b"}))
-    with pytest.raises(ValueError, match="none of our sites"):  # the MLP's output before its norm
+    with pytest.raises(ValueError, match=r"none of our sites.*site="):  # the MLP's output before its norm
         load_sae(folder)
+    (folder / "cfg.json").write_text(json.dumps(CFG | {"transcode": True}))
+    with pytest.raises(ValueError, match="give the folder the name"):  # a transcoder has two, and `site` says one
+        load_sae(folder)
+
+
+def test_the_folder_seen_from_within(tmp_path, monkeypatch):
+    monkeypatch.chdir(write(tmp_path))
+    for source in (".", "sae.safetensors", "../layers.3/"):
+        assert load_sae(source).config.layers == (3,)
 
 
 def test_stack(tmp_path):

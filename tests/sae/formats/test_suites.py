@@ -167,9 +167,10 @@ def test_llama_scope(fake):
     for layer in (0, 3, 31):
         repo = llama(fake, layer)
     stack = load_saes("llama-scope/R/8x")
-    assert stack.config.layers == (0, 3, 31) and stack.config.model == "meta-llama/Llama-3.1-8B"
+    assert load_saes("llama-scope/R/8x/").config.layers == stack.config.layers == (0, 3, 31)
+    assert stack.config.model == "meta-llama/Llama-3.1-8B"
     assert load_sae("llama-scope/R/8x", layer=3).config.source.startswith(f"{repo}/Llama3_1-8B-Base-L3R-8x@")
-    assert [len(files) for files in fake.fetched] == [6, 2]
+    assert [len(files) for files in fake.fetched] == [6, 6, 2]
 
 
 @pytest.mark.parametrize(
@@ -213,6 +214,17 @@ def test_an_unreachable_hub_is_one_message(offline):
     for asking in (lambda: hub.list_files("some-org/none"), lambda: hub.fetch("some-org/none", ["*"], "v1")):
         with pytest.raises(ValueError, match="'some-org/none'.* could not be fetched from the Hugging Face hub"):
             asking()
+
+
+def test_a_connection_lost_while_fetching_is_the_same_message(monkeypatch):
+    from huggingface_hub.errors import HfHubHTTPError
+
+    def lost(*_, **__):
+        raise HfHubHTTPError.__bases__[0]("the connection was lost")  # the HTTP library's own, not the hub's
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lost)
+    with pytest.raises(ValueError, match="'some-org/none' could not be fetched.*the connection was lost"):
+        hub.fetch("some-org/none", ["*"])
 
 
 def test_without_the_hub_the_cache_answers(offline):
