@@ -9,6 +9,7 @@ dist = jm.choice_distribution(lm, ["..."], [str(a) for a in range(11)])
 
 from jaxmech import edits
 from jaxmech.choices import Choices, Prompts, choice_distribution, encode_prompts, score
+from jaxmech.edits import gather_features
 from jaxmech.models.chat import encode_chat
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Output, Tap, forward
@@ -16,13 +17,15 @@ from jaxmech.models.generate import generate, until_end
 from jaxmech.models.load import LanguageModel, load_model, save_model
 from jaxmech.models.repetition import repetition
 from jaxmech.models.sharding import make_mesh, shard_batch
+from jaxmech.sae.check import check_sae
+from jaxmech.sae.evaluate import evaluate, loss_recovered
 from jaxmech.sae.formats import load_sae, load_saes, save_sae, save_saes
 from jaxmech.sae.module import SAE, SAEConfig
-from jaxmech.sae.train import SAETrainConfig, train
+from jaxmech.sae.training import SAETrainConfig, train
 
 __all__ = [
     "SAE", "Choices", "LanguageModel", "ModelConfig", "Output", "Prompts", "SAEConfig", "SAETrainConfig", "Tap",
-    "choice_distribution", "edits", "encode_chat", "encode_prompts", "forward", "generate", "load_model", "load_sae",
-    "load_saes", "make_mesh", "repetition", "save_model", "save_sae", "save_saes", "score", "shard_batch", "train",
-    "until_end",
+    "check_sae", "choice_distribution", "edits", "encode_chat", "encode_prompts", "evaluate", "forward",
+    "gather_features", "generate", "load_model", "load_sae", "load_saes", "loss_recovered", "make_mesh", "repetition",
+    "save_model", "save_sae", "save_saes", "score", "shard_batch", "train", "until_end",
 ]  # fmt: skip

@@ -19,26 +19,36 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key=value pairs tha
 
 
 @app.command()
-def run(config: ConfigPath, overrides: Overrides = None) -> None:
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(help="Stop behind this stage, such as fidelity.")] = None,
+) -> None:
     """Runs a study; what is finished is kept, what was killed goes on."""
     from jaxmech.study.config import load_config
     from jaxmech.study.run import run_study
 
     settings = load_config(config, overrides or [])
+    if until:
+        print(run_study(settings, until=until))
+        return
     from jaxmech.report import show, write_report
 
-    folder = run_study(settings, report=write_report)
-    show(folder)
+    show(run_study(settings, report=write_report))
 
 
 @app.command("train-sae")
-def train_sae(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Trains a study's dictionaries and measures them, and stops there."""
-    from jaxmech.study.config import load_config
-    from jaxmech.study.run import run_study
+def train_sae(
+    config: Annotated[
+        Path, typer.Argument(help="A training's YAML file, such as configs/train-sae-gemma-3-270m.yaml.")
+    ],
+    overrides: Overrides = None,
+) -> None:
+    """Trains sparse autoencoders and measures them on held-out text; what was killed goes on."""
+    from jaxmech.sae.training.run import TrainSettings, run_training, show
+    from jaxmech.settings import load_settings
 
-    folder = run_study(load_config(config, overrides or []), until="fidelity")
-    print(folder / "saes")
+    show(*run_training(load_settings(TrainSettings, config, overrides or [])))
 
 
 @app.command()

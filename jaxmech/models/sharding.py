@@ -17,13 +17,15 @@ MESH_AXES: Mapping[str, str] = {
     "heads": "model",
     "kv": "model",
     "mlp": "model",
+    "feature": "model",
 }
 """Logical axis -> mesh axis. Axes that are not named here (the residual width, a head's width, layers) are replicated,
 and so is an axis whose size the devices do not divide, such as a single key/value head."""
 
 
 def make_mesh(data: int = 1, model: int = 1) -> Mesh:
-    """A mesh of `data * model` devices: prompts and sweep points over "data", heads, hidden units, words over "model".
+    """A mesh of `data * model` devices: prompts and sweep points over "data"; heads, hidden units, words and dictionary
+    features over "model".
 
     Raises:
       ValueError: there are fewer devices.
@@ -45,7 +47,7 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> Mapping[str, Any]:
     Raises:
       ValueError: a mesh with neither of the axes of `make_mesh`.
     """
-    mesh = _auto(mesh)
+    mesh = auto_axes(mesh)
     if not set(mesh.axis_names) & set(MESH_AXES.values()):
         raise ValueError(f"mesh: expected an axis 'data' or 'model', got {', '.join(mesh.axis_names)}; see make_mesh")
 
@@ -69,9 +71,9 @@ def shard_batch(mesh: Mesh, tree: Any) -> Any:
     for leaf in jax.tree.leaves(tree):
         if leaf.shape[0] % rows:
             raise ValueError(f"batch: {leaf.shape[0]} rows cannot be spread evenly over {rows} devices; pad the batch")
-    return jax.device_put(tree, NamedSharding(_auto(mesh), PartitionSpec(axis)))
+    return jax.device_put(tree, NamedSharding(auto_axes(mesh), PartitionSpec(axis)))
 
 
-def _auto(mesh: Mesh) -> Mesh:
+def auto_axes(mesh: Mesh) -> Mesh:
     """The same devices; axes of another type would ask for shardings inside the decoder."""
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))

@@ -332,3 +332,27 @@ def training(history: pd.DataFrame) -> go.Figure:
         ),
     ]
     return figure(traces, x="training step", y="FVU", height=300).update_yaxes(rangemode="tozero")
+
+
+def density(histogram: pd.DataFrame) -> go.Figure:
+    """How many features fire how often, a line a layer. Columns layer, low, high (log10 of the density), features."""
+    layers = sorted(histogram["layer"].unique())
+    traces = []
+    for place, layer in enumerate(layers):
+        part = histogram[histogram["layer"] == layer]
+        traces.append(
+            go.Scatter(
+                x=(part["low"] + part["high"]) / 2,
+                y=part["features"],
+                name=f"layer {layer}",
+                mode="lines",
+                line=dict(color=EFFECT, shape="hvh", width=1 + 1.5 * (place + 1) / len(layers)),
+                opacity=0.35 + 0.65 * (place + 1) / len(layers),
+                customdata=100 * 10.0 ** part[["low", "high"]].to_numpy(),
+                hovertemplate=f"layer {layer}: %{{y}} features fire on %{{customdata[0]:.2~g}} to "
+                "%{customdata[1]:.2~g} % of the tokens<extra></extra>",
+            )
+        )
+    out = figure(traces, x="share of tokens on which a feature fires (log10)", y="features", height=300)
+    out.update_layout(showlegend=False)
+    return out.update_yaxes(rangemode="tozero")

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from jaxmech.report import causal_sections, sections
 from jaxmech.report.blocks import level
 from jaxmech.report.formats import NBSP
-from jaxmech.report.verdict import STAGES, judge, side_questions
+from jaxmech.report.verdict import STAGES, judge, judge_dictionaries, side_questions
 from jaxmech.study.folder import RunFolder
 
 HERE = Path(__file__).parent
@@ -53,7 +53,8 @@ def render(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
     """The page as HTML."""
     config = manifest["config"]
     results = {stage: folder.results(stage) for stage in STAGES}
-    claims, asides = judge(results, config), side_questions(results)
+    fit = judge_dictionaries(folder.results("fidelity"))
+    claims, asides = judge(results, config), [*side_questions(results), fit]
     parts = [
         sections.behaviour(folder, results),
         sections.selection(folder, results, config, claims[1]),
@@ -62,7 +63,7 @@ def render(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
         causal_sections.proximity(folder, results, asides[1]),
         causal_sections.steering(folder, results),
         causal_sections.games(folder, results, config, claims[3]),
-        sections.fidelity(folder),
+        sections.fidelity(folder, fit),
         sections.methods(folder, results, manifest, statement(config)),
     ]
     for part in parts:

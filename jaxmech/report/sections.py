@@ -323,7 +323,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
     return rows
 
 
-def fidelity(folder: RunFolder) -> Section:
+def fidelity(folder: RunFolder, fit: Claim) -> Section:
     layers = need(folder, "fidelity", "layers", ("layer", "fvu", "l0"))
     has = lambda *names: next((name for name in names if name in layers), None)  # noqa: E731
     dead, recovered = has("dead_share", "dead"), has("loss_recovered", "recovered_mean", "recovered_zero")
@@ -331,8 +331,9 @@ def fidelity(folder: RunFolder) -> Section:
     lead = (
         f"The dictionaries leave {fm.percent(layers['fvu'].mean())} of the variance unexplained on average, at worst "
         f"{fm.percent(worst['fvu'])} in layer {worst['layer']:g}, with {fm.number(layers['l0'].mean(), 0)} "
-        "features active a token."
+        f"features active a token. {'' if fit.holds else 'Not all of them fit this model as they are declared.'}"
     )
+    histogram = need(folder, "fidelity", "density", ("layer", "low", "high", "features"))
     names = {"fvu": "held-out text"} | ({"fvu_decision": "decision tokens"} if "fvu_decision" in layers else {})
     blocks = [
         Figure(
@@ -355,6 +356,15 @@ def fidelity(folder: RunFolder) -> Section:
             "fidelity/layers",
         ),
     ]
+    blocks.append(
+        Figure(
+            "density",
+            fig.density(histogram),
+            "How often features fire on held-out text, later layers darker: "
+            f"{fm.percent(layers['dense'].mean(), 1)} fire on more than a tenth of the tokens. Dead ones are left out.",
+            "fidelity/density",
+        )
+    )
     shares = {column: label for column, label in ((dead, "dead features"), (recovered, "loss recovered")) if column}
     if shares:
         says = [f"{fm.percent(layers[column].mean())} {label}" for column, label in shares.items()]
@@ -381,7 +391,24 @@ def fidelity(folder: RunFolder) -> Section:
             )
     columns = {column: (column.replace("_", " "), text if column == "layer" else fm.significant) for column in layers}
     blocks.append(Table("All measures by layer.", *cells(layers, columns), folded=True))
+    blocks += checked(folder, folder.results("fidelity")["check"]["warnings"])
     return Section("fidelity", "Dictionaries", lead, blocks)
+
+
+def checked(folder: RunFolder, warnings: Sequence[str]) -> list[Any]:
+    """The check of the dictionaries against the model: its warnings, and its numbers."""
+    table = need(folder, "fidelity", "check", ("layer", "l0_declared", "l0", "fvu", "likely_cause"))
+    columns = {
+        "layer": ("layer", text),
+        "l0_declared": ("L0 declared", fm.significant),
+        "l0": ("L0", fm.significant),
+        "fvu": ("FVU", fm.significant),
+        "cosine_centred": ("cosine, centred", fixed(2)),
+        "likely_cause": ("likely cause", lambda value: value or "fits"),
+    }
+    caption = f"Checked on {table['tokens'].iloc[0]:,} tokens of general text: do the dictionaries fit as declared?"
+    numbers = Table(caption, *cells(table, columns), folded=not warnings)
+    return [Text(warnings), numbers] if warnings else [numbers]
 
 
 def methods(

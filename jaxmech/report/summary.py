@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from jaxmech.report.verdict import STAGES, Claim, judge, side_questions
+from jaxmech.report.verdict import STAGES, Claim, judge, judge_dictionaries, side_questions
 from jaxmech.study.folder import RunFolder, read_json
 
 COLOURS = {"yes": "green", "no": "red", "partly": "yellow", "open": "yellow", "withheld": "dim"}
@@ -36,6 +36,8 @@ def show(path: str | Path, console: Console | None = None) -> None:
         raise ValueError(f"{path} holds no finished run (no manifest.json); start it with: jaxmech run CONFIG")
     folder = RunFolder(path)
     results = {stage: folder.results(stage) for stage in STAGES}
+    config = read_json(path / "manifest.json")["config"]
+    asides = [*side_questions(results), judge_dictionaries(folder.results("fidelity"))]
     console.print()
-    print_summary([*judge(results, read_json(path / "manifest.json")["config"]), *side_questions(results)], console)
+    print_summary([*judge(results, config), *asides], console)
     console.print(Text.assemble("Report: ", (str(path / "report.html"), "bold")), soft_wrap=True)

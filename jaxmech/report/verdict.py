@@ -70,6 +70,26 @@ def side_questions(results: Mapping[str, Any]) -> list[Claim]:
     return claims if results["behavior"]["gate"] else [withhold(claim) for claim in claims]
 
 
+def judge_dictionaries(r: Mapping[str, Any]) -> Claim:
+    """Whether the dictionaries fit the model as they are declared, from the results of stage fidelity."""
+    title = "Do the dictionaries fit the model?"
+    count, warnings = r["check"]["dictionaries"], r["check"]["warnings"]
+    facts = (
+        ("variance unexplained", f"{fm.percent(r['fvu']['mean'])}, at worst {fm.percent(r['fvu']['worst'])}"),
+        ("warned of", f"{len(warnings)} of {count}"),
+    )
+    if not warnings:
+        sentence = (
+            "On general text they are as sparse as declared where that is known, explain more than the mean does, and "
+            "do no better read at another site or layer."
+        )
+        return claim(title, "yes", "Yes", sentence, *facts)
+    more = f" {len(warnings) - 1} more are in the section on dictionaries." if len(warnings) > 1 else ""
+    sentence = f"What follows from features holds of them as they were used. {warnings[0]}{more}"
+    answer = f"{len(warnings)} of {count} may not"
+    return claim(title, "no" if len(warnings) == count else "partly", answer, sentence, *facts)
+
+
 def claim(title: str, status: str, answer: str, sentence: str, *facts: tuple[str, str]) -> Claim:
     holds = {"yes": True, "no": False}.get(status)
     return Claim(title, holds, sentence, answer, status, tuple(Fact(*fact) for fact in facts))

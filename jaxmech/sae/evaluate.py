@@ -7,6 +7,7 @@ comes out. Where SAELens measures the same, its name stands in brackets; `script
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
@@ -19,7 +20,7 @@ import pandas as pd
 from jaxmech.edits import Replace
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params, forward
-from jaxmech.sae.module import SAE
+from jaxmech.sae.module import SAE, SAEConfig
 
 _TINY = 1e-12
 
@@ -58,11 +59,12 @@ def evaluate(sae: SAE, batches: Iterable[jax.Array | tuple[jax.Array, jax.Array]
     """
     if not sae.stacked:
         sae = sae.replace(params={name: leaf[None] for name, leaf in sae.params.items()})
+    maths = SAE(sae.params, _maths(sae.config))
     n, mean, square, error, means, fired, centre = 0, 0.0, 0.0, 0.0, 0.0, 0.0, None
     for batch in batches:
         x, target = _pair(sae, batch)
         centre = jnp.asarray(target, jnp.float32).mean(1) if centre is None else centre
-        got = jax.tree.map(partial(np.asarray, dtype=np.float64), jax.device_get(_measure(sae, x, target, centre)))
+        got = jax.tree.map(partial(np.asarray, dtype=np.float64), jax.device_get(_measure(maths, x, target, centre)))
         m = x.shape[1]
         shift = got["mean"] - mean
         square = square + got["square"] + shift**2 * n * m / (n + m)  # Chan's update
@@ -71,11 +73,11 @@ def evaluate(sae: SAE, batches: Iterable[jax.Array | tuple[jax.Array, jax.Array]
     if not n:
         raise ValueError("batches: expected at least one batch of activations")
     density, means = fired / n, means / n
-    spread = np.where(square > 0, square, np.inf)
+    spread, whole = np.where(square > 0, square, np.inf), square.sum(1)
     table = {
         "layer": sae.config.layers,
         "tokens": n,
-        "fvu": error.sum(1) / spread.sum(1),
+        "fvu": np.divide(error.sum(1), whole, out=np.full_like(whole, np.nan), where=whole > 0),
         "fvu_median": np.median(error / spread, axis=1),
         **dict(zip(_MEANS, means.T, strict=True)),
         "mse": error.sum(1) / n,
@@ -98,6 +100,12 @@ def density_histogram(found: Fidelity, per_decade: int = 2) -> pd.DataFrame:
         counts, _ = np.histogram(np.log10(density[density > 0]), edges)
         rows.append(pd.DataFrame({"layer": layer, "low": edges[:-1], "high": edges[1:], "features": counts}))
     return pd.concat(rows, ignore_index=True)
+
+
+def _maths(config: SAEConfig) -> SAEConfig:
+    """What matters to the numbers alone, so that dictionaries that differ in the rest share one compiled program."""
+    rest = {"site": "resid_post", "site_out": "resid_post", "skip_first": 0, "l0": (), "model": None, "source": None}
+    return dataclasses.replace(config, layers=tuple(range(len(config.layers))), units="unknown", **rest)
 
 
 def _pair(sae: SAE, batch) -> tuple[jax.Array, jax.Array]:

@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
+from jaxmech.disk import disk_errors
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import SITES, Params, Tap, forward
 
@@ -25,13 +30,15 @@ from jaxmech.models.decoder import SITES, Params, Tap, forward
 class BatchStream:
     """Batches [L',B,D] from buffers [L',n,D] that a subclass provides; endless, buffer after buffer.
 
-    A subclass sets `layers`, `site`, `model`, `d_in`, `batch_size`, `epochs`, `seed` and `buffer_sizes` (rows of each
-    buffer), and defines `buffer(b)` and `fingerprint()`.
+    A subclass sets `layers`, `site`, `model`, `skip_first` (tokens at the start of a text that it leaves out), `d_in`,
+    `batch_size`, `epochs`, `seed` and `buffer_sizes` (rows of each buffer), and defines `buffer(b)` and
+    `fingerprint()`.
     """
 
     layers: tuple[int, ...]
     site: str
     model: str | None
+    skip_first: int
     d_in: int
     batch_size: int
     epochs: int
@@ -60,8 +67,7 @@ class BatchStream:
                 break
             place -= self.epochs * per_epoch
         epoch, place = divmod(place, per_epoch)
-        order = np.random.default_rng((self.seed, 1, round_, b, epoch)).permutation(n)
-        rows = order[place * self.batch_size : (place + 1) * self.batch_size]
+        rows = self._order(round_, b, epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         return _rows(self._current(b), rows)
 
     def __iter__(self) -> Iterator[jax.Array]:
@@ -79,6 +85,13 @@ class BatchStream:
         for b, n in enumerate(self.buffer_sizes):
             for start in range(0, n, size):
                 yield self._current(b)[:, start : start + size].astype(jnp.float32)
+
+    def _order(self, *visit: int) -> np.ndarray:
+        """The order of a buffer's rows on one visit (round, buffer, epoch)."""
+        if getattr(self, "_visit", (None, None))[0] != visit:
+            order = np.random.default_rng((self.seed, 1, *visit)).permutation(self.buffer_sizes[visit[1]])
+            self._visit = (visit, order)
+        return self._visit[1]
 
     def _current(self, b: int) -> jax.Array:
         if getattr(self, "_held", (None, None))[0] != b:
@@ -99,14 +112,14 @@ class BatchStream:
 class ArrayStream(BatchStream):
     """A stream over activations [L',n,D] already in memory."""
 
-    def __init__(self, activations, *, batch_size, layers=None, site="resid_post", model=None, seed=0):
+    def __init__(self, activations, *, batch_size, layers=None, site="resid_post", model=None, skip_first=1, seed=0):
         self._array = jnp.asarray(activations)
         if self._array.ndim != 3:
             raise ValueError(f"activations: expected [L', n, D], got shape {self._array.shape}")
         self.layers = tuple(range(len(self._array))) if layers is None else tuple(layers)
         if len(self.layers) != len(self._array):
             raise ValueError(f"layers: expected {len(self._array)} entries, got {self.layers}")
-        self.site, self.model, self.seed, self.epochs = site, model, seed, 1
+        self.site, self.model, self.skip_first, self.seed, self.epochs = site, model, skip_first, seed, 1
         self.d_in, self.batch_size = self._array.shape[2], batch_size
         self.buffer_sizes = (self._array.shape[1],)
         self._check()
@@ -134,6 +147,8 @@ class ActivationStream(BatchStream):
       epochs: visits of a buffer before it is replaced.
       forward_batch: texts in one forward pass.
       dtype: of the buffer; float32, or bfloat16 to hold twice as many.
+      cache: a folder that keeps every buffer, so that a second pass, or another training on the same activations,
+        reads instead of computing. By default nothing is written.
     """
 
     def __init__(
@@ -153,9 +168,12 @@ class ActivationStream(BatchStream):
         seed: int = 0,
         dtype: str = "float32",
         model: str | None = None,
+        cache: str | Path | None = None,
     ):
         self.layers, self.site, self.model, self.seed = tuple(int(x) for x in layers), site, model, seed
-        self.batch_size, self.epochs, self.forward_batch = batch_size, epochs, forward_batch
+        self.batch_size, self.epochs = batch_size, epochs
+        self.forward_batch, self.skip_first = forward_batch, skip_first
+        self._cache = None if cache is None else Path(cache)
         tokens = np.asarray(tokens, np.int32)
         mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask, bool)
         if tokens.ndim != 2 or mask.shape != tokens.shape:
@@ -183,6 +201,15 @@ class ActivationStream(BatchStream):
         return sum(self.buffer_sizes)
 
     def buffer(self, b: int) -> jax.Array:
+        if self._cache is None:
+            return jnp.asarray(self._compute(b))
+        file = self._cache / f"{self._contents()[:16]}-{b}.safetensors"
+        if not file.is_file():
+            _write(file, self._compute(b))
+        shape = (len(self.layers), self.buffer_sizes[b], self.d_in)
+        return jnp.asarray(_stored(file, shape, self._dtype))
+
+    def _compute(self, b: int) -> np.ndarray:
         first, last = self._bounds[b]
         out, filled = np.empty((len(self.layers), self.buffer_sizes[b], self.d_in), self._dtype), 0
         read = jax.jit(_read, static_argnums=(0, 1, 2))
@@ -192,13 +219,17 @@ class ActivationStream(BatchStream):
             x = x[:, : stop - start][:, self._kept[start:stop]]
             out[:, filled : filled + x.shape[1]] = x
             filled += x.shape[1]
-        return jnp.asarray(out)
+        return out
 
     def fingerprint(self) -> str:
-        # The parameters are known by one small leaf: hashing all of them would take as long as using them.
-        probe = np.asarray(self._params["final_norm"]["scale"], np.float32)
-        facts = (self._config, self.layers, self.site, self.batch_size, self.epochs, self.seed, self._dtype.name)
-        return _hash(*facts, self._bounds, self._tokens, self._kept, probe)
+        return _hash(self._contents(), self.batch_size, self.epochs, self.seed)
+
+    def _contents(self) -> str:
+        """A hash of all that the buffers depend on."""
+        # A few entries of each leaf stand for the parameters: hashing all of them would take as long as using them.
+        probe = [_sample(leaf) for leaf in jax.tree.leaves(self._params)]
+        facts = (self._config, self.layers, self.site, self._dtype.name, self._bounds)
+        return _hash(*facts, self._tokens, self._mask, self._kept, *probe)
 
     def _block(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Texts start..stop, filled up to the one shape that is compiled."""
@@ -221,6 +252,38 @@ def _read(config, site, layers, params, tokens, mask):
 @jax.jit
 def _rows(buffer, rows):
     return jnp.take(buffer, rows, axis=1).astype(jnp.float32)
+
+
+def _sample(leaf: jax.Array, n: int = 64) -> np.ndarray:
+    """n entries spread over a leaf."""
+    at = np.unravel_index(np.linspace(0, leaf.size - 1, n).astype(np.int64), leaf.shape)
+    return np.asarray(leaf[at].astype(jnp.float32))
+
+
+def _write(file: Path, x: np.ndarray) -> None:
+    """Under another name first, so that a file under its own name is whole."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with disk_errors(file, "make room, or train without cache"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                save_file({"x": x}, temporary)
+                os.replace(temporary, file)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except SafetensorError as error:  # safetensors reports a full disk by an error of its own
+        raise ValueError(f"{file} could not be written ({error}); make room, or train without cache") from error
+
+
+def _stored(file: Path, shape: tuple[int, ...], dtype) -> np.ndarray:
+    try:
+        x = load_file(file)["x"]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{file} is damaged ({error}); delete it") from error
+    if x.shape != shape or x.dtype != dtype:
+        raise ValueError(f"{file}: expected {dtype} {shape}, got {x.dtype} {x.shape}; delete it")
+    return x
 
 
 def _moments(buffer: jax.Array, chunk: int = 8192) -> tuple[np.ndarray, np.ndarray]:

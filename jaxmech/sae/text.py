@@ -155,6 +155,29 @@ def sample_text(
     return out
 
 
+def draw(
+    lm: LanguageModel,
+    n: int,
+    length: int,
+    key: jax.Array,
+    *,
+    file: str | Path | None = None,
+    dataset: str | None = None,
+) -> tuple[Tokens, str]:
+    """Up to n rows from a file or a data set, or, if neither is given, sampled from the model; and what they are from.
+
+    Raises:
+      ValueError: both are given.
+    """
+    if file and dataset:
+        raise ValueError(f"text: expected a file or a data set, not both, got {file} and {dataset}")
+    if file:
+        return from_file(lm, file, length=length, limit=n), str(file)
+    if dataset:
+        return from_dataset(lm, dataset, length=length, limit=n), dataset
+    return sample_text(lm, n, length, key, batch_size=min(64, n)), "sampled from the model"
+
+
 def mix(*parts: Tokens) -> Tokens:
     """All rows of several sources, padded to one length. The stream shuffles them."""
     if not parts:

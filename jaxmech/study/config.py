@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from jaxmech.sae.training.config import KINDS
+from jaxmech.settings import load_settings
 
 _AT_LEAST_ONE = (
     "batch", "pairs", "development_families", "sae_steps", "sae_batch", "sae_epochs", "random_sets", "audit_features",
@@ -47,8 +46,8 @@ class StudyConfig:
     sae_path: str | None = None
     sae_layers: list[int] | None = None
     sae_features: int = 4096
-    sae_k: int = 32
     sae_kind: str = "batchtopk"
+    sae_sparsity: float = 32  # k, or the penalty's coefficient: see jaxmech.sae.training.config
     sae_steps: int = 1000
     sae_batch: int = 512
     sae_epochs: int = 2
@@ -93,7 +92,7 @@ class StudyConfig:
     game_directions: int = 20
 
     def __post_init__(self):
-        choices = {"selection": ("rule", "budget"), "sae_kind": ("batchtopk", "topk")}
+        choices = {"selection": ("rule", "budget"), "sae_kind": KINDS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -125,32 +124,5 @@ class StudyConfig:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
-    """Reads a YAML file and applies `key=value` overrides.
-
-    Raises:
-      ValueError: the file is missing, a key is unknown (the nearest one is named), or a value is of the wrong type.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such configuration; the ones that come with jaxmech are in configs/")
-    if bad := [item for item in overrides if "=" not in item]:
-        raise ValueError(f"overrides are written key=value, got {', '.join(map(repr, bad))}")
-    try:
-        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-        _refuse_unknown(given)
-        merged = OmegaConf.merge(OmegaConf.structured(StudyConfig), given)
-        return OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
-        raise ValueError(f"{path}: {key}{str(error).splitlines()[0]}") from error
-
-
-def _refuse_unknown(given) -> None:
-    known = [field.name for field in dataclasses.fields(StudyConfig)]
-    unknown = [key for key in given if key not in known]
-    hints = []
-    for key in unknown:
-        near = difflib.get_close_matches(str(key), known, n=1)
-        hints.append(f"{key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    if hints:
-        raise ValueError(f"unknown configuration key {', '.join(hints)}; the keys are: {', '.join(known)}")
+    """Reads a study's YAML file and applies `key=value` overrides; raises as `load_settings` does."""
+    return load_settings(StudyConfig, path, overrides)

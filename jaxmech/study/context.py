@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -41,13 +40,12 @@ class Context:
             self.lm.tokenizer,
         )  # fmt: skip
 
-    @property
-    def sae_folder(self) -> Path:
-        return Path(self.config.sae_path) if self.config.sae_path else self.folder.path / "saes"
-
     @cached_property
     def saes(self) -> SAE:
-        return load_saes(self.sae_folder)
+        """The dictionaries given, at the layers asked for, or else those trained in this run."""
+        if self.config.sae_path:
+            return load_saes(self.config.sae_path, layers=self.config.sae_layers)
+        return load_saes(self.folder.path / "saes")
 
     @cached_property
     def encoded(self) -> tuple[pd.DataFrame, Encoded]:

@@ -49,8 +49,8 @@ _BANK = (
 STAGES = (
     Stage("behavior", (*_BANK, "samples", "gate_")),
     Stage("text", (*_BANK, "text_file", "text_dataset", "text_count", "text_length")),
-    Stage("dictionaries", (*_MODEL, "sae_"), ("text",)),
-    Stage("fidelity", (*_BANK, "text_check"), ("dictionaries",)),
+    Stage("dictionaries", (*_MODEL, "sae_"), ("text",), revision=2),
+    Stage("fidelity", (*_BANK, "text_check"), ("dictionaries",), revision=2),
     Stage(
         "contrast",
         (*_BANK, "rule_", "half_splits", "permutations", "relabelings", "selection", "budget_share"),

@@ -39,7 +39,7 @@ def build_run(path, scenario, seed=0):
         "behavior": made_of.behaviour(rng, scenario),
         "text": Outcome({"source": "sampled from the model", "rows": 72}),
         "dictionaries": made_of.dictionaries(rng),
-        "fidelity": made_of.fidelity(rng),
+        "fidelity": made_of.fidelity(rng, scenario),
         "contrast": made_of.contrast(features, used, scenario),
         "dual_process": made_of.dual_process(rng, used, scenario),
         "patching": made_of.patching(rng, scenario),

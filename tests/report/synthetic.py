@@ -427,7 +427,7 @@ def dictionaries(rng):
     return Outcome({"layers": list(LAYERS), "trained": True}, {"training": history})
 
 
-def fidelity(rng):
+def fidelity(rng, scenario):
     n = len(LAYERS)
     table = pd.DataFrame(
         dict(
@@ -435,7 +435,8 @@ def fidelity(rng):
             tokens=1500,
             fvu=np.linspace(0.22, 0.34, n),
             fvu_scaled=0.3,
-            cosine=0.88,
+            cosine=0.99,
+            cosine_centred=0.88,
             norm_ratio=0.92,
             l0=rng.uniform(28, 36, n),
             dead=np.linspace(0.2, 0.05, n),
@@ -446,4 +447,14 @@ def fidelity(rng):
             l0_decision=30.0,
         )
     )
-    return Outcome({"fvu": {"mean": 0.28, "worst": 0.34}}, {"layers": table})
+    low = np.arange(-3, 0, 0.5)
+    density = pd.concat(
+        [pd.DataFrame(dict(layer=layer, low=low, high=low + 0.5, features=rng.integers(0, 200, 6))) for layer in LAYERS]
+    )
+    causes = [""] * (n - 1) + ([""] if scenario.usable else ["scale"])
+    check = pd.DataFrame(
+        dict(layer=LAYERS, tokens=1016, l0_declared=[np.nan] + [32.0] * (n - 1), l0=31.0, fvu=0.3, cosine_centred=0.8)
+    ).assign(likely_cause=causes)
+    warnings = [f"Dictionary of layer {LAYERS[-1]} is <off>. Likely cause: scale."] if not scenario.usable else []
+    results = {"fvu": {"mean": 0.28, "worst": 0.34}, "check": {"dictionaries": n, "warnings": warnings}}
+    return Outcome(results, {"layers": table, "density": density, "check": check})

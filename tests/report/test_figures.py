@@ -88,3 +88,10 @@ def test_the_null_band_of_a_game_is_centred_on_zero():
     )
     band = causal_figures.games(table).data[-1]
     assert band.base[0] == pytest.approx(-0.98) and band.base[0] + band.x[0] == pytest.approx(0.98)
+
+
+def test_density_draws_every_layer_at_the_middle_of_its_bins():
+    table = pd.DataFrame(dict(layer=[3, 3, 5, 5], low=[-2, -1, -2, -1], high=[-1, 0, -1, 0], features=[4, 1, 0, 7]))
+    early, late = figures.density(table).data
+    assert list(early.x) == [-1.5, -0.5] and list(early.y) == [4, 1] and list(late.y) == [0, 7]
+    assert late.opacity > early.opacity and list(late.customdata[1]) == [10, 100]

@@ -115,6 +115,17 @@ def test_every_figure_is_valid_captioned_and_redrawable(page_of):
         assert anchor in page.ids and figure.data and figure.layout.meta["phone"] > 100
 
 
+def test_dictionaries_that_do_not_fit_are_said_in_page_and_terminal(page_of, run_of):
+    text = page_of("fallback").text
+    assert "1 of 6 may not" in text and text.count("layer 16 is <off>. Likely cause: scale.") == 2
+    assert "Not all of them fit" in text and "Not all of them fit" not in page_of("finding").text
+    folder, _, manifest = run_of("fallback")
+    write_json(folder.path / "manifest.json", manifest)
+    out = StringIO()
+    show(folder.path, Console(file=out, width=2000))
+    assert "Do the dictionaries fit the model?" in out.getvalue() and "Likely cause: scale." in out.getvalue()
+
+
 def test_methods_hold_every_parameter_and_where_this_comes_from(page_of, run_of):
     text = page_of("finding").text
     assert all(key in text for key in run_of("finding")[2]["config"])

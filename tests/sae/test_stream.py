@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxmech.models.config import ModelConfig, Rope
-from jaxmech.models.decoder import forward, init_params
+from jaxmech.models.decoder import SITES, forward, init_params
 from jaxmech.sae.stream import ActivationStream, ArrayStream
 
 CONFIG = ModelConfig(
@@ -32,7 +32,7 @@ def rows(x):
     return sorted(map(tuple, np.round(np.moveaxis(x, 1, 0).reshape(x.shape[1], -1), 3).tolist()))
 
 
-@pytest.mark.parametrize("site", ["resid_post", "mlp_out", "attn_z"])
+@pytest.mark.parametrize("site", SITES)
 def test_buffer_holds_every_kept_token_once(site):
     data = stream(site=site, forward_batch=3)
     taps = np.asarray(forward(CONFIG, PARAMS, TOKENS, mask=MASK, taps=(site,), logits="none").taps[site])
@@ -94,6 +94,36 @@ def test_bfloat16_buffer():
     full, half = stream().batch(0), stream(dtype="bfloat16").batch(0)
     assert half.dtype == np.float32
     np.testing.assert_allclose(half, full, rtol=1e-2, atol=1e-4)
+
+
+def test_a_cache_is_read_in_place_of_computing(tmp_path, monkeypatch):
+    options = {"buffer_tokens": 12, "epochs": 2, "seed": 3, "dtype": "bfloat16"}
+    plain, kept = stream(**options), stream(**options, cache=tmp_path / "new")
+    total = kept.batches_per_pass
+    expected = [np.asarray(plain.batch(i)) for i in range(total)]
+    for i in range(total):
+        np.testing.assert_array_equal(kept.batch(i), expected[i])
+    files = sorted((tmp_path / "new").iterdir())
+    assert len(files) == len(kept.buffer_sizes) > 1 and plain.fingerprint() == kept.fingerprint()
+    # Another training on the same activations computes none of them; other activations have files of their own.
+    with monkeypatch.context() as patch:
+        patch.setattr(ActivationStream, "_compute", None)
+        np.testing.assert_array_equal(stream(**(options | {"epochs": 1}), cache=tmp_path / "new").batch(0), expected[0])
+        again = stream(**options, cache=tmp_path / "new")
+        for i in reversed(range(total)):
+            np.testing.assert_array_equal(again.batch(i), expected[i])
+    changed = {**PARAMS, "embed": jax.tree.map(lambda leaf: leaf * 1.01, PARAMS["embed"])}
+    elsewhere = ActivationStream(
+        CONFIG, changed, TOKENS, MASK, layers=(2, 0), batch_size=4, **options, cache=tmp_path / "new"
+    )
+    elsewhere.buffer(0)
+    assert len(list((tmp_path / "new").iterdir())) == len(files) + 1
+    files[0].write_bytes(files[0].read_bytes()[:40])
+    with pytest.raises(ValueError, match=f"{files[0].name} is damaged .*; delete it"):
+        [stream(**options, cache=tmp_path / "new").buffer(b) for b in range(2)]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="could not be written .*train without cache"):
+        stream(**options, cache=tmp_path / "file").buffer(0)
 
 
 def test_refusals():

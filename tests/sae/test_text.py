@@ -72,6 +72,16 @@ def test_samples():
         text.sample_text(LM, 3, 4, jax.random.key(0), starts=["abc"])
 
 
+def test_draw(tmp_path):
+    (tmp_path / "a.txt").write_text("abc")
+    rows, origin = text.draw(LM, 5, 4, jax.random.key(0), file=tmp_path / "a.txt")
+    assert rows.tokens.tolist() == [[1, 3, 4, 5]] and origin == str(tmp_path / "a.txt")
+    rows, origin = text.draw(LM, 5, 4, jax.random.key(0))
+    assert rows.tokens.shape == (5, 4) and origin == "sampled from the model"
+    with pytest.raises(ValueError, match="not both"):
+        text.draw(LM, 5, 4, jax.random.key(0), file="a.txt", dataset="b")
+
+
 def test_data_sets_need_their_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ValueError, match="pip install datasets"):

@@ -54,7 +54,7 @@ def small_study(tmp_path, monkeypatch, word_lm):
     monkeypatch.setattr(Context, "lm", property(lambda self: word_lm))
     return StudyConfig(
         model="tiny", run_dir=str(tmp_path / "run"), selection_families=6, development_families=1, test_families=6,
-        pairs=1, examples=2, samples=1, sae_layers=[0, 2], sae_features=48, sae_k=8, sae_steps=12, sae_batch=64,
+        pairs=1, examples=2, samples=1, sae_layers=[0, 2], sae_features=48, sae_sparsity=8, sae_steps=12, sae_batch=64,
         text_count=6, text_length=24, permutations=50, relabelings=3, half_splits=4, budget_share=0.03,
         items_per_generator=2, random_sets=3, audit_features=3, proximity_features=3,
         alphas=[-1.0, 0.0, 1.0], random_directions=2, text_check=1, arithmetic_items=3, game_families=2,

@@ -23,7 +23,7 @@ def test_a_whole_study_resumes_to_the_same_numbers(small_study, tmp_path, monkey
     whole = runner.run_study(small_study)
     interrupted = dataclasses.replace(small_study, run_dir=str(tmp_path / "again"))
     # Killed in the middle of training, after a checkpoint of step 6 of 12, and once more before the last stage.
-    import jaxmech.sae.train as training
+    from jaxmech.sae.training import loop as training
 
     original = training.train_step
     calls = []
@@ -80,7 +80,7 @@ def test_keys_change_with_what_a_stage_depends_on(small_study):
     assert changed(run_dir="elsewhere") == set()
     assert changed(game_families=1) == {"games"}
     assert changed(alphas=[-2.0, 0.0, 2.0]) == {"steering", "games"}
-    assert "behavior" not in changed(sae_k=9) and "contrast" in changed(sae_k=9)
+    assert "behavior" not in changed(sae_sparsity=9) and "contrast" in changed(sae_sparsity=9)
     assert changed(seed=1) == set(base)
     used = {field for field in dataclasses.asdict(small_study) if changed(**{field: other_value(small_study, field)})}
     assert set(dataclasses.asdict(small_study)) - used == {"run_dir"}, "a setting no stage depends on"

@@ -7,9 +7,9 @@ import shutil
 
 import jax
 
-from jaxmech.sae.formats import load_saes, save_saes
+from jaxmech.sae.formats import save_saes
 from jaxmech.sae.stream import ActivationStream
-from jaxmech.sae.train import SAETrainConfig, train
+from jaxmech.sae.training import SAETrainConfig, train
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome, digest
 
@@ -18,7 +18,7 @@ def run(ctx: Context) -> Outcome:
     """Trains and saves them in SAELens' format under `saes/`; a killed training goes on from its last checkpoint."""
     c, lm = ctx.config, ctx.lm
     if c.sae_path:
-        saes = load_saes(c.sae_path)
+        saes = ctx.saes
         wrong = [layer for layer in saes.config.layers if layer >= lm.config.n_layers]
         if saes.config.d_in != lm.config.d_model or wrong:
             raise ValueError(
@@ -29,6 +29,11 @@ def run(ctx: Context) -> Outcome:
             raise ValueError(
                 f"sae_path: {c.sae_path} holds dictionaries of {saes.config.site}; a study steers resid_post"
             )
+        if saes.config.needs_input:
+            raise ValueError(
+                f"sae_path: {c.sae_path} normalises each token by itself ({saes.config.normalize}), so that its decoder"
+                " rows are no directions of a length in the residual stream; a study needs those to steer"
+            )
         return Outcome(describe(saes) | {"trained": False})
     text = ctx.folder.arrays("text")
     layers = range(lm.config.n_layers) if c.sae_layers is None else c.sae_layers
@@ -37,13 +42,13 @@ def run(ctx: Context) -> Outcome:
         buffer_tokens=c.sae_buffer, epochs=c.sae_epochs, seed=c.seed, model=lm.name,
     )  # fmt: skip
     config = SAETrainConfig(
-        d_sae=c.sae_features, k=c.sae_k, kind=c.sae_kind, steps=c.sae_steps, lr=c.sae_lr,
+        d_sae=c.sae_features, sparsity=c.sae_sparsity, kind=c.sae_kind, steps=c.sae_steps, lr=c.sae_lr,
         checkpoint_every=max(1, c.sae_steps // 8),
     )  # fmt: skip
     # A folder for each set of settings, so that a killed training of others is neither gone on with nor in the way.
     name = digest(dataclasses.asdict(config), stream.fingerprint())
     folder, training = ctx.folder.path / "saes", ctx.folder.path / "training"
-    saes, history = train(config, stream, key=jax.random.key(c.seed), checkpoint_dir=training / name)
+    (saes,), history = train(config, stream, key=jax.random.key(c.seed), checkpoint_dir=training / name)
     shutil.rmtree(folder, ignore_errors=True)
     save_saes(saes, folder)
     shutil.rmtree(training)

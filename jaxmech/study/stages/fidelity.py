@@ -8,15 +8,20 @@ import numpy as np
 from jaxmech.behavior.dictator import PAIRED
 from jaxmech.behavior.scoring import take
 from jaxmech.collect import run_decision
-from jaxmech.sae.evaluate import evaluate, loss_recovered
+from jaxmech.sae.check import check_sae
+from jaxmech.sae.evaluate import density_histogram, evaluate, loss_recovered
 from jaxmech.sae.stream import ActivationStream
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 
 
 def run(ctx: Context) -> Outcome:
-    """FVU, L0, dead share and loss recovered on held-out text, and FVU at the decision tokens of the test families."""
+    """Fidelity on held-out text and at the decision tokens of the test families; whether the dictionaries fit at all.
+
+    The check warns, and the study goes on: what it found stands in the results, the manifest and the report.
+    """
     lm, saes, text = ctx.lm, ctx.saes, ctx.folder.arrays("text")
+    check = check_sae(lm, saes)
     tokens, mask = text["heldout_tokens"], text["heldout_mask"].astype(bool)
     stream = ActivationStream(
         lm.config,
@@ -26,6 +31,7 @@ def run(ctx: Context) -> Outcome:
         layers=saes.config.layers,
         site=saes.config.site,
         batch_size=1,
+        skip_first=saes.config.skip_first,
         seed=ctx.config.seed,
     )
     found = evaluate(saes, stream.chunks())
@@ -38,7 +44,9 @@ def run(ctx: Context) -> Outcome:
         name: {"mean": table[name].mean(), "worst": table[name].min() if "recovered" in name else table[name].max()}
         for name in columns
     }
-    return Outcome(results, {"layers": table}, {"density": found.density.astype(np.float32)})
+    results["check"] = {"dictionaries": len(check.table), "warnings": list(check.warnings)}
+    tables = {"layers": table, "density": density_histogram(found), "check": check.table}
+    return Outcome(results, tables, {"density": found.density.astype(np.float32)})
 
 
 def decision_fidelity(ctx: Context) -> tuple[np.ndarray, np.ndarray]:
@@ -52,5 +60,5 @@ def decision_fidelity(ctx: Context) -> tuple[np.ndarray, np.ndarray]:
         resid.append(np.asarray(x)[:, : len(rows) - start])
     x = jnp.asarray(np.concatenate(resid, axis=1))[jnp.asarray(saes.config.layers)]
     code = saes.encode(x)
-    error, spread = x - saes.decode(code), x - x.mean(1, keepdims=True)
-    return np.asarray((error**2).sum((1, 2)) / (spread**2).sum((1, 2))), np.asarray((code > 0).sum(2).mean(1))
+    error, spread = x - saes.decode(code, x), x - x.mean(1, keepdims=True)
+    return np.asarray((error**2).sum((1, 2)) / (spread**2).sum((1, 2))), np.asarray((code != 0).sum(2).mean(1))

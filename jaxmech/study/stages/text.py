@@ -15,15 +15,8 @@ HELD_OUT = 1 / 6
 def run(ctx: Context) -> Outcome:
     """Draws `text_count` rows, holds a sixth of them out, and mixes the development families' prompts into the rest."""
     c, lm = ctx.config, ctx.lm
-    if c.text_file:
-        rows, origin = source.from_file(lm, c.text_file, length=c.text_length, limit=c.text_count), c.text_file
-    elif c.text_dataset:
-        rows, origin = source.from_dataset(lm, c.text_dataset, length=c.text_length, limit=c.text_count), c.text_dataset
-    else:
-        rows = source.sample_text(
-            lm, c.text_count, c.text_length, jax.random.key(c.seed), batch_size=min(64, c.text_count)
-        )
-        origin = "sampled from the model"
+    key = jax.random.key(c.seed)
+    rows, origin = source.draw(lm, c.text_count, c.text_length, key, file=c.text_file, dataset=c.text_dataset)
     held = max(1, round(HELD_OUT * len(rows.tokens)))
     table = ctx.bank.prompts
     table = table[(table["split"] == "development") & table["condition"].isin([*PAIRED["stance"], "neutral"])]

@@ -1,0 +1,173 @@
+"""`jaxmech train-sae`: a training from a configuration file, from the model's text to dictionaries measured and saved.
+
+run_dir/
+  saes/layer_*            in SAELens' format; saes/sparsity_<value>/layer_* where several were asked for
+  evaluation.csv          fidelity on held-out text, a row per sparsity and layer
+  metrics.csv             the history of the training; tensorboard/ its events, if asked for
+  checkpoints/            the last two states; delete it when no longer needed
+  text.safetensors        text that the model wrote itself
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from jaxmech.disk import disk_errors
+from jaxmech.models.load import LanguageModel, load_model
+from jaxmech.models.sharding import make_mesh
+from jaxmech.progress import console
+from jaxmech.sae import text
+from jaxmech.sae.evaluate import evaluate
+from jaxmech.sae.formats import save_saes
+from jaxmech.sae.stream import ActivationStream
+from jaxmech.sae.training.config import SAETrainConfig
+from jaxmech.sae.training.loop import train
+
+_SHOWN = ("fvu", "cosine_centred", "l0", "dead")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSettings(SAETrainConfig):
+    """Every key of a training's configuration file: those of `SAETrainConfig`, and these.
+
+    Attributes:
+      model, dtype: as `load_model` takes them. run_dir: where everything is written.
+      seed: of the sampled text, of the order of activations, and of the training.
+      text_file, text_dataset: a file or a set of the hub; without either, text is sampled from the model.
+      text_count, text_length: rows of text, and tokens of a row. held_out: the share of rows kept for evaluation.
+      site, layers: what is trained on; every layer if none are given.
+      batch, buffer, epochs, skip_first, forward_batch, cache: see `jaxmech.sae.stream.ActivationStream`.
+      buffer_dtype: of the activations held.
+      mesh_data, mesh_model: devices over which batch and features are spread.
+      tensorboard: whether to write events.
+    """
+
+    model: str
+    run_dir: str
+    sparsity: Any  # a number or a list of numbers, which OmegaConf cannot say
+    prefixes: list[int] = dataclasses.field(default_factory=list)
+    dtype: str = "float32"
+    seed: int = 0
+    text_file: str | None = None
+    text_dataset: str | None = None
+    text_count: int = 1024
+    text_length: int = 128
+    held_out: float = 0.1
+    site: str = "resid_post"
+    layers: list[int] | None = None
+    batch: int = 1024
+    buffer: int = 131072
+    buffer_dtype: str = "float32"
+    epochs: int = 1
+    skip_first: int = 1
+    forward_batch: int = 8
+    cache: str | None = None
+    mesh_data: int = 1
+    mesh_model: int = 1
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.held_out < 1 or self.text_count < 2:
+            raise ValueError(
+                "held_out, text_count: expected a share between 0 and 1 of at least 2 rows, got"
+                f" {self.held_out} of {self.text_count}"
+            )
+
+    @property
+    def training(self) -> SAETrainConfig:
+        return SAETrainConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(SAETrainConfig)})
+
+
+def run_training(settings: TrainSettings) -> tuple[Path, pd.DataFrame]:
+    """Trains, saves and measures; a training that was killed goes on, a finished one is only measured again.
+
+    Returns:
+      The folder with the dictionaries, and the table of their fidelity on held-out text.
+
+    Raises:
+      ValueError: wrong settings, or another training's checkpoints in run_dir.
+    """
+    c, folder = settings, Path(settings.run_dir)
+    with disk_errors(folder, "choose another run_dir"):
+        folder.mkdir(parents=True, exist_ok=True)
+    several = c.mesh_data * c.mesh_model > 1
+    mesh = make_mesh(c.mesh_data, c.mesh_model) if several else None
+    lm = load_model(c.model, dtype=c.dtype, mesh=mesh)
+    rows = draw_text(c, lm, folder / "text.safetensors")
+    held = max(1, round(c.held_out * len(rows.tokens)))
+    stream = _stream(c, lm, rows, slice(held, None), batch_size=c.batch, epochs=c.epochs)
+    console().print(
+        f"{c.kind}, {c.d_sae} features, {c.site} of {len(stream.layers)} layers, {stream.tokens_seen:,} activations,"
+        f" {c.steps * c.batch / stream.tokens_seen / c.epochs:.1f} passes of {c.epochs} epochs",
+        highlight=False,
+    )
+    saes, _ = train(
+        c.training, stream, key=jax.random.key(c.seed), mesh=mesh, checkpoint_dir=folder / "checkpoints",
+        log_dir=folder, tensorboard=c.tensorboard,
+    )  # fmt: skip
+    unseen, tables = _stream(c, lm, rows, slice(held), batch_size=1, epochs=1), []
+    for sparsity, stack in zip(c.sparsities, saes, strict=True):
+        target = folder / "saes" / (f"sparsity_{sparsity:g}" if len(saes) > 1 else "")
+        save_saes(stack, target)
+        measured = evaluate(stack, unseen.chunks()).table
+        tables.append(measured.assign(sparsity=float(sparsity)))
+    table = pd.concat(tables, ignore_index=True)
+    table = table[["sparsity", *(name for name in table if name != "sparsity")]]
+    table.to_csv(folder / "evaluation.csv", index=False)
+    return folder / "saes", table
+
+
+def _stream(c: TrainSettings, lm: LanguageModel, rows: text.Tokens, part: slice, **options) -> ActivationStream:
+    layers = range(lm.config.n_layers) if c.layers is None else c.layers
+    return ActivationStream(
+        lm.config, lm.params, rows.tokens[part], rows.mask[part], layers=tuple(layers), site=c.site,
+        buffer_tokens=c.buffer, skip_first=c.skip_first, forward_batch=c.forward_batch, seed=c.seed,
+        dtype=c.buffer_dtype, model=lm.name, cache=c.cache, **options,
+    )  # fmt: skip
+
+
+def draw_text(c: TrainSettings, lm: LanguageModel, file: Path) -> text.Tokens:
+    """The rows of text; those that the model writes itself, which takes long, are kept in `file`."""
+    key = jax.random.key(c.seed)
+    if c.text_file or c.text_dataset:
+        return text.draw(lm, c.text_count, c.text_length, key, file=c.text_file, dataset=c.text_dataset)[0]
+    names = ("model", "dtype", "seed", "text_count", "text_length")
+    origin = {"sampled": json.dumps({name: getattr(c, name) for name in names})}
+    if file.is_file():
+        try:
+            with safe_open(file, framework="np") as stored:
+                if stored.metadata() == origin:
+                    return text.Tokens(stored.get_tensor("tokens"), stored.get_tensor("mask"))
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged ({error}); delete it") from error
+    console().print("sampling text from the model …", highlight=False)
+    rows = text.draw(lm, c.text_count, c.text_length, key)[0]
+    with disk_errors(file, "make room, or choose another run_dir"):
+        temporary = file.with_name(f".{file.name}")
+        save_file(rows._asdict(), temporary, metadata=origin)
+        temporary.replace(file)
+    return rows
+
+
+def show(folder: Path, table: pd.DataFrame, out: Console | None = None) -> None:
+    """Prints fidelity on held-out text, a row per sparsity and layer."""
+    out = out or Console()
+    grid = Table(title="On held-out text")
+    for name in ("sparsity", "layer", *_SHOWN):
+        grid.add_column(name, justify="right")
+    for row in table.to_dict("records"):
+        shown = [f"{row[name]:.1f}" if name == "l0" else f"{row[name]:.4f}" for name in _SHOWN]
+        grid.add_row(f"{row['sparsity']:g}", str(row["layer"]), *shown)
+    out.print(grid)
+    out.print(f"Dictionaries: {folder}", soft_wrap=True, highlight=False)

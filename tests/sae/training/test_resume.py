@@ -1,0 +1,107 @@
+"""A killed training goes on to the bit, and its metrics have every row once."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxmech.sae.training.metrics import MetricsLog
+from tests.sae.training.toy import SMALL, fit
+
+CONFIG = dataclasses.replace(SMALL, sparsity=(3, 5))
+
+
+def run(folder=None, **changes):
+    log = {"log_dir": folder} if folder else {}
+    return fit(dataclasses.replace(CONFIG, **changes), checkpoint_dir=folder and folder / "ckpt", **log)
+
+
+def same(a, b):
+    for ours, theirs in zip(a[0], b[0], strict=True):
+        assert ours.config == theirs.config
+        for name, leaf in ours.params.items():
+            np.testing.assert_array_equal(leaf, theirs.params[name])
+    pd.testing.assert_frame_equal(a[1], b[1])
+
+
+def test_killed_training_resumes_to_the_bit(tmp_path):
+    """A second process is killed (SIGKILL) between checkpoints; this one goes on."""
+    code = (
+        "import tests.sae.training.test_resume as t, jaxmech.sae.training.loop as m, time, pathlib\n"
+        "step = m.train_step\n"
+        "def slow(*a):\n"
+        "    time.sleep(0.1)\n"
+        "    return step(*a)\n"
+        "m.train_step = slow\n"
+        f"t.run(pathlib.Path({str(tmp_path)!r}))\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3])
+    deadline = time.time() + 90
+    # The step after the checkpoint's is logged before it is killed: that row must not come twice.
+    while child.poll() is None and not ((tmp_path / "ckpt" / "8").exists() and steps_of(tmp_path)[-1:] == [12]):
+        assert time.time() < deadline
+        time.sleep(0.02)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not (tmp_path / "ckpt" / "24").exists()
+    whole = run()
+    same(run(tmp_path), whole)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "metrics.csv"), whole[1])
+    same(run(tmp_path), whole)  # and a finished one is only read
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "metrics.csv"), whole[1])
+    with pytest.raises(ValueError, match="lr was 0.003, is 0.1"):
+        run(tmp_path, lr=0.1)
+
+
+def steps_of(folder):
+    """The logged steps, a line that is being written left out."""
+    file = folder / "metrics.csv"
+    lines = file.read_text().rpartition("\n")[0].splitlines()[1:] if file.exists() else []
+    return [int(line.split(",")[0]) for line in lines]
+
+
+def test_a_full_disk_is_one_message_and_loses_nothing(tmp_path, monkeypatch):
+    Usage = namedtuple("Usage", "free")
+    room = iter([10**12, 1000])
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: Usage(next(room)))
+        with pytest.raises(ValueError, match="GB are needed and 0.00 GB are free; make room, .* goes on from its last"):
+            run(tmp_path)
+    (kept,) = [path.name for path in (tmp_path / "ckpt").iterdir() if path.name.isdigit()]
+    assert kept == "8"
+    same(run(tmp_path), run())
+
+
+def test_tensorboard(tmp_path, monkeypatch):
+    row = {"step": 4, "tokens": 512, "layer": 3, "sparsity": 3.0, "fvu": 0.5, "l0": 3.0}
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ValueError, match=r"pip install 'jaxmech\[tensorboard\]'"):
+        MetricsLog(tmp_path, [row], tensorboard=True)
+    seen = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            seen.append((Path(folder).name, purge_step))
+
+        def add_scalar(self, *values):
+            seen.append(values)
+
+        def close(self):
+            seen.append("closed")
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", type(sys)("tensorboardX"))
+    sys.modules["tensorboardX"].SummaryWriter = Writer
+    log = MetricsLog(tmp_path, [row], tensorboard=True)
+    log.add([row | {"step": 8}])
+    log.close()
+    assert seen[0] == ("tensorboard", 5) and seen[-1] == "closed"
+    assert set(seen[1:-1]) == {("fvu/layer 3, sparsity 3", 0.5, 8), ("l0/layer 3, sparsity 3", 3.0, 8)}
+    assert steps_of(tmp_path) == [4, 8]

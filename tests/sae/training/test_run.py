@@ -1,0 +1,111 @@
+"""`jaxmech train-sae` on a tiny model: settings checked, everything written, a second run trains nothing."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxmech import cli
+from jaxmech.sae.formats import load_saes
+from jaxmech.sae.training import loop, run
+from jaxmech.sae.training.run import TrainSettings, run_training
+from jaxmech.settings import load_settings
+
+CONFIG = Path(__file__).parents[3] / "configs" / "train-sae-gemma-3-270m.yaml"
+SMALL = [
+    "text_count=12", "text_length=24", "layers=[1,3]", "d_sae=32", "sparsity=[2,4]", "steps=12", "batch=16",
+    "buffer=128", "checkpoint_every=4", "log_every=4", "warmup=2", "site=mlp_out",
+]  # fmt: skip
+
+
+@pytest.fixture
+def tiny(lm, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "load_model", lambda *_, **__: lm)
+    return [*SMALL, f"run_dir={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}"]
+
+
+def call(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["jaxmech", "train-sae", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    return ended.value.code, out, err
+
+
+def test_the_command_trains_saves_measures_and_goes_on(tiny, monkeypatch, capsys, tmp_path):
+    step, calls = loop.train_step, []
+
+    def dies(*args):
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    settings = load_settings(TrainSettings, CONFIG, tiny)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "train_step", dies)
+        run_training(settings)
+    monkeypatch.setattr(run.text, "sample_text", None)  # the text it wrote is still there
+    code, out, err = call(monkeypatch, capsys, CONFIG, *tiny)
+    assert code == 0, err
+    folder = tmp_path / "run"
+    assert "On held-out text" in out and "Dictionaries" in out
+    table, history = pd.read_csv(folder / "evaluation.csv"), pd.read_csv(folder / "metrics.csv")
+    assert history.step.tolist() == [4] * 4 + [8] * 4 + [12] * 4
+    assert table[["sparsity", "layer"]].to_numpy().tolist() == [[2, 1], [2, 3], [4, 1], [4, 3]]
+    assert np.isfinite(table[["fvu", "l0"]].to_numpy()).all()
+    for k in (2, 4):
+        stack = load_saes(folder / "saes" / f"sparsity_{k}")
+        assert stack.config.layers == (1, 3) and stack.config.site == "mlp_out" and stack.config.d_sae == 32
+    monkeypatch.setattr(loop, "train_step", None)
+    _, again = run_training(settings)
+    pd.testing.assert_frame_equal(again, table, check_dtype=False, rtol=1e-6)
+    assert list((tmp_path / "cache").iterdir())
+
+
+def test_one_sparsity_needs_no_folder_of_its_own(tiny, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("it was 10:30. " * 100)
+    settings = load_settings(
+        TrainSettings, CONFIG,
+        [*tiny, "sparsity=0.05", "kind=gated", f"text_file={tmp_path / 'a.txt'}", "cache=null", "steps=4"],
+    )  # fmt: skip
+    folder, table = run_training(settings)
+    assert load_saes(folder).config.activation == "jumprelu" and table.sparsity.tolist() == [0.05, 0.05]
+    assert not (tmp_path / "run" / "text.safetensors").exists() and not (tmp_path / "cache").exists()
+
+
+def test_mesh_in_the_settings(tiny):
+    settings = load_settings(TrainSettings, CONFIG, [*tiny, "mesh_data=2", "mesh_model=4", "sparsity=2", "steps=4"])
+    assert np.isfinite(run_training(settings)[1].fvu).all()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sparsty=3", "unknown configuration key 'sparsty' (did you mean 'sparsity'?)"),
+        ("sparsity=many", "sparsity: expected a number or several, got 'many'"),
+        ("kind=l1", "kind: expected one of topk, batchtopk, matryoshka, jumprelu, gated, standard"),
+        ("steps=ten", "steps"),
+        ("held_out=1", "held_out"),
+        ("layers=[9]", "layers: expected 0..3"),
+        ("site=resid", "site: expected one of"),
+        ("batch=100000", "do not fit the smallest buffer"),
+        ("mesh_data=99", "devices"),
+    ],
+)
+def test_mistakes_end_with_their_message(tiny, monkeypatch, capsys, override, message):
+    code, _, err = call(monkeypatch, capsys, CONFIG, *tiny, override)
+    assert code == 1 and message in " ".join(err.split()) and "Traceback" not in err
+
+
+def test_missing_keys_and_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no such configuration"):
+        load_settings(TrainSettings, tmp_path / "none.yaml")
+    (tmp_path / "some.yaml").write_text("model: tiny\n")
+    with pytest.raises(ValueError, match="missing configuration key d_sae, .*sparsity"):
+        load_settings(TrainSettings, tmp_path / "some.yaml")
+    (tmp_path / "some.yaml").write_text("model: [\n")
+    with pytest.raises(ValueError, match="some.yaml: not YAML"):
+        load_settings(TrainSettings, tmp_path / "some.yaml")
