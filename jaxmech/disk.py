@@ -1,13 +1,16 @@
-"""What to say when a file is damaged, a disk is full or a folder may not be written."""
+"""Files that are whole or absent, and what to say when one is damaged or a disk is full or may not be written."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 
 def read_json(path: Path, remedy: str = "download or copy it again") -> dict[str, Any]:
@@ -25,6 +28,17 @@ def read_json(path: Path, remedy: str = "download or copy it again") -> dict[str
     return content
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; what stands there at the end takes its place, and nothing does on an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def require_space(folder: Path, needed: int, remedy: str) -> None:
     """Asks for `needed` bytes before writing starts, since a file system tells of its end in many words.
 
@@ -38,7 +52,7 @@ def require_space(folder: Path, needed: int, remedy: str) -> None:
 
 @contextlib.contextmanager
 def disk_errors(target: Path, remedy: str) -> Iterator[None]:
-    """Turns what writing to `target` raises, Orbax's own kind of error too, into one message.
+    """Turns what writing to `target` raises, Orbax's and safetensors' own kinds of error too, into one message.
 
     Raises:
       ValueError: instead of an OSError; `remedy` says the way out.
@@ -47,6 +61,8 @@ def disk_errors(target: Path, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(f"{target} could not be written ({error.strerror or error}); {remedy}") from error
+    except SafetensorError as error:
+        raise ValueError(f"{target} could not be written ({error}); {remedy}") from error
     except ValueError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

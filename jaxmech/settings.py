@@ -28,13 +28,20 @@ def load_settings(kind: type[Settings], path: str | Path, overrides: Sequence[st
     if bad := [item for item in overrides if "=" not in item]:
         raise ValueError(f"overrides are written key=value, got {', '.join(map(repr, bad))}")
     try:
-        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        changes = OmegaConf.from_dotlist(list(overrides))
+    except YAMLError as error:
+        raise ValueError(f"overrides {' '.join(overrides)}: not YAML: {error}") from error
+    try:
+        found = OmegaConf.load(path)
+        if not OmegaConf.is_dict(found):
+            raise ValueError(f"{path}: expected lines of key: value")
+        given = OmegaConf.merge(found, changes)
         _refuse_unknown(kind, given, path)
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), given))
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise ValueError(f"{path}: {key}{str(error).splitlines()[0]}") from error
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, UnicodeDecodeError, OSError) as error:  # OmegaConf's word for a lone number is an OSError
         raise ValueError(f"{path}: not YAML: {error}") from error
 
 

@@ -2,9 +2,9 @@
 
 Gemma 3 270M, residual stream after layer 9, BatchTopK with 4,096 features of which 32 are active. Both sides get the
 same tokens, batch size and number of steps, and their own defaults unless the table says otherwise. Printed are the
-trainers' speeds on the same activations, the speeds from token ids on, and the dictionaries' quality on activations
-held out, by one NumPy formula. Exit code 1 if the dictionary trained here has a worse FVU than the best of SAELens', or
-its trainer is less than twice as fast.
+trainers' speeds on the same activations, the two sides in turn and the median of all their blocks of steps compared,
+the speeds from token ids on, and the dictionaries' quality on activations held out, by one NumPy formula. Exit code 1
+if any dictionary trained here has a worse FVU than the best of SAELens', or the trainer is less than twice as fast.
 
 Needs the packages of `jaxmech[bench]`, and of `jaxmech[quickstart]` for the model (or its file, by --gguf). About ten
 minutes on two cores: `python scripts/bench_training.py`.
@@ -87,14 +87,13 @@ PARTS = {
 PEER = {
     "its defaults, scaled": {"normalize": "expected_average_only_in", "lr": 3e-4, "rise": 0.0, "fall": 0.0},
     "scaled, lr 3e-3": {"normalize": "expected_average_only_in", "lr": 3e-3, "rise": 0.1, "fall": 0.3},
+    "scaled, lr 1e-2": {"normalize": "expected_average_only_in", "lr": 1e-2, "rise": 0.1, "fall": 0.3},
     "whitened, lr 3e-3": {"normalize": "covariance_whitening", "lr": 3e-3, "rise": 0.1, "fall": 0.3},
 }
 """SAELens' settings: its normalisation of activations, without which nothing is learnt in so few steps; the learning
 rate, and the shares of the steps in which that rises and falls."""
-OURS = {
-    "its defaults": {},
-    "its defaults, again": {},
-}  # in turn with SAELens, as other work on the machine comes and goes
+OURS = {"its defaults": 0, "its defaults, seed 1": 1}
+"""Seeds."""
 
 
 class Trained(NamedTuple):
@@ -227,7 +226,7 @@ def peer_train(
         lr_decay_steps=round(fall * steps),
         n_restart_cycles=1,
         train_batch_size_samples=batch,
-        dead_feature_window=1000,
+        dead_feature_window=50,  # as here
         feature_sampling_window=2000,
         logger=LoggingConfig(log_to_wandb=False),
         n_batches_for_norm_estimate=10,
@@ -240,12 +239,10 @@ def peer_train(
     return Trained(weights, blocks[1:], blocks.sum())
 
 
-def our_train(stream, steps: int, clock: Clock | None = None, **settings) -> Trained:
-    config = SAETrainConfig(
-        d_sae=FEATURES, sparsity=K, kind="batchtopk", steps=steps, log_every=TIMED_STEPS, **settings
-    )
+def our_train(stream, steps: int, clock: Clock | None = None, seed: int = 0) -> Trained:
+    config = SAETrainConfig(d_sae=FEATURES, sparsity=K, kind="batchtopk", steps=steps, log_every=TIMED_STEPS)
     start = time.perf_counter()
-    (stack,), _ = train(config, stream, key=jax.random.key(0), progress=False)
+    (stack,), _ = train(config, stream, key=jax.random.key(seed), progress=False)
     total = time.perf_counter() - start
     blocks = clock.blocks(steps)[1:] if clock else np.zeros(0)
     return Trained(jax.device_get(stack.at(LAYER).params), blocks, total)
@@ -311,8 +308,8 @@ def trainers(x: np.ndarray, batch: int, steps: int) -> dict[tuple[str, str], Tra
         for name, settings in list(PEER.items())[place : place + 1]:
             batches = shuffled(x, batch)
             results["SAELens", name] = peer_train(batches, x.shape[1], batch, steps, **settings)
-        for name, settings in list(OURS.items())[place : place + 1]:
-            results["jaxmech", name] = our_train(stream, steps, clock, **settings)
+        for name, seed in list(OURS.items())[place : place + 1]:
+            results["jaxmech", name] = our_train(stream, steps, clock, seed)
     return results
 
 
@@ -331,7 +328,7 @@ def end_to_end(lm, model, rows: np.ndarray, batch: int, steps: int) -> dict[str,
 
 
 def report(console: Console, results: Mapping[tuple[str, str], Trained], held: np.ndarray, batch: int) -> tuple:
-    """Prints the trainings; returns both sides' best FVU and tokens per second."""
+    """Prints the trainings; returns the FVUs and the tokens per second of both sides."""
     table = Table(title=f"The same activations, batches of {batch}")
     columns = (
         "",
@@ -345,10 +342,11 @@ def report(console: Console, results: Mapping[tuple[str, str], Trained], held: n
     )
     for column in columns:
         table.add_column(column, justify="left" if column in columns[:2] else "right")
-    fvu, speed = {}, {}
+    fvu, blocks = {}, {}
     for (side, name), trained in results.items():
         rate, q = TIMED_STEPS * batch / np.median(trained.blocks), quality(trained.weights, held)
-        fvu[side], speed[side] = min(fvu.get(side, np.inf), q["fvu"]), max(speed.get(side, 0.0), rate)
+        fvu.setdefault(side, []).append(q["fvu"])
+        blocks.setdefault(side, []).extend(trained.blocks)
         numbers = (
             f"{rate:,.0f}",
             f"{q['fvu']:.4f}",
@@ -358,7 +356,7 @@ def report(console: Console, results: Mapping[tuple[str, str], Trained], held: n
         )
         table.add_row(side, name, *numbers, f"{q['used']:.0%}")
     console.print(table)
-    return fvu, speed
+    return fvu, {side: TIMED_STEPS * batch / np.median(seconds) for side, seconds in blocks.items()}
 
 
 def parse() -> argparse.Namespace:
@@ -395,17 +393,20 @@ def main() -> int:
     fvu, speed = report(console, trainers(x, args.batch, args.steps), held, args.batch)
     whole = end_to_end(lm, model, rows[HELD:], args.batch, args.end_to_end_steps)
     ratio = speed["jaxmech"] / speed["SAELens"]
-    console.print(f"trainer: {ratio:.2f} times SAELens' tokens per second at its fastest")
+    console.print(
+        f"trainer: {speed['jaxmech']:,.0f} against {speed['SAELens']:,.0f} tokens/s in the median, {ratio:.2f} times"
+    )
     console.print(
         f"from token ids: {whole['jaxmech']:,.0f} against {whole['SAELens']:,.0f} tokens/s,"
         f" {whole['jaxmech'] / whole['SAELens']:.2f} times"
     )
     failed = []
-    if fvu["jaxmech"] > fvu["SAELens"]:
-        failed.append(f"the FVU is worse: {fvu['jaxmech']:.4f} against {fvu['SAELens']:.4f}")
+    ours, theirs = max(fvu["jaxmech"]), min(fvu["SAELens"])
+    if ours > theirs:
+        failed.append(f"the FVU is worse: {ours:.4f} against {theirs:.4f}")
     if ratio < LEAST:
         failed.append(f"the trainer is less than {LEAST:g} times as fast")
-    console.print("; ".join(failed) or f"FVU {fvu['jaxmech']:.4f}, no worse than SAELens' best, {fvu['SAELens']:.4f}")
+    console.print("; ".join(failed) or f"FVU at worst {ours:.4f}, SAELens' at best {theirs:.4f}")
     return int(bool(failed))
 
 

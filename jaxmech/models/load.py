@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmech import hub
-from jaxmech.disk import disk_errors, read_json, require_space
+from jaxmech.disk import disk_errors, read_json, require_space, whole
 from jaxmech.models import tokenizer as tokenizers
 from jaxmech.models.config import ModelConfig, Rope
 from jaxmech.models.convert import convert
@@ -249,9 +249,8 @@ def _remembered_sha256(path: Path) -> str:
     digest = _sha256([path])
     with disk_errors(memo, _REMEDY):
         memo.parent.mkdir(parents=True, exist_ok=True)
-        temporary = memo.with_name(f"{key}.{os.getpid()}.tmp")
-        temporary.write_text(digest)
-        temporary.replace(memo)
+        with whole(memo) as temporary:
+            temporary.write_text(digest)
     return digest
 
 

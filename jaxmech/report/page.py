@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from jaxmech.disk import whole
 from jaxmech.report import causal_sections, sections
 from jaxmech.report.blocks import level
 from jaxmech.report.formats import NBSP
@@ -43,9 +43,9 @@ def write_report(folder: RunFolder, config: Any, manifest: Mapping[str, Any]) ->
       ValueError: a table is missing or was written by another version.
     """
     path = folder.path / "report.html"
-    temporary = path.with_name(".report.html.tmp")
-    temporary.write_text(render(folder, manifest), encoding="utf-8")
-    os.replace(temporary, path)
+    page = render(folder, manifest)
+    with whole(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return path
 
 

@@ -324,7 +324,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
 
 
 def fidelity(folder: RunFolder, fit: Claim) -> Section:
-    layers = need(folder, "fidelity", "layers", ("layer", "fvu", "l0"))
+    layers = need(folder, "fidelity", "layers", ("layer", "fvu", "l0", "dense"))
     has = lambda *names: next((name for name in names if name in layers), None)  # noqa: E731
     dead, recovered = has("dead_share", "dead"), has("loss_recovered", "recovered_mean", "recovered_zero")
     worst = layers.loc[layers["fvu"].idxmax()]

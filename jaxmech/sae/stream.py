@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from jaxmech.disk import disk_errors
+from jaxmech.disk import disk_errors, whole
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import SITES, Params, Tap, forward
 
@@ -119,6 +118,7 @@ class ArrayStream(BatchStream):
         self.layers = tuple(range(len(self._array))) if layers is None else tuple(layers)
         if len(self.layers) != len(self._array):
             raise ValueError(f"layers: expected {len(self._array)} entries, got {self.layers}")
+        _require_distinct(self.layers)
         self.site, self.model, self.skip_first, self.seed, self.epochs = site, model, skip_first, seed, 1
         self.d_in, self.batch_size = self._array.shape[2], batch_size
         self.buffer_sizes = (self._array.shape[1],)
@@ -180,6 +180,12 @@ class ActivationStream(BatchStream):
             raise ValueError(f"tokens, mask: expected two arrays [N,T], got shapes {tokens.shape} and {mask.shape}")
         if wrong := [layer for layer in self.layers if not 0 <= layer < config.n_layers]:
             raise ValueError(f"layers: expected 0..{config.n_layers - 1}, got {wrong}")
+        _require_distinct(self.layers)
+        if skip_first < 0 or forward_batch < 1:
+            raise ValueError(
+                "skip_first, forward_batch: expected at least 0 tokens and at least 1 text, got"
+                f" {skip_first} and {forward_batch}"
+            )
         if site not in SITES:
             raise ValueError(f"site: expected one of {', '.join(SITES)}, got {site!r}")
         if dtype not in ("float32", "bfloat16"):
@@ -237,6 +243,11 @@ class ActivationStream(BatchStream):
         return self._tokens[rows], self._mask[rows]
 
 
+def _require_distinct(layers: tuple[int, ...]) -> None:
+    if not layers or len(set(layers)) != len(layers):
+        raise ValueError(f"layers: expected distinct layers, at least one, got {layers}")
+
+
 def first_layers(config: ModelConfig, params: Params, n: int) -> tuple[ModelConfig, Params]:
     """The model cut off behind its first n layers: what lies above cannot matter to them."""
     config = dataclasses.replace(config, n_layers=n, is_local=config.is_local[:n])
@@ -261,19 +272,10 @@ def _sample(leaf: jax.Array, n: int = 64) -> np.ndarray:
 
 
 def _write(file: Path, x: np.ndarray) -> None:
-    """Under another name first, so that a file under its own name is whole."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with disk_errors(file, "make room, or train without cache"):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                save_file({"x": x}, temporary)
-                os.replace(temporary, file)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-    except SafetensorError as error:  # safetensors reports a full disk by an error of its own
-        raise ValueError(f"{file} could not be written ({error}); make room, or train without cache") from error
+    with disk_errors(file, "make room, or train without cache"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole(file) as temporary:
+            save_file({"x": x}, temporary)
 
 
 def _stored(file: Path, shape: tuple[int, ...], dtype) -> np.ndarray:

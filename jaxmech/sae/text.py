@@ -79,7 +79,14 @@ def from_file(lm: LanguageModel, path: str | Path, *, length: int, limit: int | 
     paths = sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".md")) if path.is_dir() else [path]
     if not paths or not all(p.is_file() for p in paths):
         raise ValueError(f"path: no text file at {path}; expected a file, or a folder with .txt or .md files")
-    return pack_texts(lm, (p.read_text(encoding="utf-8") for p in paths), length=length, limit=limit)
+    return pack_texts(lm, map(_read, paths), length=length, limit=limit)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"path: {path} could not be read as UTF-8 text ({error})") from error
 
 
 def from_dataset(
@@ -97,10 +104,13 @@ def from_dataset(
         import datasets
     except ImportError:
         raise ValueError(
-            "text: data sets of the hub need the `datasets` package: pip install datasets;"
+            "text: data sets of the hub need the `datasets` package: pip install 'jaxmech[text]';"
             " or use a text file, or text sampled from the model"
         ) from None
-    rows = datasets.load_dataset(name, subset, split=split, streaming=True)
+    try:
+        rows = datasets.load_dataset(name, subset, split=split, streaming=True)
+    except OSError as error:  # what is not found and what is not reached are of this kind
+        raise ValueError(f"dataset: {name} could not be opened: {error}") from error
     if rows.column_names is not None and column not in rows.column_names:
         raise ValueError(f"column: {name} has {', '.join(rows.column_names)}, got {column!r}")
     return pack_texts(lm, (row[column] for row in rows), length=length, limit=limit)

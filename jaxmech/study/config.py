@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxmech.sae.training.config import KINDS
+from jaxmech.sae.training.config import SAETrainConfig
 from jaxmech.settings import load_settings
 
 _AT_LEAST_ONE = (
@@ -92,10 +92,8 @@ class StudyConfig:
     game_directions: int = 20
 
     def __post_init__(self):
-        choices = {"selection": ("rule", "budget"), "sae_kind": KINDS}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.selection not in ("rule", "budget"):
+            raise ValueError(f"selection: expected one of rule, budget, got {self.selection!r}")
         for name in ("alphas", "game_alphas"):
             values = list(getattr(self, name))
             if values != sorted(set(values)) or 0.0 not in values or len(values) < 3:
@@ -121,6 +119,19 @@ class StudyConfig:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if 1.0 not in self.game_alphas:
             raise ValueError(f"game_alphas: 1 must be among them, to compare directions at, got {self.game_alphas}")
+        if self.sae_path is None:
+            try:
+                self.training  # noqa: B018 - refused now, not once the stages before have run
+            except ValueError as error:
+                raise ValueError(f"the keys that start with sae_ (sae_features is d_sae): {error}") from error
+
+    @property
+    def training(self) -> SAETrainConfig:
+        """How the study's own dictionaries are trained."""
+        return SAETrainConfig(
+            d_sae=self.sae_features, sparsity=self.sae_sparsity, kind=self.sae_kind, steps=self.sae_steps,
+            lr=self.sae_lr, checkpoint_every=max(1, self.sae_steps // 8),
+        )  # fmt: skip
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:

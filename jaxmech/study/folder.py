@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import tempfile
 from functools import partial
@@ -100,9 +99,8 @@ def digest(*parts: Any) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically; NumPy numbers become plain ones and what is not finite becomes null."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(plain(value), indent=1) + "\n")
-    os.replace(temporary, path)
+    with disk.whole(path) as temporary:
+        temporary.write_text(json.dumps(plain(value), indent=1) + "\n")
 
 
 read_json = partial(disk.read_json, remedy="delete its folder and run again")

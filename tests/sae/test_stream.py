@@ -129,6 +129,12 @@ def test_a_cache_is_read_in_place_of_computing(tmp_path, monkeypatch):
 def test_refusals():
     with pytest.raises(ValueError, match=r"0\.\.3, got \[4\]"):
         stream(layers=(4,))
+    for layers in ((), (1, 1)):
+        with pytest.raises(ValueError, match="layers: expected distinct layers, at least one"):
+            stream(layers=layers)
+    for wrong in ({"skip_first": -1}, {"forward_batch": 0}):
+        with pytest.raises(ValueError, match="skip_first, forward_batch"):
+            stream(**wrong)
     with pytest.raises(ValueError, match="site"):
         stream(site="resid")
     with pytest.raises(ValueError, match="do not fit the smallest buffer"):
@@ -141,4 +147,6 @@ def test_refusals():
         ArrayStream(np.ones((1, 8, 3)), batch_size=2).statistics()
     with pytest.raises(ValueError, match="layers"):
         ArrayStream(np.ones((1, 8, 3)), batch_size=2, layers=(0, 1))
+    with pytest.raises(ValueError, match="distinct"):
+        ArrayStream(np.ones((2, 8, 3)), batch_size=2, layers=(1, 1))
     assert dataclasses.replace(CONFIG) == CONFIG

@@ -51,6 +51,9 @@ def test_files(tmp_path):
     (tmp_path / "c.bin").write_text("zzz")
     np.testing.assert_array_equal(text.from_file(LM, tmp_path, length=5).tokens, [[1, 5, 2, 3, 4]])
     np.testing.assert_array_equal(text.from_file(LM, tmp_path / "b.txt", length=4).tokens, [[1, 3, 4, 5]])
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="b.txt could not be read as UTF-8"):
+        text.from_file(LM, tmp_path / "b.txt", length=4)
     with pytest.raises(ValueError, match="no text file"):
         text.from_file(LM, tmp_path / "missing.txt", length=4)
 
@@ -84,5 +87,12 @@ def test_draw(tmp_path):
 
 def test_data_sets_need_their_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(ValueError, match="pip install datasets"):
+    with pytest.raises(ValueError, match=r"pip install 'jaxmech\[text\]'"):
+        text.from_dataset(LM, "some/set", length=8, limit=1)
+
+    def missing(*_, **__):
+        raise FileNotFoundError("no such set on the hub")
+
+    monkeypatch.setitem(__import__("sys").modules, "datasets", SimpleNamespace(load_dataset=missing))
+    with pytest.raises(ValueError, match="dataset: some/set could not be opened: no such set"):
         text.from_dataset(LM, "some/set", length=8, limit=1)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from jaxmech.disk import whole
 from jaxmech.sae.formats.hooks import HOOKS
 from jaxmech.sae.formats.saelens import BATCH_TOPK, CONFIG_FILE, KINDS, NORMALIZATIONS, WEIGHTS_FILE, Kind
 from jaxmech.sae.module import SAE, SAEConfig
@@ -37,8 +37,10 @@ def save_sae(sae: SAE, folder: str | Path) -> Path:
     text = json.dumps(_cfg(sae.config, architecture), indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)
-    _write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(weights, path))
-    _write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    with whole(folder / WEIGHTS_FILE) as path:
+        save_file(weights, path)
+    with whole(folder / CONFIG_FILE) as path:
+        path.write_text(text, encoding="utf-8")
     return folder
 
 
@@ -112,13 +114,3 @@ def _weights(sae: SAE, architecture: str) -> dict[str, np.ndarray]:
     if architecture in BATCH_TOPK:
         weights["topk_threshold"] = np.zeros((), np.float64)
     return {name: np.ascontiguousarray(w) if w.ndim else w for name, w in weights.items()}
-
-
-def _write_atomically(path: Path, write) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

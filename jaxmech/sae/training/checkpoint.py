@@ -19,13 +19,17 @@ class Checkpoints:
     Args:
       folder: made if missing; Orbax writes beside and renames, so a killed save leaves the one before it.
       identity: JSON facts that a found checkpoint must have been written with.
+
+    Raises:
+      ValueError: the folder cannot be made.
     """
 
     def __init__(self, folder: str | Path, identity: dict[str, Any]):
         self._folder = Path(folder).absolute()
         self._identity = identity
         options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        with disk_errors(self._folder, "choose another folder"):
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def restore(self, like: Any) -> tuple[Any, list[dict[str, Any]]] | None:
         """The latest state, shaped as `like`, and its history; None if there is none."""
@@ -38,6 +42,15 @@ class Checkpoints:
         tree = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))).state
         return tree, found["history"]
 
+    def require_space(self, state: Any) -> None:
+        """Asks for room for one checkpoint.
+
+        Raises:
+          ValueError: there is less.
+        """
+        size = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
+        require_space(self._folder, size + (1 << 20), _REMEDY)
+
     def save(self, step: int, state: Any, history: list[dict[str, Any]]) -> None:
         """Returns when the copy is taken; the writing goes on behind the training.
 
@@ -45,8 +58,7 @@ class Checkpoints:
           ValueError: the disk is full.
         """
         # Orbax reports a full disk from several threads at once, each with its stack: better not to let it start.
-        size = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
-        require_space(self._folder, size + (1 << 20), _REMEDY)
+        self.require_space(state)
         about = {"identity": self._identity, "history": history}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
         with disk_errors(self._folder, _REMEDY):

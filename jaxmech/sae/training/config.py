@@ -125,7 +125,16 @@ class SAETrainConfig:
         for name in ("decay", "threshold_rate"):
             if getattr(self, name) > 1:
                 yield f"{name}: expected a share of at most 1, got {getattr(self, name)}"
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"{name}: expected a rate from 0 to below 1, got {getattr(self, name)}"
+        if self.sparsity_warmup and self.sparsity_warmup >= self.steps:
+            yield f"sparsity_warmup: expected fewer than the {self.steps} steps, got {self.sparsity_warmup}"
+        if self.k_start != 1 and not (self.selects and self.sparsity_warmup):
+            yield f"k_start: goes with {', '.join(SELECTING)} and a sparsity_warmup, got {self.k_start}"
         inner = self.prefixes
+        if inner and self.kind != "matryoshka":
+            yield f"prefixes: goes with matryoshka, got {inner} for {self.kind}"
         if list(inner) != sorted(set(inner)) or any(not 0 < size <= self.d_sae for size in inner):
             yield f"prefixes: expected ascending sizes of 1..d_sae={self.d_sae}, got {inner}"
 

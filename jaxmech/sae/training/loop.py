@@ -48,15 +48,16 @@ def train(
 
     Returns:
       A stack of dictionaries for each sparsity, in order, and the history: a row per logged step, sparsity and layer
-      with fvu, l0, dead, aux (AuxK's loss) and threshold (the layer's mean threshold; 0 where a kind has none).
+      with fvu, l0, dead, aux (AuxK's loss) and threshold: the mean of a layer's thresholds for "jumprelu", else the
+      running mean of the smallest activation in a batch, which the BatchTopK kinds are exported with.
 
     Raises:
-      ValueError: a checkpoint of another training, devices that do not divide batch or features, or a loss that is no
-        longer finite.
+      ValueError: a checkpoint of another training, devices that do not divide batch or features, a folder that cannot
+        be written, a disk without room for a checkpoint, or a loss that is no longer finite.
     """
     if tensorboard and log_dir is None:
         raise ValueError("log_dir: tensorboard=True needs a folder to write to")
-    mesh = _checked(mesh, config, stream)
+    mesh = checked_mesh(mesh, config, stream)
     checkpoints = Checkpoints(checkpoint_dir, _identity(config, stream, key)) if checkpoint_dir else None
     state, rows = init_state(config, stream, key), []
     if mesh is not None:
@@ -65,6 +66,8 @@ def train(
         if checkpoints:
             stack.enter_context(closing(checkpoints))
             state, rows = checkpoints.restore(state) or (state, rows)
+            if not rows:
+                checkpoints.require_space(state)
         log = stack.enter_context(closing(MetricsLog(log_dir, rows, tensorboard=tensorboard))) if log_dir else None
         logged = int(state.step)
         bar = progress_bar("training SAEs", config.steps - logged, unit="step") if progress else None
@@ -89,7 +92,12 @@ def _due(config: SAETrainConfig, step: int, every: int) -> bool:
     return (step + 1) % every == 0 or step + 1 == config.steps
 
 
-def _checked(mesh: Mesh | None, config: SAETrainConfig, stream: BatchStream) -> Mesh | None:
+def checked_mesh(mesh: Mesh | None, config: SAETrainConfig, stream: BatchStream) -> Mesh | None:
+    """The mesh as `train` uses it.
+
+    Raises:
+      ValueError: its devices do not divide batch or features, or it has neither axis.
+    """
     if mesh is None:
         return None
     sizes = {ROWS: ("batch_size", stream.batch_size), FEATURES: ("d_sae", config.d_sae)}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmech.disk import disk_errors
+from jaxmech.disk import disk_errors, whole
 
 CSV_FILE, EVENTS_FOLDER = "metrics.csv", "tensorboard"
 _LABELS = ("step", "tokens", "layer", "sparsity")
@@ -33,13 +32,13 @@ class MetricsLog:
     def __init__(self, folder: str | Path, rows: Rows, *, tensorboard: bool = False):
         self._path = Path(folder) / CSV_FILE
         last = rows[-1]["step"] if rows else 0
-        self._events = _event_writer(Path(folder) / EVENTS_FOLDER, last) if tensorboard else None
+        writer = event_writer() if tensorboard else None
         with disk_errors(self._path, _REMEDY):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_name(f".{CSV_FILE}.{os.getpid()}")
-            temporary.unlink(missing_ok=True)
-            _append(temporary, rows)
-            os.replace(temporary, self._path)
+            # TensorBoard leaves out what a killed run wrote from the step after the last one on.
+            self._events = writer and writer(str(Path(folder) / EVENTS_FOLDER), purge_step=last + 1)
+            with whole(self._path) as temporary:
+                _append(temporary, rows)
 
     def add(self, rows: Rows) -> None:
         with disk_errors(self._path, _REMEDY):
@@ -65,7 +64,12 @@ def _append(path: Path, rows: Rows) -> None:
         writer.writerows(rows)
 
 
-def _event_writer(folder: Path, last_step: int):
+def event_writer() -> type:
+    """The class that writes events.
+
+    Raises:
+      ValueError: tensorboardX is not installed.
+    """
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
@@ -73,5 +77,4 @@ def _event_writer(folder: Path, last_step: int):
             "tensorboard: writing events needs the tensorboardX package: pip install 'jaxmech[tensorboard]';"
             " metrics.csv is written without it"
         ) from None
-    # TensorBoard leaves out what a killed run wrote from this step on.
-    return SummaryWriter(str(folder), purge_step=last_step + 1)
+    return SummaryWriter

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pandas as pd
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxmech.disk import disk_errors
+from jaxmech.disk import disk_errors, whole
 from jaxmech.models.load import LanguageModel, load_model
 from jaxmech.models.sharding import make_mesh
 from jaxmech.progress import console
@@ -31,8 +34,10 @@ from jaxmech.sae.evaluate import evaluate
 from jaxmech.sae.formats import save_saes
 from jaxmech.sae.stream import ActivationStream
 from jaxmech.sae.training.config import SAETrainConfig
-from jaxmech.sae.training.loop import train
+from jaxmech.sae.training.loop import checked_mesh, train
+from jaxmech.sae.training.metrics import event_writer
 
+_REMEDY = "make room, or choose another run_dir"
 _SHOWN = ("fvu", "cosine_centred", "l0", "dead")
 
 
@@ -101,12 +106,12 @@ def run_training(settings: TrainSettings) -> tuple[Path, pd.DataFrame]:
     c, folder = settings, Path(settings.run_dir)
     with disk_errors(folder, "choose another run_dir"):
         folder.mkdir(parents=True, exist_ok=True)
-    several = c.mesh_data * c.mesh_model > 1
-    mesh = make_mesh(c.mesh_data, c.mesh_model) if several else None
+    mesh = None if (c.mesh_data, c.mesh_model) == (1, 1) else make_mesh(c.mesh_data, c.mesh_model)
     lm = load_model(c.model, dtype=c.dtype, mesh=mesh)
+    rehearse(c, lm, mesh)
     rows = draw_text(c, lm, folder / "text.safetensors")
-    held = max(1, round(c.held_out * len(rows.tokens)))
-    stream = _stream(c, lm, rows, slice(held, None), batch_size=c.batch, epochs=c.epochs)
+    held = _held(c, rows)
+    stream = _training_stream(c, lm, rows)
     console().print(
         f"{c.kind}, {c.d_sae} features, {c.site} of {len(stream.layers)} layers, {stream.tokens_seen:,} activations,"
         f" {c.steps * c.batch / stream.tokens_seen / c.epochs:.1f} passes of {c.epochs} epochs",
@@ -117,15 +122,41 @@ def run_training(settings: TrainSettings) -> tuple[Path, pd.DataFrame]:
         log_dir=folder, tensorboard=c.tensorboard,
     )  # fmt: skip
     unseen, tables = _stream(c, lm, rows, slice(held), batch_size=1, epochs=1), []
+    # Of an earlier training with other layers or sparsities nothing may stand beside these.
+    shutil.rmtree(folder / "saes", ignore_errors=True)
     for sparsity, stack in zip(c.sparsities, saes, strict=True):
         target = folder / "saes" / (f"sparsity_{sparsity:g}" if len(saes) > 1 else "")
-        save_saes(stack, target)
+        with disk_errors(target, _REMEDY):
+            save_saes(stack, target)
         measured = evaluate(stack, unseen.chunks()).table
         tables.append(measured.assign(sparsity=float(sparsity)))
     table = pd.concat(tables, ignore_index=True)
     table = table[["sparsity", *(name for name in table if name != "sparsity")]]
-    table.to_csv(folder / "evaluation.csv", index=False)
+    with disk_errors(file := folder / "evaluation.csv", _REMEDY):
+        table.to_csv(file, index=False)
     return folder / "saes", table
+
+
+def rehearse(c: TrainSettings, lm: LanguageModel, mesh: Mesh | None) -> None:
+    """Refuses at once what else would turn out only when the text is there, which can take hours to sample.
+
+    Raises:
+      ValueError: settings of the stream or the mesh that do not fit each other, the model or the text asked for.
+    """
+    shape = (c.text_count, c.text_length)
+    stream = _training_stream(c, lm, text.Tokens(np.zeros(shape, np.int32), np.ones(shape, bool)))
+    checked_mesh(mesh, c.training, stream)
+    if c.tensorboard:
+        event_writer()
+
+
+def _held(c: TrainSettings, rows: text.Tokens) -> int:
+    """How many rows are held out: the first ones."""
+    return max(1, round(c.held_out * len(rows.tokens)))
+
+
+def _training_stream(c: TrainSettings, lm: LanguageModel, rows: text.Tokens) -> ActivationStream:
+    return _stream(c, lm, rows, slice(_held(c, rows), None), batch_size=c.batch, epochs=c.epochs)
 
 
 def _stream(c: TrainSettings, lm: LanguageModel, rows: text.Tokens, part: slice, **options) -> ActivationStream:
@@ -153,10 +184,8 @@ def draw_text(c: TrainSettings, lm: LanguageModel, file: Path) -> text.Tokens:
             raise ValueError(f"{file} is damaged ({error}); delete it") from error
     console().print("sampling text from the model …", highlight=False)
     rows = text.draw(lm, c.text_count, c.text_length, key)[0]
-    with disk_errors(file, "make room, or choose another run_dir"):
-        temporary = file.with_name(f".{file.name}")
+    with disk_errors(file, _REMEDY), whole(file) as temporary:
         save_file(rows._asdict(), temporary, metadata=origin)
-        temporary.replace(file)
     return rows
 
 

@@ -9,7 +9,7 @@ import jax
 
 from jaxmech.sae.formats import save_saes
 from jaxmech.sae.stream import ActivationStream
-from jaxmech.sae.training import SAETrainConfig, train
+from jaxmech.sae.training import train
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome, digest
 
@@ -41,14 +41,10 @@ def run(ctx: Context) -> Outcome:
         lm.config, lm.params, text["tokens"], text["mask"], layers=tuple(layers), batch_size=c.sae_batch,
         buffer_tokens=c.sae_buffer, epochs=c.sae_epochs, seed=c.seed, model=lm.name,
     )  # fmt: skip
-    config = SAETrainConfig(
-        d_sae=c.sae_features, sparsity=c.sae_sparsity, kind=c.sae_kind, steps=c.sae_steps, lr=c.sae_lr,
-        checkpoint_every=max(1, c.sae_steps // 8),
-    )  # fmt: skip
     # A folder for each set of settings, so that a killed training of others is neither gone on with nor in the way.
-    name = digest(dataclasses.asdict(config), stream.fingerprint())
+    name = digest(dataclasses.asdict(c.training), stream.fingerprint())
     folder, training = ctx.folder.path / "saes", ctx.folder.path / "training"
-    (saes,), history = train(config, stream, key=jax.random.key(c.seed), checkpoint_dir=training / name)
+    (saes,), history = train(c.training, stream, key=jax.random.key(c.seed), checkpoint_dir=training / name)
     shutil.rmtree(folder, ignore_errors=True)
     save_saes(saes, folder)
     shutil.rmtree(training)

@@ -14,7 +14,7 @@ from jaxmech.sae.training import KINDS, SAETrainConfig
 from jaxmech.sae.training.objectives import OBJECTIVES, product, revival
 
 B, D, F, K, WEIGHT = 16, 6, 12, 3, 0.07
-CONFIG = SAETrainConfig(d_sae=F, sparsity=K, prefixes=(2, 5), bandwidth=0.2)
+CONFIG = SAETrainConfig(d_sae=F, sparsity=K, kind="matryoshka", prefixes=(2, 5), bandwidth=0.2)
 WIDTH = CONFIG.bandwidth * D**0.5
 
 

@@ -70,11 +70,19 @@ def steps_of(folder):
 
 def test_a_full_disk_is_one_message_and_loses_nothing(tmp_path, monkeypatch):
     Usage = namedtuple("Usage", "free")
-    room = iter([10**12, 1000])
+    room = iter([10**12, 10**12, 1000])
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda _: Usage(next(room)))
         with pytest.raises(ValueError, match="GB are needed and 0.00 GB are free; make room, .* goes on from its last"):
             run(tmp_path)
+    with monkeypatch.context() as patch:  # and a disk that is full already says so before the first step
+        patch.setattr("shutil.disk_usage", lambda _: Usage(1000))
+        patch.setattr("jaxmech.sae.training.loop.train_step", None)
+        with pytest.raises(ValueError, match="GB are needed"):
+            run(tmp_path / "other")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file/ckpt could not be written .*choose another folder"):
+        run(tmp_path / "file")
     (kept,) = [path.name for path in (tmp_path / "ckpt").iterdir() if path.name.isdigit()]
     assert kept == "8"
     same(run(tmp_path), run())

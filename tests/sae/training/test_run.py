@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors import SafetensorError
 
 from jaxmech import cli
 from jaxmech.sae.formats import load_saes
@@ -67,13 +68,26 @@ def test_the_command_trains_saves_measures_and_goes_on(tiny, monkeypatch, capsys
 
 def test_one_sparsity_needs_no_folder_of_its_own(tiny, tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("it was 10:30. " * 100)
+    (tmp_path / "run" / "saes" / "layer_2").mkdir(parents=True)  # of an earlier training, not to be opened with these
     settings = load_settings(
         TrainSettings, CONFIG,
         [*tiny, "sparsity=0.05", "kind=gated", f"text_file={tmp_path / 'a.txt'}", "cache=null", "steps=4"],
     )  # fmt: skip
     folder, table = run_training(settings)
-    assert load_saes(folder).config.activation == "jumprelu" and table.sparsity.tolist() == [0.05, 0.05]
+    assert load_saes(folder).config.activation == "jumprelu" and load_saes(folder).config.layers == (1, 3)
+    assert not (folder / "layer_2").exists() and table.sparsity.tolist() == [0.05, 0.05]
     assert not (tmp_path / "run" / "text.safetensors").exists() and not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("error", [SafetensorError("No space left on device"), OSError(28, "No space left on device")])
+def test_a_full_disk_at_the_end_is_one_message(tiny, monkeypatch, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(run, "save_saes", full)
+    settings = load_settings(TrainSettings, CONFIG, [*tiny, "sparsity=2", "steps=4"])
+    with pytest.raises(ValueError, match="saes could not be written .No space left on device.; make room"):
+        run_training(settings)
 
 
 def test_mesh_in_the_settings(tiny):
@@ -93,9 +107,21 @@ def test_mesh_in_the_settings(tiny):
         ("site=resid", "site: expected one of"),
         ("batch=100000", "do not fit the smallest buffer"),
         ("mesh_data=99", "devices"),
+        ("mesh_data=0", "devices"),
+        ("mesh_model=3", "d_sae: 32 cannot be spread evenly over the 3 devices"),
+        ("layers=[1,1]", "layers: expected distinct layers"),
+        ("layers=[]", "layers: expected distinct layers, at least one"),
+        ("forward_batch=0", "forward_batch: expected"),
+        ("buffer_dtype=float16", "expected 'float32' or 'bfloat16'"),
+        ("tensorboard=true", "pip install 'jaxmech[tensorboard]'"),
+        ("prefixes=[4]", "prefixes: goes with matryoshka"),
+        ("sparsity=[1,", "overrides"),
     ],
 )
 def test_mistakes_end_with_their_message(tiny, monkeypatch, capsys, override, message):
+    """Before any text is sampled, which can take hours."""
+    monkeypatch.setattr(run.text, "sample_text", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
     code, _, err = call(monkeypatch, capsys, CONFIG, *tiny, override)
     assert code == 1 and message in " ".join(err.split()) and "Traceback" not in err
 
@@ -106,6 +132,10 @@ def test_missing_keys_and_files_are_named(tmp_path):
     (tmp_path / "some.yaml").write_text("model: tiny\n")
     with pytest.raises(ValueError, match="missing configuration key d_sae, .*sparsity"):
         load_settings(TrainSettings, tmp_path / "some.yaml")
+    for text in ("- model\n", "3\n"):
+        (tmp_path / "some.yaml").write_text(text)
+        with pytest.raises(ValueError, match="some.yaml: (expected lines of key: value|not YAML)"):
+            load_settings(TrainSettings, tmp_path / "some.yaml")
     (tmp_path / "some.yaml").write_text("model: [\n")
     with pytest.raises(ValueError, match="some.yaml: not YAML"):
         load_settings(TrainSettings, tmp_path / "some.yaml")

@@ -55,7 +55,8 @@ def test_matryoshka_puts_what_matters_most_first():
 
 @pytest.mark.parametrize("kind, sparsities", [("batchtopk", (2.5, 6)), ("topk", (2, 6)), ("jumprelu", (0.02, 0.2))])
 def test_lanes_do_not_know_of_each_other(kind, sparsities):
-    config = dataclasses.replace(SMALL, kind=kind, sparsity=sparsities, sparsity_warmup=8, k_start=2.0)
+    k_start = 1.0 if kind == "jumprelu" else 2.0
+    config = dataclasses.replace(SMALL, kind=kind, sparsity=sparsities, sparsity_warmup=8, k_start=k_start)
     stacks, history = fit(config)
     _, x = sparse_data()
     for sparsity, both in zip(sparsities, stacks, strict=True):
@@ -78,7 +79,7 @@ def test_schedules():
     steps = jnp.array([0, 10, 20, 90])
     np.testing.assert_allclose(sparsity_at(config, 3.0, steps), [9, 6, 3, 3])
     np.testing.assert_allclose(sparsity_at(config, 20.0, steps), [F, F, 20, 20])
-    rising = dataclasses.replace(config, kind="gated", sparsity=0.1)
+    rising = dataclasses.replace(config, kind="gated", sparsity=0.1, k_start=1.0)
     np.testing.assert_allclose(sparsity_at(rising, 0.1, steps), [0, 0.05, 0.1, 0.1])
     assert sparsity_at(SMALL, jnp.float32(3), jnp.int32(0)) == 3
     for schedule, expected in {"constant": 1.0, "linear": 0.5, "cosine": 0.5}.items():
@@ -167,7 +168,8 @@ def test_progress_bar(monkeypatch):
 def test_refusals():
     wrong = {
         "kind": "l1", "sparsity": F + 1, "steps": 0, "init": "ones", "threshold_rate": 0.0, "schedule": "stairs",
-        "compute_dtype": "float16", "k_start": 0.5, "prefixes": (4, 2), "decay": 2.0, "bandwidth": 0.0,
+        "compute_dtype": "float16", "k_start": 0.5, "prefixes": (4, 2), "decay": 2.0, "bandwidth": 0.0, "b2": 1.0,
+        "sparsity_warmup": SMALL.steps,
     }  # fmt: skip
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=name):
@@ -175,6 +177,9 @@ def test_refusals():
     for sparsity in ((), (3, 3), 0, "many", True, float("nan")):
         with pytest.raises(ValueError, match="sparsity"):
             dataclasses.replace(SMALL, sparsity=sparsity)
+    for change in ({"prefixes": (4,)}, {"k_start": 2.0}, {"kind": "gated", "k_start": 2.0, "sparsity_warmup": 3}):
+        with pytest.raises(ValueError, match="goes with"):  # what would be ignored
+            dataclasses.replace(SMALL, **change)
     with pytest.raises(ValueError, match="sparsity: topk keeps a whole number"):
         dataclasses.replace(SMALL, kind="topk", sparsity=2.5)
     with pytest.raises(ValueError, match="lr.*; kind|kind.*; lr"):
