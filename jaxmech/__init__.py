@@ -21,10 +21,12 @@ from jaxmech.sae.check import check_sae
 from jaxmech.sae.evaluate import evaluate, loss_recovered
 from jaxmech.sae.formats import load_sae, load_saes, save_sae, save_saes
 from jaxmech.sae.module import SAE, SAEConfig
+from jaxmech.sae.stream import ActivationStream
 from jaxmech.sae.training import SAETrainConfig, train
 
 __all__ = [
-    "SAE", "Choices", "LanguageModel", "ModelConfig", "Output", "Prompts", "SAEConfig", "SAETrainConfig", "Tap",
+    "SAE", "ActivationStream", "Choices", "LanguageModel", "ModelConfig", "Output", "Prompts", "SAEConfig",
+    "SAETrainConfig", "Tap",
     "check_sae", "choice_distribution", "edits", "encode_chat", "encode_prompts", "evaluate", "forward",
     "gather_features", "generate", "load_model", "load_sae", "load_saes", "loss_recovered", "make_mesh", "repetition",
     "save_model", "save_sae", "save_saes", "score", "shard_batch", "train", "until_end",

@@ -26,7 +26,7 @@ import numpy as np
 from jaxmech.edits import Edits, with_answers
 from jaxmech.models.chat import encode as encode_prompts
 from jaxmech.models.chat import token_ids
-from jaxmech.models.decoder import KV, Output, Params, forward
+from jaxmech.models.decoder import KV, Output, Params, check_groups, forward
 from jaxmech.models.load import LanguageModel
 
 _CONTINUES = {"number": re.compile(r"[.,]?\d"), "word": re.compile(r"\w|['’-]\w")}
@@ -100,6 +100,7 @@ def score(
     Returns:
       The choices, and the pass's output (its logits are those of the prompt's last token and of all nodes).
     """
+    check_groups(edits)
     tokens, mask, trie, cache = prompts
     (B, T), M = tokens.shape, trie.tokens.shape[1]
     seen = sum((segment.mask.sum(1, keepdims=True) for segment in cache), jnp.zeros((B, 1), jnp.int32))

@@ -259,6 +259,7 @@ def gather(saes: SAE, selection: Selection) -> tuple[Gathered | Full, jax.Array]
     _refuse_batch_ranks(saes.config)
     if not saes.config.by_rank:
         return gather_features(saes, selection)
+    saes = saes.as_stack()
     _check_exist(saes.config, selection)
     _, valid, rows = _rows(saes, selection)
     W_dec = jnp.where(valid[..., None], saes.params["W_dec"][rows], 0.0)
@@ -269,7 +270,7 @@ def gather_features(saes: SAE, selection: Selection) -> tuple[Gathered, jax.Arra
     """The chosen features as a dictionary of their own, and its decoder rows [L,K,D]; zero where nothing is chosen.
 
     Args:
-      saes: a stack over `saes.config.layers`, which need not be all layers.
+      saes: a stack over `saes.config.layers`, which need not be all layers, or one dictionary.
       selection: may be traced, so that one program serves every choice.
 
     Raises:
@@ -280,6 +281,7 @@ def gather_features(saes: SAE, selection: Selection) -> tuple[Gathered, jax.Arra
             f"saes: a {saes.config.activation} code depends on all features at once, so that none can be encoded alone;"
             " edits.gather and edits.features encode in full, and exactly; outside of edits: sae.encode(x)[..., index]"
         )
+    saes = saes.as_stack()
     _check_exist(saes.config, selection)
     p, config = saes.params, saes.config
     slot, valid, rows = _rows(saes, selection)
@@ -335,7 +337,7 @@ def _check_exist(config, selection: Selection) -> None:
 
 
 def features(saes: SAE, selection: Selection, *, gain, shift, **spans: jax.Array) -> Features:
-    """Chosen features become gain * z + shift; gain, shift broadcast to [L,B,K]."""
+    """Chosen features become gain * z + shift; gain, shift broadcast to [L,B,K]; `spans` as `everywhere` gives them."""
     encoder, W_dec = gather(saes, selection)
     least = (W_dec.shape[0], 1, W_dec.shape[1])
     gain, shift = (jnp.broadcast_to(v, jnp.broadcast_shapes(jnp.shape(v), least)) for v in (gain, shift))
@@ -376,7 +378,8 @@ def patch_parts(
 
 
 def over_layers(saes: SAE, n_layers: int) -> SAE:
-    """A stack over some layers as one over all, with zeros where there is no dictionary."""
+    """A stack over some layers (or one dictionary) as one over all, with zeros where there is no dictionary."""
+    saes = saes.as_stack()
     layers = np.asarray(saes.config.layers)
     return jax.tree.map(lambda a: jnp.zeros((n_layers, *a.shape[1:]), a.dtype).at[layers].set(a), saes)
 

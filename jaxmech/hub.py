@@ -59,5 +59,5 @@ def list_files(repo: str, revision: str | None = None) -> list[str]:
 
 def _unreachable(repo: str, revision: str | None, error: Exception) -> ValueError:
     at = f" at revision {revision!r}" if revision else ""
-    return ValueError(f"{repo!r}{at} could not be fetched from the Hugging Face hub: {error}\n"
+    return ValueError(f"{repo!r}{at} is no local path and could not be fetched from the Hugging Face hub: {error}\n"
                       "Check the name, the network, and `hf auth login` for gated repositories.")  # fmt: skip

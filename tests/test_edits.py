@@ -168,6 +168,14 @@ def test_features_of_normalised_tokens_keep_the_error_term(lm, tokens, saes, nor
     np.testing.assert_allclose(gathered.encode(x), code[..., jnp.array(chosen)], rtol=1e-4, atol=1e-4)
 
 
+def test_one_dictionary_serves_as_a_stack_of_one(lm, tokens, saes):
+    chosen, spans = ed.select([(3, 4)], L), ed.everywhere(L)
+    for make in (lambda s: ed.features(s, chosen, gain=0.0, shift=1.0, **spans), lambda s: ed.splice(s, L, **spans)):
+        one, stack = (make(s) for s in (saes.at(3), saes.at(3).as_stack()))
+        got, want = (run(lm, tokens, {"resid_post": (edit,)}).logits for edit in (one, stack))
+        np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("activation", ["topk", "abstopk", "batchtopk"])
 def test_features_of_topk_kinds_are_not_gathered(saes, activation):
     stack = SAE(saes.params, SAEConfig(32, 24, activation=activation, k=3, layers=(1, 3)))

@@ -287,8 +287,7 @@ def forward(
         raise ValueError(f"mask: expected the shape of tokens {tokens.shape}, got {mask.shape}")
     if isinstance(taps, str):
         raise ValueError(f"taps: expected names of sites in a tuple, such as ({taps!r},), got a string")
-    if alone := [site for site, group in (edits or {}).items() if not isinstance(group, Sequence)]:
-        raise ValueError(f"edits[{alone[0]!r}]: expected a tuple of edits, got one edit; write (edit,)")
+    check_groups(edits)
     for site, group in (edits or {}).items():
         for edit in group:
             _check_place(site, edit)
@@ -319,6 +318,14 @@ def forward(
         logits,
         return_cache,
     )
+
+
+def check_groups(edits) -> None:
+    """Refuses what is no mapping from sites to tuples of edits."""
+    if edits is not None and not isinstance(edits, Mapping):
+        raise ValueError(f"edits: expected {{site: (edit, ...)}}, got {type(edits).__name__}")
+    if alone := [site for site, group in (edits or {}).items() if not isinstance(group, Sequence)]:
+        raise ValueError(f"edits[{alone[0]!r}]: expected a tuple of edits, got one edit; write (edit,)")
 
 
 def _check_place(site: str, edit) -> None:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmech.models.config import ModelConfig
-from jaxmech.models.decoder import KV, Params, forward
+from jaxmech.models.decoder import KV, Params, check_groups, forward
 
 
 class _Rules(NamedTuple):
@@ -95,6 +95,7 @@ def generate(
         run = _generate_recomputing
     else:
         run = partial(_generate, cache=tuple(cache))
+    check_groups(edits)
     ids = run(
         config,
         params,

@@ -90,8 +90,7 @@ def check_sae(
       ValueError: the dictionaries' width, site or layers are not the model's, or `texts` do not fill a row.
     """
     _require_fit(lm, saes)
-    if not saes.stacked:
-        saes = saes.replace(params={name: leaf[None] for name, leaf in saes.params.items()})
+    saes = saes.as_stack()
     config, text = saes.config, _encode(lm, texts, saes.config.skip_first, rows, length)
     seen = _read(lm, text, {config.site, config.site_out})
     found = _fit(saes, *seen.pair(config))

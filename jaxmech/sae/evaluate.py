@@ -57,8 +57,7 @@ def evaluate(sae: SAE, batches: Iterable[jax.Array | tuple[jax.Array, jax.Array]
     Raises:
       ValueError: no batch, or single activations for a dictionary whose two sites differ.
     """
-    if not sae.stacked:
-        sae = sae.replace(params={name: leaf[None] for name, leaf in sae.params.items()})
+    sae = sae.as_stack()
     maths = SAE(sae.params, _maths(sae.config))
     n, mean, square, error, means, fired, centre = 0, 0.0, 0.0, 0.0, 0.0, 0.0, None
     for batch in batches:

@@ -234,6 +234,10 @@ class SAE:
         config = dataclasses.replace(self.config, layers=(layer,), l0=(self.config.l0[row],))
         return SAE({name: leaf[row] for name, leaf in self.params.items()}, config)
 
+    def as_stack(self) -> SAE:
+        """A single dictionary as a stack of one; a stack as it is."""
+        return self if self.stacked else SAE({name: leaf[None] for name, leaf in self.params.items()}, self.config)
+
     def _apply(self, method: str, *inputs: tuple[jax.Array, int]) -> jax.Array:
         """Applies `method` to arrays, each given with the width it should have."""
         lead = (self.params["W_dec"].shape[0],) if self.stacked else ()

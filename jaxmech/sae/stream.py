@@ -142,7 +142,7 @@ class ActivationStream(BatchStream):
       tokens: [N,T] int; mask: [N,T] bool, True on real tokens.
       layers: of the model, in any order; the streams' leading axis follows it.
       site: where to read; one of `jaxmech.models.decoder.SITES`.
-      batch_size: activations in a batch.
+      batch_size: activations in a batch; 512 by default, or all there are if they are fewer.
       buffer_tokens: about how many activations are held at a time (all of them if they fit).
       epochs: visits of a buffer before it is replaced.
       forward_batch: texts in one forward pass.
@@ -160,7 +160,7 @@ class ActivationStream(BatchStream):
         *,
         layers: Sequence[int],
         site: str = "resid_post",
-        batch_size: int = 512,
+        batch_size: int | None = None,
         buffer_tokens: int = 65_536,
         epochs: int = 1,
         skip_first: int = 1,
@@ -171,7 +171,7 @@ class ActivationStream(BatchStream):
         cache: str | Path | None = None,
     ):
         self.layers, self.site, self.model, self.seed = tuple(int(x) for x in layers), site, model, seed
-        self.batch_size, self.epochs = batch_size, epochs
+        self.epochs = epochs
         self.forward_batch, self.skip_first = forward_batch, skip_first
         self._cache = None if cache is None else Path(cache)
         tokens = np.asarray(tokens, np.int32)
@@ -195,6 +195,7 @@ class ActivationStream(BatchStream):
         order = np.random.default_rng((seed, 0)).permutation(len(tokens))
         self._tokens, self._mask = tokens[order], mask[order]
         self._kept = self._mask & (np.cumsum(self._mask, axis=1) > skip_first)
+        self.batch_size = batch_size = min(512, max(int(self._kept.sum()), 1)) if batch_size is None else batch_size
         self._bounds = _split(self._kept.sum(1), max(buffer_tokens, batch_size), batch_size)
         self.buffer_sizes = tuple(int(self._kept[a:z].sum()) for a, z in self._bounds)
         self._check()

@@ -118,6 +118,7 @@ def test_one_trace_whatever_changes_in_an_edit(lm, tokens):
         (dict(taps="resid_post"), r"write|tuple, such as \('resid_post',\)"),
         (dict(edits={"resid_post": ed.add_vector(jnp.ones((4, 32)), **ed.everywhere(4))}), "expected a tuple of edits"),
         (dict(edits={"resid_post": (ed.add_vector(jnp.ones((3, 32)), **ed.everywhere(4)),)}), "the model's 4 layers"),
+        (dict(edits=(ed.add_vector(jnp.ones((4, 32)), **ed.everywhere(4)),)), "expected {site"),
         (dict(logits=99), "1..12"),
         (dict(mask=jnp.ones((3, 4), bool)), r"\(3, 12\)"),
     ],

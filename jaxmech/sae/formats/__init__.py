@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from jaxmech.sae.formats import (
     bare,
     circuit_tracer,
@@ -112,9 +114,16 @@ def _read(place: places.Place, given: Given) -> SAE:
     for reader in READERS:
         if reader.matches(place.path):
             params, config = reader.read(place.path, given)
+            if config.units == "unknown" and config.normalize == "none" and _unit_rows(params["W_dec"]):
+                config = dataclasses.replace(config, units="residual")
             return make_sae(params, dataclasses.replace(config, source=place.name))
     known = ", ".join(reader.__name__.rpartition(".")[2] for reader in READERS)
     raise ValueError(f"{place.path}: in none of the formats known here ({known})")
+
+
+def _unit_rows(W_dec: np.ndarray) -> bool:
+    """Whether every decoder row has norm 1, so that a feature's activation is a length in the residual stream."""
+    return bool(np.abs(np.linalg.norm(W_dec, axis=1) - 1).max() < 1e-2)  # half floats round
 
 
 def _common(source: str | Path, found: Sequence[places.Place]) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 from jax.sharding import Mesh
 
 from jaxmech.models.sharding import auto_axes
+from jaxmech.progress import console
 from jaxmech.progress import progress as progress_bar
 from jaxmech.sae.module import SAE
 from jaxmech.sae.stream import BatchStream
@@ -70,6 +71,8 @@ def train(
                 checkpoints.require_space(state)
         log = stack.enter_context(closing(MetricsLog(log_dir, rows, tensorboard=tensorboard))) if log_dir else None
         logged = int(state.step)
+        if progress and logged:
+            console().print(f"goes on from step {logged} of {config.steps}", highlight=False)
         bar = progress_bar("training SAEs", config.steps - logged, unit="step") if progress else None
         advance = stack.enter_context(bar) if bar else None
         for step in range(logged, config.steps):

@@ -11,7 +11,6 @@ run_dir/
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -174,14 +173,19 @@ def draw_text(c: TrainSettings, lm: LanguageModel, file: Path) -> text.Tokens:
     if c.text_file or c.text_dataset:
         return text.draw(lm, c.text_count, c.text_length, key, file=c.text_file, dataset=c.text_dataset)[0]
     names = ("model", "dtype", "seed", "text_count", "text_length")
-    origin = {"sampled": json.dumps({name: getattr(c, name) for name in names})}
+    origin = {name: str(getattr(c, name)) for name in names}
     if file.is_file():
         try:
             with safe_open(file, framework="np") as stored:
-                if stored.metadata() == origin:
-                    return text.Tokens(stored.get_tensor("tokens"), stored.get_tensor("mask"))
+                told = stored.metadata() or {}
+                rows = text.Tokens(stored.get_tensor("tokens"), stored.get_tensor("mask"))
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged ({error}); delete it") from error
+        if told == origin:
+            return rows
+        differing = [f"{n} was {told.get(n)}, is {value}" for n, value in origin.items() if told.get(n) != value]
+        raise ValueError(f"{file} was sampled for another training: {'; '.join(differing)}; use another run_dir, or "
+                         "delete this one")  # fmt: skip
     console().print("sampling text from the model …", highlight=False)
     rows = text.draw(lm, c.text_count, c.text_length, key)[0]
     with disk_errors(file, _REMEDY), whole(file) as temporary:
@@ -199,4 +203,6 @@ def show(folder: Path, table: pd.DataFrame, out: Console | None = None) -> None:
         shown = [f"{row[name]:.1f}" if name == "l0" else f"{row[name]:.4f}" for name in _SHOWN]
         grid.add_row(f"{row['sparsity']:g}", str(row["layer"]), *shown)
     out.print(grid)
-    out.print(f"Dictionaries: {folder}", soft_wrap=True, highlight=False)
+    several = table["sparsity"].nunique() > 1
+    for stack in sorted({f"sparsity_{value:g}" if several else "" for value in table["sparsity"]}):
+        out.print(f"Dictionaries: {folder / stack}", soft_wrap=True, highlight=False)

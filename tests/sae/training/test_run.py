@@ -1,5 +1,6 @@
 """`jaxmech train-sae` on a tiny model: settings checked, everything written, a second run trains nothing."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -124,6 +125,19 @@ def test_mistakes_end_with_their_message(tiny, monkeypatch, capsys, override, me
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     code, _, err = call(monkeypatch, capsys, CONFIG, *tiny, override)
     assert code == 1 and message in " ".join(err.split()) and "Traceback" not in err
+
+
+def test_text_of_another_training_is_kept(tiny, monkeypatch, capsys, tmp_path):
+    settings = load_settings(TrainSettings, CONFIG, tiny)
+    file, rows = tmp_path / "text.safetensors", run.text.Tokens(np.ones((2, 3), np.int32), np.ones((2, 3), bool))
+    monkeypatch.setattr(run.text, "sample_text", lambda *_, **__: rows)
+    run.draw_text(settings, None, file)
+    before = file.read_bytes()
+    np.testing.assert_array_equal(run.draw_text(settings, None, file).tokens, rows.tokens)
+    other = dataclasses.replace(settings, text_count=settings.text_count + 1)
+    with pytest.raises(ValueError, match=f"text_count was {settings.text_count}, is {other.text_count}; use another"):
+        run.draw_text(other, None, file)
+    assert file.read_bytes() == before
 
 
 def test_missing_keys_and_files_are_named(tmp_path):
