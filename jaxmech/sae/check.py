@@ -203,7 +203,7 @@ def _sentence(config: SAEConfig, row, faults: list[str], cause: tuple[str, str] 
     place = config.site if config.site == config.site_out else f"{config.site} to {config.site_out}"
     said = " and ".join(faults) or f"FVU is {row.fvu:.2g}"
     if cause is None and row.fvu < 1:
-        hint = f"FVU is {row.fvu:.2g}, so that the declared number or the text it was measured on may be what is off"
+        hint = f"FVU is {row.fvu:.2g}: it may have seen too little text in training, or other text than this"
         cause = ("unknown", hint)
     if cause is None:
         cause = ("unknown", "no other site of that width, layer, scale, b_dec or number of skipped tokens explains it")
