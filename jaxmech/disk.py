@@ -28,6 +28,12 @@ def read_json(path: Path, remedy: str = "download or copy it again") -> dict[str
     return content
 
 
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is Git LFS's note of where its content is, as a clone without LFS leaves it."""
+    with path.open("rb") as start:
+        return start.read(23) == b"version https://git-lfs"
+
+
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; what stands there at the end takes its place, and nothing does on an error."""

@@ -220,10 +220,7 @@ def _converted(source, config: ModelConfig, dtype: str, mesh, gguf: bool = False
 def _download(hub_id: str) -> Path:
     """A hub model's configuration, tokenizer and safetensors, in the hub's own cache."""
     wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-    try:
-        return hub.fetch(hub_id, wanted, ignore=["*/*", "consolidated*"])
-    except ValueError as error:
-        raise ValueError(f"{hub_id!r} is no local path. {error}") from error
+    return hub.fetch(hub_id, wanted, ignore=["*/*", "consolidated*"])
 
 
 # Digests ------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmech.disk import read_json
+from jaxmech.disk import is_lfs_pointer, read_json
 
 
 class SafetensorsFolder:
@@ -31,9 +31,7 @@ class SafetensorsFolder:
             try:
                 file = safe_open(path, "np")
             except SafetensorError as error:
-                with path.open("rb") as start:
-                    pointer = start.read(23) == b"version https://git-lfs"
-                why = "a pointer of Git LFS; run: git lfs pull" if pointer else error
+                why = "a pointer of Git LFS; run: git lfs pull" if is_lfs_pointer(path) else error
                 problems.append(f"{path.name} is damaged or truncated ({why})")
                 continue
             for name in file.keys():  # noqa: SIM118  (not a mapping)

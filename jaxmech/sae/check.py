@@ -24,6 +24,7 @@ from jaxmech.models.chat import encode_chat
 from jaxmech.models.decoder import SITES, forward
 from jaxmech.sae.evaluate import evaluate
 from jaxmech.sae.module import SAE, SAEConfig
+from jaxmech.sae.stream import behind_first
 from jaxmech.sae.text import Tokens, pack_texts
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class _Seen(NamedTuple):
     mask: np.ndarray
 
     def kept(self, skip_first: int) -> np.ndarray:
-        return self.mask & (np.cumsum(self.mask, axis=1) > skip_first)
+        return behind_first(self.mask, skip_first)
 
     def at(self, site: str, layers: Sequence[int], skip_first: int) -> jax.Array:
         """[S,n,D]."""

@@ -21,6 +21,7 @@ from jaxmech.edits import Replace
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params, forward
 from jaxmech.sae.module import SAE, SAEConfig
+from jaxmech.sae.stream import behind_first
 
 _TINY = 1e-12
 
@@ -200,7 +201,7 @@ def loss_recovered(
     if tokens.ndim != 2 or mask.shape != tokens.shape:
         raise ValueError(f"tokens, mask: expected two arrays [N,T], got shapes {tokens.shape} and {mask.shape}")
     skip_first = sae.config.skip_first if skip_first is None else skip_first
-    kept = mask & (np.cumsum(mask, axis=1) > skip_first)
+    kept = behind_first(mask, skip_first)
     scored = kept[:, :-1] & mask[:, 1:]
     if not scored.any():
         raise ValueError(f"tokens: no prediction left to score with skip_first={skip_first}; give longer texts")
@@ -257,8 +258,7 @@ def _site_sums(config, sites, layers, params, tokens, mask, kept):
 
 def _spliced(sae: SAE, x, target, kept):
     """`target` with y at the kept tokens. No others are encoded: all that are share the budget of a BatchTopK."""
-    y = sae(x[:, kept]) if sae.stacked else sae(x[0][kept])[None]
-    return target.at[:, kept].set(y)
+    return target.at[:, kept].set(sae.as_stack()(x[:, kept]))
 
 
 def _cross_entropy(logits, tokens, scored):

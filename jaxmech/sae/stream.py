@@ -194,7 +194,7 @@ class ActivationStream(BatchStream):
         self._config, self._params = first_layers(config, params, max(self.layers) + 1)
         order = np.random.default_rng((seed, 0)).permutation(len(tokens))
         self._tokens, self._mask = tokens[order], mask[order]
-        self._kept = self._mask & (np.cumsum(self._mask, axis=1) > skip_first)
+        self._kept = behind_first(self._mask, skip_first)
         self.batch_size = batch_size = min(512, max(int(self._kept.sum()), 1)) if batch_size is None else batch_size
         self._bounds = _split(self._kept.sum(1), max(buffer_tokens, batch_size), batch_size)
         self.buffer_sizes = tuple(int(self._kept[a:z].sum()) for a, z in self._bounds)
@@ -242,6 +242,11 @@ class ActivationStream(BatchStream):
         """Texts start..stop, filled up to the one shape that is compiled."""
         rows = np.minimum(np.arange(start, start + self.forward_batch), stop - 1)
         return self._tokens[rows], self._mask[rows]
+
+
+def behind_first(mask: np.ndarray, n: int) -> np.ndarray:
+    """The real tokens of each text but the first n: what dictionaries are trained and measured on. mask [N,T] bool."""
+    return mask & (np.cumsum(mask, axis=1) > n)
 
 
 def _require_distinct(layers: tuple[int, ...]) -> None:

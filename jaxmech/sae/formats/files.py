@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from jaxmech.disk import read_json
+from jaxmech.disk import is_lfs_pointer, read_json
 
 T = TypeVar("T")
 
@@ -99,9 +99,8 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: expected one of {', '.join(TENSOR_SUFFIXES)}")
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    with path.open("rb") as start:
-        if start.read(23) == b"version https://git-lfs":
-            raise ValueError(f"{path}: a pointer of Git LFS; run: git lfs pull")
+    if is_lfs_pointer(path):
+        raise ValueError(f"{path}: a pointer of Git LFS; run: git lfs pull")
     return readers[path.suffix](path)
 
 
