@@ -8,8 +8,10 @@ dist = jm.choice_distribution(lm, ["..."], [str(a) for a in range(11)])
 """
 
 from jaxmech import edits
-from jaxmech.choices import Choices, Prompts, choice_distribution, encode_prompts, score
+from jaxmech.activations import Activations, load_activations, save_activations
+from jaxmech.choices import Choices, Prefix, Prompts, choice_distribution, encode_prompts, make_prompts, score
 from jaxmech.edits import gather_features
+from jaxmech.engine import sweep
 from jaxmech.models.chat import encode_chat
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Output, Tap, forward
@@ -21,13 +23,15 @@ from jaxmech.sae.check import check_sae
 from jaxmech.sae.evaluate import evaluate, loss_recovered
 from jaxmech.sae.formats import load_sae, load_saes, save_sae, save_saes
 from jaxmech.sae.module import SAE, SAEConfig
+from jaxmech.sae.sharding import shard_saes
 from jaxmech.sae.stream import ActivationStream
 from jaxmech.sae.training import SAETrainConfig, train
 
 __all__ = [
-    "SAE", "ActivationStream", "Choices", "LanguageModel", "ModelConfig", "Output", "Prompts", "SAEConfig",
-    "SAETrainConfig", "Tap",
+    "SAE", "ActivationStream", "Activations", "Choices", "LanguageModel", "ModelConfig", "Output", "Prefix", "Prompts",
+    "SAEConfig", "SAETrainConfig", "Tap",
     "check_sae", "choice_distribution", "edits", "encode_chat", "encode_prompts", "evaluate", "forward",
-    "gather_features", "generate", "load_model", "load_sae", "load_saes", "loss_recovered", "make_mesh", "repetition",
-    "save_model", "save_sae", "save_saes", "score", "shard_batch", "train", "until_end",
+    "gather_features", "generate", "load_activations", "load_model", "load_sae", "load_saes", "loss_recovered",
+    "make_mesh", "make_prompts", "repetition", "save_activations", "save_model", "save_sae", "save_saes", "score",
+    "shard_batch", "shard_saes", "sweep", "train", "until_end",
 ]  # fmt: skip

@@ -14,19 +14,18 @@ distribution over choices is s / M with M = sum_a s(a), the mass on valid answer
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmech.edits import Edits, with_answers
+from jaxmech.edits import Edits, on_prefix, with_answers
 from jaxmech.models.chat import encode as encode_prompts
 from jaxmech.models.chat import token_ids
-from jaxmech.models.decoder import KV, Output, Params, check_groups, forward
+from jaxmech.models.decoder import KV, Output, Params, check_groups, forward, next_positions, unembed
 from jaxmech.models.load import LanguageModel
 
 _CONTINUES = {"number": re.compile(r"[.,]?\d"), "word": re.compile(r"\w|['’-]\w")}
@@ -49,16 +48,33 @@ class Trie(NamedTuple):
     continues: jax.Array
 
 
+class Prefix(NamedTuple):
+    """What several prompts begin with, such as a family's worked examples: computed once for all of them.
+
+    tokens [G,P]; mask [G,P]; rows [B], which of the G prefixes each prompt follows.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+    rows: jax.Array
+
+    def apart(self) -> Prefix:
+        """The same with a prefix of its own for every prompt."""
+        return Prefix(self.tokens[self.rows], self.mask[self.rows], jnp.arange(len(self.rows)))
+
+
 class Prompts(NamedTuple):
     """What is scored: left-padded prompts, so that the last slot is the decision token, with their tries.
 
-    tokens [B,T]; mask [B,T]; cache: segments of earlier tokens, such as a family's worked examples.
+    tokens [B,T]; mask [B,T]; cache: segments of earlier tokens, which no edit reaches any more; prefix: worked examples
+    in front, not computed yet (then there is no cache).
     """
 
     tokens: jax.Array
     mask: jax.Array
     trie: Trie
     cache: tuple[KV, ...] = ()
+    prefix: Prefix | None = None
 
 
 class Choices(NamedTuple):
@@ -88,101 +104,140 @@ def score(
     *,
     edits: Edits | None = None,
     taps: Sequence[str] | Mapping[str, Any] = (),
+    remat: bool = False,
 ) -> tuple[Choices, Output]:
-    """Scores every choice of every prompt in one forward pass.
+    """Scores every choice of every prompt in one forward pass (and one over the prefixes, where there are any).
 
     Args:
       prompts: B prompts with tries.
-      edits: their `where` speaks of `prompts.tokens`, their `after` of the answers' tokens. A donor with a token axis
-        longer than 1 spans both: T + M tokens.
+      edits: their `where` speaks of `prompts.tokens`, their `after` of the answers' tokens, their `before` of the
+        prefix. A donor with a token axis longer than 1 spans prompt and answers: T + M tokens.
       taps: as for `forward`; they see T + M tokens, the prompt's first.
+      remat: as for `forward`.
 
     Returns:
-      The choices, and the pass's output (its logits are those of the prompt's last token and of all nodes).
+      The choices, and the pass's output, without logits: there are `M + 1` slots to read out, which is done a few rows
+      at a time.
     """
     check_groups(edits)
-    tokens, mask, trie, cache = prompts
-    (B, T), M = tokens.shape, trie.tokens.shape[1]
-    seen = sum((segment.mask.sum(1, keepdims=True) for segment in cache), jnp.zeros((B, 1), jnp.int32))
-    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0) + seen
-    positions = jnp.concatenate([positions, positions[:, -1:] + trie.depth], axis=1)
-    within = jnp.zeros((B, T + M, T + M), bool)
-    within = within.at[:, :T, :T].set(jnp.tril(jnp.ones((T, T), bool)))
-    within = within.at[:, T:, :T].set(True).at[:, T:, T:].set(trie.ancestors)
+    prompts = cache_prefix(config, params, prompts, edits=edits, remat=remat)
+    tokens, mask, positions, within = lay_out(prompts)
+    (_, T), M = prompts.tokens.shape, prompts.trie.tokens.shape[1]
     out = forward(
         config,
         params,
-        jnp.concatenate([tokens, trie.tokens], axis=1),
-        mask=jnp.concatenate([mask, jnp.ones((B, M), bool)], axis=1),
+        tokens,
+        mask=mask,
         edits=with_answers(edits, T, M),
         taps=taps,
-        logits=M + 1,
-        cache=cache,
+        logits="none",
+        cache=prompts.cache,
         positions=positions,
         within=within,
+        remat=remat,
     )
-    return Choices(_choice_logprobs(trie, out.logits)), out
+    return Choices(read_out(config, params, out.final[:, T - 1 :], prompts.trie)), out
 
 
-def _choice_logprobs(trie: Trie, logits: jax.Array) -> jax.Array:
-    """log s(a) [B,N] from the logits [B,M+1,V] of the slots."""
-    whole = jax.nn.logsumexp(logits, axis=-1)
-    end = jax.nn.logsumexp(jnp.where(trie.continues, -jnp.inf, logits), axis=-1) - whole
-    rows = jnp.arange(logits.shape[0])[:, None]
-    step = logits[rows, trie.parent, trie.tokens] - whole[rows, trie.parent]  # [B,M]
-    path = jnp.einsum("bmn,bn->bm", trie.ancestors.astype(step.dtype), step, precision=jax.lax.Precision.HIGHEST)
-    arrive = jnp.pad(path, ((0, 0), (1, 0))) + end  # [B,M+1]
-    strings = jnp.where(trie.ends >= 0, arrive[rows[..., None], jnp.maximum(trie.ends, 0)], -jnp.inf)
-    return jax.nn.logsumexp(strings, axis=-1)
+def lay_out(prompts: Prompts) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Tokens, mask and positions [B,T+M] of prompts with all answers behind them, and who looks at whom
+    [B,T+M,T+M]."""
+    tokens, mask, trie = prompts.tokens, prompts.mask, prompts.trie
+    (B, T), M = tokens.shape, trie.tokens.shape[1]
+    positions = next_positions(mask, prompts.cache)
+    if prompts.prefix is not None:
+        positions = positions + prompts.prefix.mask.sum(1)[prompts.prefix.rows][:, None]
+    within = jnp.zeros((B, T + M, T + M), bool)
+    within = within.at[:, :T, :T].set(jnp.tril(jnp.ones((T, T), bool)))
+    within = within.at[:, T:, :T].set(True).at[:, T:, T:].set(trie.ancestors)
+    return (
+        jnp.concatenate([tokens, trie.tokens], axis=1),
+        jnp.concatenate([mask, jnp.ones((B, M), bool)], axis=1),
+        jnp.concatenate([positions, positions[:, -1:] + trie.depth], axis=1),
+        within,
+    )
+
+
+_LOGITS_AT_ONCE = 2**26
+"""Entries of the logits that are held at a time, 256 MiB in float32. A vocabulary is long, slots are many, and a few
+hundred rows are enough for the unembedding to run at full speed."""
+
+
+def read_out(config, params: Params, final: jax.Array, trie: Trie) -> jax.Array:
+    """log s(a) [...,B,N] from the residuals [...,B,M+1,D] after the last layer, of the decision token and all nodes."""
+    *lead, B, slots, D = final.shape
+    wanted = jnp.broadcast_to(trie.tokens[:, None], (*lead, B, slots, slots - 1)).reshape(-1, slots - 1)
+    rows = len(wanted)
+    chunks = -(-rows * config.vocab_size // _LOGITS_AT_ONCE)
+    size = -(-rows // chunks)
+
+    def by_chunk(a):
+        # Neighbours go to different chunks, so that devices that hold different rows all have work in each.
+        a = jnp.pad(a, ((0, size * chunks - rows), (0, 0)))
+        return jnp.swapaxes(a.reshape(size, chunks, -1), 0, 1)
+
+    @jax.checkpoint
+    def chunk(inputs):
+        x, tokens = inputs
+        logits = unembed(config, params, x)  # [size,V]
+        top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+        weights = jnp.exp(logits - top)
+        sums = jnp.stack([weights.sum(-1), jnp.where(trie.continues, 0.0, weights).sum(-1)], axis=-1)
+        return jnp.log(sums) + top, jnp.take_along_axis(logits, tokens, axis=-1)
+
+    sums, logits = jax.lax.map(chunk, (by_chunk(final.reshape(rows, D)), by_chunk(wanted)))
+    back = lambda a: jnp.swapaxes(a, 0, 1).reshape(size * chunks, -1)[:rows].reshape(*lead, B, slots, -1)  # noqa: E731
+    return _choice_logprobs(trie, back(sums)[..., 0], back(sums)[..., 1], back(logits))
+
+
+def _choice_logprobs(trie: Trie, whole: jax.Array, ends: jax.Array, logits: jax.Array) -> jax.Array:
+    """log s(a) [...,B,N] from each slot's log normaliser over all tokens [...,B,M+1], over those that end the answer,
+    and its logits of the nodes' tokens [...,B,M+1,M]."""
+    slots = jnp.broadcast_to(trie.parent[:, None], (*logits.shape[:-2], 1, logits.shape[-1]))
+    step = jnp.take_along_axis(logits - whole[..., None], slots, axis=-2)[..., 0, :]  # [...,B,M]
+    precision = jax.lax.Precision.HIGHEST
+    path = jnp.einsum("bmn,...bn->...bm", trie.ancestors.astype(step.dtype), step, precision=precision)
+    arrive = jnp.pad(path, [(0, 0)] * (path.ndim - 1) + [(1, 0)]) + ends - whole  # [...,B,M+1]
+    B, N, W = trie.ends.shape
+    at = jnp.broadcast_to(jnp.maximum(trie.ends, 0).reshape(B, N * W), (*arrive.shape[:-1], N * W))
+    strings = jnp.take_along_axis(arrive, at, axis=-1).reshape(*arrive.shape[:-1], N, W)
+    return jax.nn.logsumexp(jnp.where(trie.ends >= 0, strings, -jnp.inf), axis=-1)
+
+
+def cache_prefix(
+    config, params: Params, prompts: Prompts, *, edits: Edits | None = None, remat: bool = False
+) -> Prompts:
+    """The same prompts with the prefix, edited where the edits' `before` says so, in the cache: once for all prompts
+    that share it, unless edits tell these apart."""
+    if prompts.prefix is None:
+        return prompts
+    here, prefix = on_prefix(edits), prompts.prefix
+    if any(edit.rows() > 1 for group in here.values() for edit in group):
+        prefix = prefix.apart()
+    cache = forward(
+        config, params, prefix.tokens, mask=prefix.mask, edits=here, logits="none", return_cache=True, remat=remat
+    ).cache
+    return prompts._replace(prefix=None, cache=(cache._replace(rows=prefix.rows),))
+
+
+def cache_before(config, params: Params, prompts: Prompts, position: int) -> Prompts:
+    """The same prompts with the prefix and all tokens before slot `position` moved into the cache, unedited: the share
+    that edits from there on leave alone."""
+    prompts = cache_prefix(config, params, prompts)
+    if position == 0:
+        return prompts
+    early = forward(
+        config, params, prompts.tokens[:, :position], mask=prompts.mask[:, :position], cache=prompts.cache,
+        logits="none", return_cache=True,
+    )  # fmt: skip
+    return prompts._replace(
+        tokens=prompts.tokens[:, position:], mask=prompts.mask[:, position:], cache=(*prompts.cache, early.cache)
+    )
 
 
 def before_last(config, params: Params, prompts: Prompts) -> Prompts:
     """The same prompts with all but the decision token moved into the cache: the share that edits there leave alone."""
-    if prompts.tokens.shape[1] == 1:
-        return prompts
-    early = forward(
-        config, params, prompts.tokens[:, :-1], mask=prompts.mask[:, :-1], cache=prompts.cache, logits="none",
-        return_cache=True,
-    )  # fmt: skip
-    return prompts._replace(
-        tokens=prompts.tokens[:, -1:], mask=prompts.mask[:, -1:], cache=(*prompts.cache, early.cache)
-    )
-
-
-def sweep(score_point: Callable[[Any], Any], points: Any) -> Any:
-    """`score_point` at every sweep point, one after another inside one program.
-
-    Args:
-      score_point: point -> any pytree; traced once.
-      points: a pytree whose leaves lead with the sweep axis S, such as coefficients, directions or feature sets.
-
-    Returns:
-      What `score_point` returns, with S in front.
-    """
-    return jax.lax.map(score_point, points)
-
-
-def in_chunks(
-    run: Callable[[Any], Any], points: Any, *, size: int, advance: Callable[[int], None] | None = None
-) -> Any:
-    """Runs a compiled sweep in chunks of `size` points, the last one padded, so that one program serves any length.
-
-    Args:
-      run: chunk of points -> a pytree whose leaves lead with the points.
-      advance: told how many points are done, for a progress bar.
-
-    Returns:
-      NumPy arrays over all points.
-    """
-    total = len(jax.tree.leaves(points)[0])
-    pieces = []
-    for start in range(0, total, size):
-        rows, keep = np.minimum(np.arange(start, start + size), total - 1), min(size, total - start)
-        piece = run(jax.tree.map(itemgetter(rows), points))
-        pieces.append(jax.tree.map(lambda a, keep=keep: np.asarray(a)[:keep], piece))
-        if advance is not None:
-            advance(keep)
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
+    return cache_before(config, params, prompts, prompts.tokens.shape[1] - 1)
 
 
 def choice_distribution(
@@ -198,14 +253,44 @@ def choice_distribution(
     Raises:
       ValueError: a choice the tokenizer cannot put behind a prompt, or a prompt too long for the model.
     """
-    tokens, mask = encode_prompts(lm, prompts)
-    trie = build_tries(lm, prompts, [choices] * len(prompts))
-    return _score_jit(lm.config, lm.params, Prompts(tokens, mask, trie), edits)
+    return _score_jit(lm.config, lm.params, make_prompts(lm, prompts, choices), edits)
 
 
 @partial(jax.jit, static_argnums=0)
 def _score_jit(config, params, prompts, edits):
     return score(config, params, prompts, edits=edits)[0]
+
+
+def make_prompts(
+    lm: LanguageModel, texts: Sequence[str], choices: Sequence[Any], *, prefixes: Sequence[str] | None = None
+) -> Prompts:
+    """Prompts to be scored over the same `choices`, as for `choice_distribution`.
+
+    Args:
+      texts: what is asked, each ending right before the answer, padded to the same length on the left.
+      prefixes: what stands before each text, such as its worked examples. Equal ones are computed once.
+
+    Raises:
+      ValueError: a prefix and a text that do not tokenise apart, a choice that does not tokenise behind its text, or
+        prompts too long for the model.
+    """
+    trie = build_tries(lm, texts, [choices] * len(texts))
+    if prefixes is None:
+        return Prompts(*encode_prompts(lm, texts), trie)
+    for before, text in zip(prefixes, texts, strict=True):
+        check_apart(lm.tokenizer, before, text)
+    own, rows = np.unique(np.asarray(prefixes, str), return_inverse=True)
+    prefix = Prefix(*encode_prompts(lm, list(own)), jnp.asarray(rows))
+    return Prompts(*encode_prompts(lm, texts, bos=False), trie, prefix=prefix)
+
+
+def check_apart(tokenizer, prefix: str, text: str) -> None:
+    """Refuses a text whose tokens change when `prefix` stands before it."""
+    if token_ids(tokenizer, prefix + text) != token_ids(tokenizer, prefix) + token_ids(tokenizer, text):
+        raise ValueError(
+            f"prompt {text[:40]!r} and what stands before it, ending in {prefix[-20:]!r}, do not tokenise apart; end "
+            "the prefix with a line break"
+        )
 
 
 def build_tries(

@@ -1,6 +1,7 @@
-"""What a run shows at the decision token: residuals for donors, and feature moments reduced inside the scan.
+"""What a run shows at the decision token: residuals for donors, and feature moments folded layer by layer.
 
-`B` denotes prompts (or pairs), `T` tokens, `L` layers, `D` the residual width, `F` features, `K` families.
+`B` denotes prompts (or pairs), `T` tokens, `L` layers, `L'` those with a dictionary, `D` the width at the site, `F`
+features, `K` families.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmech.choices import Choices, Prompts, score
 from jaxmech.contrast import Moments, batch_moments, merge_moments
-from jaxmech.edits import over_layers
 from jaxmech.models.decoder import Params, Tap
 from jaxmech.sae.module import SAE
 
@@ -41,9 +42,10 @@ def _at_slot(slot: int, _, x):
 def update_moments(
     config, params: Params, saes: SAE, prompts: Prompts, values: jax.Array, member: jax.Array, moments: Moments
 ) -> tuple[Moments, Run]:
-    """Folds a batch of pairs into the moments; features are encoded layer by layer inside the scan.
+    """Folds a batch of pairs into the moments: one pass of the model, then one over the dictionaries.
 
     Args:
+      saes: a stack over layers, or one dictionary.
       prompts: 2B prompts, the generous ones first, then their selfish twins.
       values: [2B,N] share given for each choice; member: [B,K], 1 where a pair belongs to a family.
       moments: [.., L', ..] over the layers of `saes`; its buffers are reused.
@@ -51,15 +53,41 @@ def update_moments(
     Returns:
       The new moments, and the batch's `Run` of 2B prompts.
     """
-    at, site = prompts.tokens.shape[1] - 1, saes.config.site
-    encode = Tap(site, partial(_encode_slot, at), over_layers(saes, config.n_layers))
-    taps = {"z": encode, "resid": Tap(site, partial(_at_slot, at))}
-    choices, out = score(config, params, prompts, taps=taps)
-    z = out.taps["z"][jnp.asarray(saes.config.layers)]  # [L',2B,F]
-    z = jnp.moveaxis(z.reshape(z.shape[0], 2, -1, z.shape[2]), 1, 0)
-    g = choices.expected(values).reshape(2, -1)
-    return merge_moments(moments, batch_moments(z, g, member)), Run(choices, out.taps["resid"])
+    run = run_decision(config, params, prompts, site=saes.config.site)
+    x = run.resid[np.asarray(saes.config.layers)]
+    return fold_moments(saes, x, run.choices.expected(values).reshape(2, -1), member, moments), run
 
 
-def _encode_slot(slot: int, sae: SAE, x):
-    return sae.encode(x[:, slot])
+def fold_moments(saes: SAE, x: jax.Array, g: jax.Array, member: jax.Array, moments: Moments) -> Moments:
+    """The moments with another batch of pairs in them.
+
+    The co-moments of features and share given need the share, which stands at the end of the model's own scan over
+    layers. The residuals at the decision token are few and kept anyway, so the dictionaries have a scan of their own:
+    codes exist for one layer at a time, and nothing is spent on layers without a dictionary.
+
+    Args:
+      x: [L',2B,D] at the decision token, the generous prompts first; g: [2,B] share given; member: [B,K].
+    """
+    saes = saes.as_stack()
+
+    def layer(carry, inputs):
+        row, sae, x = inputs
+        z = sae.encode(x).reshape(2, 1, -1, sae.config.d_sae)
+        # The shared n, mean_g and m2_g are read from before the batch at every layer; what comes out is the same.
+        old = {f: v if f in _SHARED else _layer(v, row) for f, v in (moments._asdict() | carry).items()}
+        new = merge_moments(Moments(**old), batch_moments(z, g, member))._asdict()
+        # In the carry, not stacked: a loop updates its carry in place, and the donated buffers are that carry.
+        carry = {f: jax.lax.dynamic_update_slice_in_dim(v, new[f], row, v.ndim - 3) for f, v in carry.items()}
+        return carry, {f: new[f] for f in _SHARED}
+
+    carry = {f: v for f, v in moments._asdict().items() if f not in _SHARED}
+    folded, shared = jax.lax.scan(layer, carry, (jnp.arange(len(x)), saes, x))
+    return Moments(**folded, **{f: v[-1] for f, v in shared.items()})
+
+
+_SHARED = ("n", "mean_g", "m2_g")
+
+
+def _layer(v: jax.Array, row: jax.Array) -> jax.Array:
+    """One layer of moments [..,L',K,F], its axis kept."""
+    return jax.lax.dynamic_slice_in_dim(v, row, 1, v.ndim - 3)

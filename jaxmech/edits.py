@@ -4,16 +4,17 @@
 
 Every leaf leads with `L`; the batch axis may be 1 where all rows share a value. An edit adds `delta(x)` to x where
 `where` holds, so a neutral edit adds exact zeros. `where [L,B,T]` says at which layers, rows and prompt tokens it acts
-(a token axis of 1 means every token) and `after [L,B]` whether it acts on the tokens that follow the prompt, generated
-or scored. `Edits` maps a site to its edits; a site that is absent costs nothing. An edit that is made of a dictionary
-knows the site it belongs to, and may read another site of the same layer: a transcoder's features are read at the
-feed-forward sublayer's input and written at its output.
+(a token axis of 1 means every token), `after [L,B]` whether it acts on the tokens that follow the prompt, generated or
+scored, and `before [L,B]` whether it acts on worked examples that are given apart from the prompt (`choices.Prefix`).
+What a cache holds is past editing. `Edits` maps a site to its edits; a site that is absent costs nothing. An edit that
+is made of a dictionary knows the site it belongs to, and may read another site of the same layer: a transcoder's
+features are read at the feed-forward sublayer's input and written at its output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +29,12 @@ _PRECISION = jax.lax.Precision.HIGHEST
 
 @struct.dataclass
 class _Edit:
-    """where, after: see above; site: where it belongs (None: anywhere); reads: whose x it wants (None: its site's)."""
+    """where, after, before (None: nowhere): see above; site: where it belongs (None: anywhere); reads: whose x it wants
+    (None: its site's)."""
 
     where: jax.Array
     after: jax.Array
+    before: jax.Array | None = struct.field(default=None, kw_only=True)
     site: str | None = struct.field(pytree_node=False, default=None, kw_only=True)
     reads: str | None = struct.field(pytree_node=False, default=None, kw_only=True)
 
@@ -43,6 +46,25 @@ class _Edit:
     def for_answers(self) -> _Edit:
         """The same edit for a pass over later tokens only."""
         return self.replace(where=self.after[..., None])
+
+    def for_prefix(self) -> _Edit:
+        """The same edit for a pass over the worked examples only."""
+        return self.replace(where=self.before[..., None])
+
+    def rows(self) -> int:
+        """How many prompts it tells apart; 1 where all share its values."""
+        leaves = self.where, self.after, self.before, *(getattr(self, name) for name in self.BY_ROW)
+        return max(leaf.shape[1] for leaf in leaves if leaf is not None)
+
+    BY_ROW: ClassVar[tuple[str, ...]] = ()
+
+    def acts(self) -> jax.Array:
+        """Layers [L] at which it may change anything where it acts: what it says in vain costs nothing."""
+        return jnp.ones(len(self.where), bool)
+
+    def from_slot(self, cut: int) -> _Edit:
+        """The same edit for a prompt without its first `cut` slots."""
+        return self if self.where.shape[-1] == 1 else self.replace(where=self.where[..., cut:])
 
     def pad_prompt(self, front: int) -> _Edit:
         """The same edit for a prompt with `front` slots of padding before it, where it does not act."""
@@ -64,6 +86,10 @@ class Add(_Edit):
     """x + vector: steering. vector [L,B,D]."""
 
     vector: jax.Array
+    BY_ROW = ("vector",)
+
+    def acts(self) -> jax.Array:
+        return (self.vector != 0).any((1, 2))
 
     def change(self, x):
         return self.vector[:, None, :]
@@ -77,6 +103,19 @@ class Replace(_Edit):
     """
 
     donor: jax.Array
+    BY_ROW = ("donor",)
+
+    def for_prefix(self) -> Replace:
+        if self.donor.shape[2] != 1:
+            raise ValueError(
+                f"edits.Replace: a donor of {self.donor.shape[2]} tokens says nothing of the worked examples in front "
+                "of the prompt; leave out `before`, or give one donor for all tokens"
+            )
+        return super().for_prefix()
+
+    def from_slot(self, cut: int) -> Replace:
+        donor = self.donor if self.donor.shape[2] == 1 else self.donor[:, :, cut:]
+        return super().from_slot(cut).replace(donor=donor)
 
     def for_answers(self) -> Replace:
         return super().for_answers().replace(donor=self.donor[:, :, -1:])
@@ -145,6 +184,10 @@ class Features(_Edit):
     W_dec: jax.Array
     gain: jax.Array
     shift: jax.Array
+    BY_ROW = ("gain", "shift")
+
+    def acts(self) -> jax.Array:
+        return (self.W_dec != 0).any((1, 2))
 
     def change(self, x):
         z = self.encoder.encode(x)
@@ -177,6 +220,7 @@ class PatchParts(_Edit):
     donor: jax.Array
     whole: jax.Array
     explained: jax.Array
+    BY_ROW = ("donor",)
 
     def change(self, x):
         donor = self.donor[:, None]
@@ -197,20 +241,38 @@ def with_answers(edits: Edits | None, prompt_length: int, answer_length: int) ->
     return {s: tuple(e.with_answers(prompt_length, answer_length) for e in g) for s, g in (edits or {}).items()}
 
 
+def from_slot(edits: Edits, cut: int) -> Edits:
+    """`edits` for prompts without their first `cut` slots."""
+    return {site: tuple(e.from_slot(cut) for e in group) for site, group in edits.items()}
+
+
+def on_prefix(edits: Edits | None) -> Edits:
+    """`edits` for a pass over the worked examples before the prompt: those that may act there."""
+    out = {site: tuple(e.for_prefix() for e in group if e.before is not None) for site, group in (edits or {}).items()}
+    return {site: group for site, group in out.items() if group}
+
+
 def everywhere(n_layers: int, layers: Sequence[int] | jax.Array | None = None) -> dict[str, jax.Array]:
-    """`where` and `after` for every token at `layers` (all by default), as keyword arguments of an edit.
+    """`where`, `after` and `before` for every token at `layers` (all by default), as keyword arguments of an edit.
 
     `layers` may be a traced bool array [L].
     """
     active = _layer_mask(n_layers, layers)
-    return {"where": active[:, None, None], "after": active[:, None]}
+    return {"where": active[:, None, None], "after": active[:, None], "before": active[:, None]}
 
 
 def at_last(n_layers: int, length: int = 1, layers: Sequence[int] | jax.Array | None = None) -> dict[str, jax.Array]:
     """`where` and `after` for the last of `length` prompt tokens alone (left-padded prompts: the decision token)."""
-    active = _layer_mask(n_layers, layers)
-    last = jnp.arange(length) == length - 1
-    return {"where": active[:, None, None] & last, "after": jnp.zeros((n_layers, 1), bool)}
+    return at_positions(n_layers, jnp.arange(length) == length - 1, layers)
+
+
+def at_positions(
+    n_layers: int, positions: jax.Array, layers: Sequence[int] | jax.Array | None = None
+) -> dict[str, jax.Array]:
+    """`where` and `after` for the prompt tokens where `positions` [T] or [B,T] is True, and no others."""
+    active, positions = _layer_mask(n_layers, layers), jnp.asarray(positions)
+    where = active[:, None, None] & (positions if positions.ndim == 2 else positions[None])
+    return {"where": where, "after": jnp.zeros((n_layers, 1), bool)}
 
 
 def add_vector(vector: jax.Array, **spans: jax.Array) -> Add:

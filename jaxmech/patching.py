@@ -8,14 +8,16 @@ upstream have acted, so that nothing is counted twice and what the dictionary do
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from jaxmech import edits as ed
-from jaxmech.choices import Prompts, score, sweep
+from jaxmech.choices import Prompts
+from jaxmech.engine import sweep
 from jaxmech.models.decoder import Params
 from jaxmech.sae.module import SAE
 
@@ -25,55 +27,60 @@ def donor_values(encoder: ed.Gathered | ed.Full, resid: jax.Array) -> jax.Array:
     return jax.vmap(lambda e, x: e.encode(x[:, None])[:, 0])(encoder, resid)
 
 
-def patch_edit(config, saes: SAE, selection: ed.Selection, resid: jax.Array, length: int) -> ed.Edits:
-    """Sets the selection to its values at the donor's residuals [L,B,D], at the last of `length` tokens."""
-    edit = ed.features(saes, selection, gain=0.0, shift=0.0, **ed.at_last(config.n_layers, length))
+def patch_edit(selection: ed.Selection, saes: SAE, resid: jax.Array, spans: dict[str, jax.Array]) -> ed.Edits:
+    """Sets the selection to its values at the donor's residuals [L,B,D], where `spans` says: `edits.at_last`."""
+    edit = ed.features(saes, selection, gain=0.0, shift=0.0, **spans)
     edit = edit.replace(shift=donor_values(edit.encoder, resid))
     return {saes.config.site_out: (edit.replace(gain=jnp.zeros_like(edit.shift)),)}
 
 
-@partial(jax.jit, static_argnums=0)
-def patch_features(config, params: Params, prompts: Prompts, saes: SAE, selections: ed.Selection, resid: jax.Array):
-    """log s(a) [S,B,N] of every prompt with each feature set [S,L,K] patched in from donors with residuals [L,B,D]."""
+def patch_features(
+    config, params: Params, prompts: Prompts, saes: SAE, selections: ed.Selection, resid: jax.Array, **options
+) -> np.ndarray:
+    """log s(a) [S,B,N] of every prompt with each feature set [S,L,K] patched in from donors with residuals [L,B,D].
 
-    def one(selection):
-        edit = patch_edit(config, saes, selection, resid, prompts.tokens.shape[1])
-        return score(config, params, prompts, edits=edit)[0].logprobs
+    `options` as for `sweep`.
+    """
+    spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
+    build = Partial(patch_edit, saes=saes, resid=resid, spans=spans)
+    return sweep(config, params, prompts, build, selections, **options).logprobs
 
-    return sweep(one, selections)
 
-
-@partial(jax.jit, static_argnums=0)
 def patch_vectors(
-    config, params: Params, prompts: Prompts, directions: jax.Array, resid: jax.Array, site_layers: jax.Array
-):
+    config, params: Params, prompts: Prompts, directions: jax.Array, resid: jax.Array, layers: jax.Array, *,
+    site: str = "resid_post", **options,
+) -> np.ndarray:  # fmt: skip
     """log s(a) [S,B,N] with the component along unit directions [S,L,D] set to the donor's, at layers [L] bool."""
-    spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], site_layers)
+    spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], layers)
+    build = Partial(_project_at(site), resid=resid, spans=spans)
+    return sweep(config, params, prompts, build, directions, **options).logprobs
 
-    def one(direction):
+
+@lru_cache
+def _project_at(site: str):
+    def build(direction, resid, spans):
         shift = jnp.einsum("lbd,ld->lb", resid, direction, precision=jax.lax.Precision.HIGHEST)
-        return score(config, params, prompts, edits={"resid_post": (ed.project(direction, shift=shift, **spans),)})[
-            0
-        ].logprobs
+        return {site: (ed.project(direction, shift=shift, **spans),)}
 
-    return sweep(one, directions)
+    return build
 
 
-@partial(jax.jit, static_argnums=0)
-def patch_parts(config, params: Params, prompts: Prompts, saes: SAE, resid: jax.Array, parts: jax.Array):
+def patch_parts(
+    config, params: Params, prompts: Prompts, saes: SAE, resid: jax.Array, parts: jax.Array, **options
+) -> np.ndarray:
     """log s(a) [S,B,N] with parts of the residual taken from the donor, at every layer that has a dictionary.
 
     Args:
       parts: [S,2], the shares of the whole and of what the dictionary explains; see `edits.PatchParts`.
     """
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], saes.config.layers)
+    build = Partial(_patch_parts, saes=saes, resid=resid, spans=spans)
+    return sweep(config, params, prompts, build, parts, **options).logprobs
 
-    def one(part):
-        whole, explained = jnp.broadcast_to(part[:, None], (2, config.n_layers))
-        edit = ed.patch_parts(saes, resid, whole=whole, explained=explained, **spans)
-        return score(config, params, prompts, edits={saes.config.site: (edit,)})[0].logprobs
 
-    return sweep(one, parts)
+def _patch_parts(part, saes, resid, spans):
+    whole, explained = jnp.broadcast_to(part[:, None], (2, len(resid)))
+    return {saes.config.site: (ed.patch_parts(saes, resid, whole=whole, explained=explained, **spans),)}
 
 
 def matched_sets(

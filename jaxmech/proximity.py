@@ -14,10 +14,13 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from jaxmech import edits as ed
-from jaxmech.choices import Prompts, score, sweep
+from jaxmech.choices import Prompts, score
+from jaxmech.engine import sweep
 from jaxmech.models.decoder import Params
 from jaxmech.patching import patch_edit
 from jaxmech.sae.module import SAE
@@ -37,26 +40,29 @@ def base_sublayers(config, params: Params, prompts: Prompts) -> Sublayers:
     return Sublayers(out.taps["attn_out"], out.taps["mlp_out"])
 
 
-def freeze(config, base: Sublayers) -> ed.Edits:
-    """The edit that holds every sublayer's output at its base value."""
-    spans = ed.everywhere(config.n_layers)
+def freeze(base: Sublayers, layers: jax.Array) -> ed.Edits:
+    """The edit that holds every sublayer's output at its base value, at `layers` [L] bool."""
+    spans = ed.everywhere(len(layers), layers) | {"before": None}
     return {site: (ed.Replace(donor=donor, **spans),) for site, donor in base._asdict().items()}
 
 
-@partial(jax.jit, static_argnums=0)
 def direct_effects(
-    config, params: Params, prompts: Prompts, saes: SAE, selections: ed.Selection, resid: jax.Array, base: Sublayers
-) -> jax.Array:
+    config, params: Params, prompts: Prompts, saes: SAE, selections: ed.Selection, resid: jax.Array, base: Sublayers,
+    **options,
+) -> np.ndarray:  # fmt: skip
     """log s(a) [S,B,N] with each set [S,L,K] patched from donors [L,B,D] and all sublayers frozen.
 
-    The features are read off the frozen stream: with upstream patches of the same set already in it.
+    The features are read off the frozen stream: with upstream patches of the same set already in it. `options` as for
+    `sweep`.
     """
+    spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
+    build = Partial(_patch_frozen, saes=saes, resid=resid, spans=spans, base=base)
+    return sweep(config, params, prompts, build, selections, **options).logprobs
 
-    def one(selection):
-        edit = patch_edit(config, saes, selection, resid, prompts.tokens.shape[1])
-        return score(config, params, prompts, edits=ed.merge(edit, freeze(config, base)))[0].logprobs
 
-    return sweep(one, selections)
+def _patch_frozen(selection, saes, resid, spans, base):
+    downstream = jnp.cumsum(selection.valid.any(1)) > 0  # before that nothing has changed yet
+    return ed.merge(patch_edit(selection, saes, resid, spans), freeze(base, downstream))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -64,10 +70,8 @@ def mediated_effect(
     config, params: Params, prompts: Prompts, saes: SAE, patched: ed.Selection, held: ed.Selection, resid, base_resid
 ) -> jax.Array:
     """log s(a) [B,N] with `patched` set to the donor's values while `held` stays at the base run's values."""
-    length = prompts.tokens.shape[1]
-    edits = ed.merge(
-        patch_edit(config, saes, patched, resid, length), patch_edit(config, saes, held, base_resid, length)
-    )
+    spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
+    edits = ed.merge(patch_edit(patched, saes, resid, spans), patch_edit(held, saes, base_resid, spans))
     return score(config, params, prompts, edits=edits)[0].logprobs
 
 

@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special, stats
+
+_COLUMNS = 16384  # features a block: few enough for the cache at some dozens of families, many enough for threads
 
 
 class Effect(NamedTuple):
@@ -73,23 +77,75 @@ def p_from_normal_null(observed: float, null: np.ndarray) -> float:
 
 
 def paired_t(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """t, two-sided p and d_z = mean / sd over the leading axis of differences [K, ...]; p = 1 where all are 0."""
-    K = len(differences)
-    mean, sd = differences.mean(0), differences.std(0, ddof=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        d_z = np.where(sd > 0, mean / sd, np.where(mean == 0, 0.0, np.inf * np.sign(mean)))
-    t = d_z * np.sqrt(K)
-    return t, 2 * special.stdtr(K - 1, -np.abs(t)), d_z
+    """t, two-sided p and d_z = mean / sd over the leading axis of differences [K, ...]; p = 1 where all are 0.
+
+    In float64 whatever comes in; blocks of columns that stay in cache, side by side on all cores.
+    """
+    differences = np.asarray(differences)
+    K, shape = len(differences), differences.shape[1:]
+    flat = differences.reshape(K, -1)
+    t, p, d_z = out = np.empty((3, flat.shape[1]))
+
+    def block(start: int) -> None:
+        here = slice(start, start + _COLUMNS)
+        off = flat[:, here].astype(np.float64)
+        mean = off.mean(0)
+        off -= mean
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sd = np.sqrt(np.einsum("kf,kf->f", off, off) / (K - 1))
+            d_z[here] = np.where(sd > 0, mean / sd, np.where(mean == 0, 0.0, np.inf * np.sign(mean)))
+        t[here] = d_z[here] * np.sqrt(K)
+        p[here] = two_sided_p(t[here], K - 1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(block, range(0, flat.shape[1], _COLUMNS)))
+    return tuple(a.reshape(shape) if shape else a[0] for a in out)
+
+
+def two_sided_p(t: np.ndarray, df: int) -> np.ndarray:
+    """P(|T| >= |t|) of Student's t with a whole number of degrees of freedom, accurate to about 1e-11 of itself.
+
+    The finite sums of Abramowitz & Stegun (1964), 26.7.3 and 26.7.4, which are many times as fast as the incomplete
+    beta function. One minus them has no digits left where p is small, so there it is SciPy that answers.
+    """
+    if not 0 < df <= 200:
+        return 2 * special.stdtr(df, -np.abs(t))
+    ratio = np.minimum(np.abs(t) / np.sqrt(df), 1e150)  # tan of the angle; an infinite t would give inf * 0
+    cosine = 1 / np.sqrt(1 + ratio**2)
+    odd = df % 2
+    j = np.arange(1, (df - odd) // 2)
+    series = np.polynomial.polynomial.polyval(cosine**2, np.cumprod([1.0, *(2 * j - 1 + odd) / (2 * j + odd)]))
+    inside = ratio * cosine * series
+    if odd:
+        inside = 2 / np.pi * (np.arctan(ratio) + (cosine * inside if df > 1 else 0.0))
+    p = np.asarray(1 - inside)
+    small = ~(p > 1e-4)
+    p[small] = 2 * special.stdtr(df, -np.abs(t[small]))
+    return p
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     """Adjusted p-values (q) of the family of tests p [m] (Benjamini & Hochberg 1995)."""
     p = np.asarray(p, float)
-    order = np.argsort(p)
+    order = _ascending(p)
     scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
     q = np.empty_like(scaled)
     q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
     return q
+
+
+def _ascending(p: np.ndarray) -> np.ndarray:
+    """The stable order of p [m] >= 0, some times as fast as `argsort`.
+
+    The bits of floats that are not negative sort as whole numbers do. With the lowest of them given to the index, one
+    plain sort, which NumPy vectorises, leaves next to nothing for the sort that is stable and quick on sorted runs.
+    """
+    index = np.arange(len(p), dtype=np.uint64)
+    low = np.uint64((1 << len(p).bit_length()) - 1)
+    rough = np.sort(((p + 0.0).view(np.uint64) & ~low) | index) & low  # + 0.0 makes -0.0 a 0.0
+    rough = rough.astype(np.intp)
+    sorted_p = p[rough]
+    return rough if np.all(sorted_p[1:] >= sorted_p[:-1]) else rough[np.argsort(sorted_p, kind="stable")]
 
 
 def auroc(high: np.ndarray, low: np.ndarray) -> np.ndarray:

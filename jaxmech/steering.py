@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from scipy import optimize, stats
 
 from jaxmech import edits as ed
-from jaxmech.choices import Prompts, score, sweep
+from jaxmech.choices import Prompts
+from jaxmech.engine import sweep
 from jaxmech.models.decoder import Params, forward
 from jaxmech.sae.module import SAE
 
@@ -24,15 +26,19 @@ def feature_direction(saes: SAE, selection: ed.Selection, dz: jax.Array) -> jax.
     return jnp.einsum("lk,lkd->ld", jnp.where(selection.valid, dz, 0.0), W_dec, precision=jax.lax.Precision.HIGHEST)
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="everywhere")
-def steer(config, params: Params, prompts: Prompts, vectors: jax.Array, *, everywhere: bool = False) -> jax.Array:
-    """log s(a) [S,B,N] with vectors [S,L,D] added at the decision token, or at every token and the answer's too."""
+def steer(
+    config, params: Params, prompts: Prompts, vectors: jax.Array, *, site: str = "resid_post", everywhere: bool = False,
+    **options,
+) -> np.ndarray:  # fmt: skip
+    """log s(a) [S,B,N] with vectors [S,L,D] added at the decision token, or at every token, worked examples and answers
+    included. `options` as for `sweep`."""
     spans = ed.everywhere(config.n_layers) if everywhere else ed.at_last(config.n_layers, prompts.tokens.shape[1])
+    return sweep(config, params, prompts, Partial(_add_at(site), spans=spans), vectors, **options).logprobs
 
-    def one(vector):
-        return score(config, params, prompts, edits={"resid_post": (ed.add_vector(vector, **spans),)})[0].logprobs
 
-    return sweep(one, vectors)
+@lru_cache
+def _add_at(site: str):
+    return lambda vector, spans: {site: (ed.add_vector(vector, **spans),)}
 
 
 @partial(jax.jit, static_argnums=0)
@@ -62,7 +68,7 @@ def language_cost(config, params: Params, tokens: jax.Array, mask: jax.Array, ve
         nll = -jnp.take_along_axis(steered, tokens[:, 1:, None], axis=-1)[..., 0]
         return mean(nll), mean((jnp.exp(base) * (base - steered)).sum(-1))
 
-    return sweep(one, vectors)
+    return jax.lax.map(one, vectors)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -73,7 +79,7 @@ def next_token(config, params: Params, tokens: jax.Array, mask: jax.Array, vecto
         edits = {"resid_post": (ed.add_vector(vector, **ed.everywhere(config.n_layers)),)}
         return forward(config, params, tokens, mask=mask, edits=edits).logits.argmax(-1)
 
-    return sweep(one, vectors)
+    return jax.lax.map(one, vectors)
 
 
 def dose_response(alphas: np.ndarray, means: np.ndarray) -> dict[str, float]:

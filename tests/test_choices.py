@@ -107,10 +107,33 @@ def test_one_trace_for_a_sweep(lm):
     assert ch._score_jit._cache_size() == before + 1
 
 
-def test_chunks_cover_every_point():
-    points = {"a": np.arange(10.0)}
-    out = ch.in_chunks(lambda p: p["a"] * 2, points, size=4)
-    np.testing.assert_array_equal(out, 2 * points["a"])
+def test_a_shared_prefix_is_the_text_before_the_prompt(lm):
+    """Left-padded, in any order, and edited or not: as if it had stood in the prompt."""
+    before = ["a b c\n", "longer one\n", "a b c\n"]
+    prompts = ch.make_prompts(lm, PROMPTS, AMOUNTS, prefixes=before)
+    assert prompts.prefix.tokens.shape[0] == 2
+    whole = [a + b for a, b in zip(before, PROMPTS, strict=True)]
+    vector = jax.random.normal(jax.random.key(0), (4, 32))
+    own = jax.random.normal(jax.random.key(1), (4, 3, 32))
+    for edit in (None, ed.add_vector(vector, **ed.everywhere(4)), ed.add_vector(own, **ed.everywhere(4))):
+        edits = None if edit is None else {"resid_mid": (edit,)}
+        want = ch.choice_distribution(lm, whole, AMOUNTS, edits=edits).logprobs
+        got = ch.score(lm.config, lm.params, prompts, edits=edits)[0].logprobs
+        np.testing.assert_allclose(got, want, atol=2e-4)
+    with pytest.raises(ValueError, match="says nothing of the worked examples"):
+        donor = ed.Replace(donor=jnp.zeros((4, 1, 16, 32)), **ed.everywhere(4))
+        ch.score(lm.config, lm.params, prompts, edits={"mlp_out": (donor,)})
+
+
+def test_reading_out_in_pieces_changes_nothing(lm, monkeypatch):
+    prompts = ch.make_prompts(lm, PROMPTS, AMOUNTS)
+    _, out = ch.score(lm.config, lm.params, prompts)
+    final = out.final[:, prompts.tokens.shape[1] - 1 :]
+    whole = ch.read_out(lm.config, lm.params, final, prompts.trie)
+    monkeypatch.setattr(ch, "_LOGITS_AT_ONCE", 5 * lm.config.vocab_size)
+    np.testing.assert_allclose(ch.read_out(lm.config, lm.params, final, prompts.trie), whole, atol=1e-5)
+    two = ch.read_out(lm.config, lm.params, jnp.stack([final, 2 * final]), prompts.trie)
+    np.testing.assert_allclose(two[0], whole, atol=1e-5)
 
 
 def test_bad_choices_are_named(lm):

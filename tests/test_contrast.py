@@ -103,6 +103,19 @@ def test_permutation_p_equals_a_plain_loop():
     np.testing.assert_allclose(co.permutation_p(d, key=key, R=R), (1 + count) / (R + 1))
 
 
+@pytest.mark.parametrize("K, m, R", [(7, 11, 60), (6, 4, 7), (13, 9, 1)])
+def test_permutation_p_over_many_tiles(monkeypatch, K, m, R):
+    """Tiles that overlap, blocks that are padded, families that fill no table, sparse features full of ties."""
+    monkeypatch.setattr(co, "_TILE", 4)
+    monkeypatch.setattr(co, "_TILES", 2)
+    rng, key = np.random.default_rng(K), jax.random.key(1)
+    d = rng.normal(0.2, 1.0, (K, m)) * (rng.uniform(size=(K, m)) < 0.5)
+    signs = np.asarray(jax.random.rademacher(key, (R, K), jnp.float32), np.float64)
+    d = d.astype(np.float32)
+    count = (np.abs(signs @ d) >= np.abs(d.sum(0, dtype=np.float64)) - 1e-6 * np.abs(d).sum(0)).sum(0)
+    np.testing.assert_allclose(co.permutation_p(d, key=key, R=R), (1 + count) / (R + 1))
+
+
 def test_flipping_families_twice_is_nothing():
     s, flip = planted(), np.arange(16) % 3 == 0
     for a, b in zip(co.flip_families(co.flip_families(s, flip), flip), s, strict=True):

@@ -10,8 +10,8 @@ from jaxmech import edits as ed
 from jaxmech import patching as pa
 from jaxmech import proximity as px
 from jaxmech import steering as st
-from jaxmech.attribution import attribute, decision_gradient
 from jaxmech.collect import run_decision
+from jaxmech.engine import run_chunk
 from jaxmech.models.decoder import forward
 
 AMOUNTS = ["0", "1", "5", "10"]
@@ -65,7 +65,7 @@ def test_sets_are_set_to_the_donor_after_upstream_patches(lm, saes, runs):
 
 
 def one_layer(lm, saes, pairs, resid):
-    return pa.patch_edit(lm.config, saes, ed.select(pairs, 4, 2), resid, 1)["resid_post"][0]
+    return pa.patch_edit(ed.select(pairs, 4, 2), saes, resid, ed.at_last(4, 1))["resid_post"][0]
 
 
 def test_whole_residual_at_the_last_layer_is_the_donor(lm, saes, runs):
@@ -75,39 +75,17 @@ def test_whole_residual_at_the_last_layer_is_the_donor(lm, saes, runs):
     edit = {"resid_post": (ed.Replace(donor=donor.resid[:, :, None], **spans),)}
     _, got = ch.score(lm.config, lm.params, p, edits=edit)
     _, want = ch.score(lm.config, lm.params, q)
-    np.testing.assert_allclose(got.logits[:, 0], want.logits[:, 0], rtol=1e-4, atol=1e-3)
-
-
-def test_attribution_is_the_derivative_of_true_patching(lm, saes, runs):
-    (p, base), (_, donor) = runs["base"], runs["donor"]
-    gradient = decision_gradient(lm.config, lm.params, p, VALUES)
-    at = jnp.array([1, 3])
-    scores = attribute(saes, gradient[at], base.resid[at], donor.resid[at])
-    h, checked = 1e-2, 0
-    for slot, layer in enumerate((1, 3)):
-        sae = saes.at(layer)
-        dz = sae.encode(donor.resid[layer]) - sae.encode(base.resid[layer])
-        for feature in np.flatnonzero(np.abs(np.asarray(dz)).min(0) > 0.1)[:4]:
-            vector = jnp.zeros((4, 2, 32)).at[layer].set(dz[:, feature, None] * sae.params["W_dec"][feature])
-
-            def mean(scale, vector=vector):
-                edit = {"resid_post": (ed.add_vector(scale * vector, **ed.at_last(4, 1)),)}
-                return ch.score(lm.config, lm.params, p, edits=edit)[0].expected(VALUES)
-
-            slope = (mean(h) - mean(-h)) / (2 * h)
-            np.testing.assert_allclose(scores[slot, :, feature], slope, rtol=0.05, atol=2e-4)
-            checked += 1
-    assert checked >= 3
+    np.testing.assert_allclose(got.final[:, 0], want.final[:, 0], rtol=1e-4, atol=1e-3)
 
 
 def test_steering_sweep_equals_single_runs_and_traces_once(lm, runs):
     p, base = runs["base"]
     v = jax.random.normal(jax.random.key(0), (4, 32))
     alphas = np.array([-2.0, 0.0, 1.0])
-    before = st.steer._cache_size()
+    before = run_chunk._cache_size()
     swept = st.steer(lm.config, lm.params, p, alphas[:, None, None] * v)
     st.steer(lm.config, lm.params, p, alphas[:, None, None] * (3 * v))
-    assert st.steer._cache_size() == before + 1
+    assert run_chunk._cache_size() == before + 1
     np.testing.assert_allclose(swept[1], base.choices.logprobs, atol=1e-5)
     for alpha, got in zip(alphas, swept, strict=True):
         edits = {"resid_post": (ed.add_vector(alpha * v, **ed.at_last(4, 1)),)}

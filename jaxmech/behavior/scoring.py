@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.choices import Choices, Prompts, Trie, build_tries, encode_prompts, score, token_ids
+from jaxmech.choices import Choices, Prompts, Trie, build_tries, check_apart, encode_prompts, score, token_ids
 from jaxmech.models.decoder import KV, forward
 from jaxmech.models.load import LanguageModel
 
@@ -56,12 +56,7 @@ def encode_table(lm: LanguageModel, table: pd.DataFrame, *, batch: int = 4, answ
       ValueError: prefix and query do not tokenise apart, or an amount cannot be written behind a query.
     """
     for row in table.itertuples():
-        whole = token_ids(lm.tokenizer, row.prefix + row.query)
-        if whole != token_ids(lm.tokenizer, row.prefix) + token_ids(lm.tokenizer, row.query):
-            raise ValueError(
-                f"prompt {row.Index}: its worked examples and its query {row.query[:40]!r} do not tokenise apart; "
-                "end the prefix with a line break"
-            )
+        check_apart(lm.tokenizer, row.prefix, row.query)
     prefixes, index = np.unique(table["prefix"].to_numpy(str), return_inverse=True)
     longest = max(len(token_ids(lm.tokenizer, q)) for q in table["query"])
     tokens, mask = encode_prompts(lm, list(table["query"]), length=-(-longest // 8) * 8, bos=False)
@@ -82,25 +77,21 @@ def prefix_caches(lm: LanguageModel, prefixes: Sequence[str], *, batch: int) -> 
     for start in range(0, len(prefixes), batch):
         rows = np.minimum(np.arange(start, start + batch), len(prefixes) - 1)
         part = forward(lm.config, lm.params, tokens[rows], mask=mask[rows], logits="none", return_cache=True).cache
-        parts.append(take_cache(part, np.arange(min(batch, len(prefixes) - start))))
+        keep = min(batch, len(prefixes) - start)
+        parts.append(KV(part.k[:, :keep], part.v[:, :keep], part.positions[:keep], part.mask[:keep]))
     return KV(
         *(jnp.concatenate(leaves, axis=1) for leaves in zip(*((p.k, p.v) for p in parts), strict=True)),
         *(jnp.concatenate(leaves) for leaves in zip(*((p.positions, p.mask) for p in parts), strict=True)),
     )
 
 
-def take_cache(cache: KV, rows: np.ndarray) -> KV:
-    """The cache's rows."""
-    return KV(cache.k[:, rows], cache.v[:, rows], cache.positions[rows], cache.mask[rows])
-
-
 def take(encoded: Encoded, rows: Sequence[int] | np.ndarray) -> tuple[Prompts, jax.Array]:
-    """The prompts of some rows, each with its prefix's cache, and their values [B,C]."""
+    """The prompts of some rows, which share the caches of all prefixes, and their values [B,C]."""
     rows = np.asarray(rows)
-    tokens, mask, trie, _ = encoded.prompts
-    part = Trie(*(a[rows] for a in trie[:-1]), trie.continues)
-    cache = take_cache(encoded.caches, encoded.prefix[rows])
-    return Prompts(tokens[rows], mask[rows], part, (cache,)), encoded.values[rows]
+    whole = encoded.prompts
+    trie = Trie(*(a[rows] for a in whole.trie[:-1]), whole.trie.continues)
+    cache = encoded.caches._replace(rows=jnp.asarray(encoded.prefix[rows]))
+    return Prompts(whole.tokens[rows], whole.mask[rows], trie, (cache,)), encoded.values[rows]
 
 
 @partial(jax.jit, static_argnums=0)

@@ -42,12 +42,20 @@ _ACTIVATIONS = {
 
 
 class KV(NamedTuple):
-    """A segment of cached tokens. k, v [L,B,S,G,h]; positions [B,S] int32; mask [B,S], True on real tokens."""
+    """A segment of cached tokens. k, v [L,B,S,G,h]; positions [B,S] int32; mask [B,S], True on real tokens.
+
+    `rows [B]` says which of the segment's rows each prompt reads, so that prompts may share one; None: its own.
+    """
 
     k: jax.Array
     v: jax.Array
     positions: jax.Array
     mask: jax.Array
+    rows: jax.Array | None = None
+
+    def of(self, array: jax.Array) -> jax.Array:
+        """`array`, which leads with the segment's rows, with a row for each prompt."""
+        return array if self.rows is None else array[self.rows]
 
 
 @struct.dataclass
@@ -64,11 +72,28 @@ class Tap:
 
 
 class Output(NamedTuple):
-    """logits [B,V], [B,n,V] or None; taps: name -> stacked over layers; cache: this call's own tokens, or None."""
+    """logits [B,V], [B,n,V] or None; taps: name -> stacked over layers; cache: this call's own tokens, or None; final
+    [B,T,D], the residual stream after the last layer, before the final norm."""
 
     logits: jax.Array | None
     taps: dict[str, Any]
     cache: KV | None
+    final: jax.Array
+
+
+class Part(NamedTuple):
+    """Rows of tokens on their way through the layers.
+
+    x [B,T,D]; positions [B,T]; mask [B,T]; within [T,T] or [B,T,T], None for causal; cache: segments they look at; rows
+    [B], which row of the part before each row follows, and looks at (of a second part only).
+    """
+
+    x: jax.Array
+    positions: jax.Array
+    mask: jax.Array
+    within: jax.Array | None = None
+    cache: tuple[KV, ...] = ()
+    rows: jax.Array | None = None
 
 
 def _precision(dtype) -> jax.lax.Precision:
@@ -258,6 +283,7 @@ def forward(
     positions: jax.Array | None = None,
     within: jax.Array | None = None,
     return_cache: bool = False,
+    remat: bool = False,
 ) -> Output:
     """Runs the decoder.
 
@@ -274,6 +300,7 @@ def forward(
       within: [T,T] or [B,T,T] bool, which of this call's tokens may look at which; causal by default. Only looking at
         tokens of the same or a smaller position is ever allowed.
       return_cache: whether to return keys and values of this call's tokens.
+      remat: whether a gradient computes each layer anew instead of keeping what happened inside it.
 
     Returns:
       An `Output`.
@@ -287,18 +314,10 @@ def forward(
         raise ValueError(f"mask: expected the shape of tokens {tokens.shape}, got {mask.shape}")
     if isinstance(taps, str):
         raise ValueError(f"taps: expected names of sites in a tuple, such as ({taps!r},), got a string")
-    check_groups(edits)
-    for site, group in (edits or {}).items():
-        for edit in group:
-            _check_place(site, edit)
-            if {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(edit)} - {(config.n_layers,)}:
-                raise ValueError(f"edits[{site!r}]: every array leads with the model's {config.n_layers} layers, got "
-                                 f"{[jnp.shape(leaf) for leaf in jax.tree.leaves(edit)]}")  # fmt: skip
+    check_edits(config, edits)
     if not isinstance(taps, Mapping):
         taps = {name: Tap(name) for name in taps}
-    unknown = sorted({t.site for t in taps.values()} | set(edits or ()) - set(SITES))
-    if unknown := [site for site in unknown if site not in SITES]:
-        raise ValueError(f"unknown site {', '.join(map(repr, unknown))}; the sites are {', '.join(SITES)}")
+    _check_sites({t.site for t in taps.values()})
     if logits not in ("last", "all", "none") and not (isinstance(logits, int) and 0 < logits <= tokens.shape[1]):
         raise ValueError(f"logits: expected 'last', 'all', 'none' or 1..{tokens.shape[1]}, got {logits!r}")
     if config.learned_positions and tokens.shape[1] > config.max_positions:
@@ -317,7 +336,25 @@ def forward(
         within,
         logits,
         return_cache,
+        remat,
     )
+
+
+def check_edits(config: ModelConfig, edits) -> None:
+    """Refuses edits that `forward` could not run: no groups, an unknown site, another number of layers."""
+    check_groups(edits)
+    _check_sites(set(edits or ()))
+    for site, group in (edits or {}).items():
+        for edit in group:
+            _check_place(site, edit)
+            if {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(edit)} - {(config.n_layers,)}:
+                raise ValueError(f"edits[{site!r}]: every array leads with the model's {config.n_layers} layers, got "
+                                 f"{[jnp.shape(leaf) for leaf in jax.tree.leaves(edit)]}")  # fmt: skip
+
+
+def _check_sites(sites: set[str]) -> None:
+    if unknown := sorted(sites - set(SITES)):
+        raise ValueError(f"unknown site {', '.join(map(repr, unknown))}; the sites are {', '.join(SITES)}")
 
 
 def check_groups(edits) -> None:
@@ -336,61 +373,130 @@ def _check_place(site: str, edit) -> None:
         raise ValueError(f"edits[{site!r}]: reads {edit.reads!r}, which a layer does not compute before {site}")
 
 
-@partial(jax.jit, static_argnames=("config", "logits", "return_cache"))
-def _forward(config, params, tokens, mask, edits, taps, cache, positions, within, logits, return_cache):
+@partial(jax.jit, static_argnames=("config", "logits", "return_cache", "remat"))
+def _forward(config, params, tokens, mask, edits, taps, cache, positions, within, logits, return_cache, remat):
     if positions is None:
-        seen = sum(segment.mask.sum(1, keepdims=True) for segment in cache)
-        positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0) + seen
-    positions = positions.astype(jnp.int32)
-    cos_sin, masks = _position_tables(config, positions, mask, within, cache)
+        positions = next_positions(mask, cache)
+    part = Part(embed(config, params, tokens, positions), positions.astype(jnp.int32), mask, within, cache)
+    tables = _position_tables(config, part)
+
+    def layer(x, inputs):
+        params_l, is_local, cached, edits_l, tap_args = inputs
+        seen = {}
+
+        def keep(site, x):
+            seen.update({n: t.reduce(tap_args[n], x) for n, t in taps.items() if t.site == site})
+
+        x, kv = _run_block(config, params_l, is_local, x, part.cache, cached, tables, edits_l, keep)
+        return x, (seen, kv if return_cache else None)
+
+    tap_args = {name: tap.args for name, tap in taps.items()}
+    xs = (params["layers"], jnp.asarray(config.is_local), _keys_and_values(cache), edits, tap_args)
+    x, (seen, kv) = jax.lax.scan(jax.checkpoint(layer) if remat else layer, part.x, xs)
+    out = _read_out(config, params, x, mask, logits)
+    return Output(out, seen, KV(*kv, part.positions, mask) if return_cache else None, x)
+
+
+def run_layers(
+    config: ModelConfig,
+    params: Params,
+    parts: Sequence[Part],
+    edits: Sequence[Mapping[str, Sequence[Any]]],
+    *,
+    start: int | jax.Array = 0,
+    stop: int | jax.Array | None = None,
+) -> tuple[jax.Array, ...]:
+    """Takes one part, or two side by side, through the layers from `start` up to `stop`, both of which may be traced.
+
+    A part's tokens look at its cache, at the rows they follow of the part before it, and at each other. Keys and values
+    of a part live for a layer only, so that nothing grows with the number of layers.
+
+    Args:
+      parts: one, or two of which the second follows the first.
+      edits: of each part, leaves leading with `L`.
+
+    Returns:
+      Each part's x [B,T,D] in front of layer `stop` (after the last layer by default). Not differentiable in reverse
+      while `start` or `stop` is traced.
+    """
+    tables = [_position_tables(config, part, parts[:i]) for i, part in enumerate(parts)]
+    stacked = (params["layers"], jnp.asarray(config.is_local), [_keys_and_values(p.cache) for p in parts], list(edits))
+
+    def layer(index, xs):
+        params_l, is_local, cached, edits_l = jax.tree.map(
+            lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), stacked
+        )
+        out, earlier = [], []
+        for i, part in enumerate(parts):
+            before = [(k[part.rows], v[part.rows]) for k, v in earlier]
+            x, kv = _run_block(
+                config, params_l, is_local, xs[i], part.cache, cached[i], tables[i], edits_l[i], before=before
+            )
+            out.append(x)
+            earlier.append(kv)
+        return tuple(out)
+
+    return jax.lax.fori_loop(start, config.n_layers if stop is None else stop, layer, tuple(p.x for p in parts))
+
+
+def _run_block(config, params_l, is_local, x, cache, cached, tables, edits_l, keep=lambda site, x: None, before=()):
+    """One layer over one part: edits where they act, `keep(site, x)` shown what they left."""
+    here = {}
+
+    def visit(site, x):
+        here[site] = x  # what edits here read; those further on read what they left
+        if edits_l.get(site):
+            x = here[site] = x + sum(e.delta(here[e.reads or site]) for e in edits_l[site]).astype(x.dtype)
+        keep(site, x)
+        return x
+
+    (cos_sin, masks), *local = tables
+    if local:
+        choose = partial(jax.tree.map, lambda whole, local: jnp.where(is_local, local, whole))
+        cos_sin, masks = choose((cos_sin, masks), local[0])
+    looks_at = [(segment.of(k), segment.of(v)) for segment, (k, v) in zip(cache, cached, strict=True)]
+    return _Block(config).apply({"params": params_l}, x, [*looks_at, *before], cos_sin, masks, visit)
+
+
+def _keys_and_values(cache: Sequence[KV]) -> list[tuple[jax.Array, jax.Array]]:
+    return [(segment.k, segment.v) for segment in cache]
+
+
+def next_positions(mask: jax.Array, cache: Sequence[KV]) -> jax.Array:
+    """Positions [B,T] of tokens that follow those of `cache`: the number of real tokens before each."""
+    seen = sum(segment.of(segment.mask).sum(1, keepdims=True) for segment in cache)
+    return jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0) + seen
+
+
+def embed(config: ModelConfig, params: Params, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    """What the first layer reads: x [B,T,D] of tokens [B,T] at positions [B,T]."""
     x = params["embed"]["embedding"][tokens]
     if config.embed_scale != 1.0:
         x = x * jnp.asarray(config.embed_scale, x.dtype)
     if config.learned_positions:  # beyond the last one: NaN, rather than the last one again
         x = x + jnp.take(params["positions"]["embedding"], positions, axis=0, mode="fill", fill_value=jnp.nan)
-    block = _Block(config)
-
-    def layer(x, inputs):
-        params_l, is_local, cached, edits_l, tap_args = inputs
-        seen, here = {}, {}
-
-        def visit(site, x):
-            here[site] = x  # what edits here read; those further on read what they left
-            if edits_l.get(site):
-                x = here[site] = x + sum(e.delta(here[e.reads or site]) for e in edits_l[site]).astype(x.dtype)
-            seen.update({n: t.reduce(tap_args[n], x) for n, t in taps.items() if t.site == site})
-            return x
-
-        choose = partial(jax.tree.map, lambda whole, local: jnp.where(is_local, local, whole))
-        tables = (cos_sin[0], masks[0]) if len(masks) == 1 else choose((cos_sin[0], masks[0]), (cos_sin[1], masks[1]))
-        x, kv = block.apply({"params": params_l}, x, cached, *tables, visit)
-        return x, (seen, kv if return_cache else None)
-
-    tap_args = {name: tap.args for name, tap in taps.items()}
-    cached = [(segment.k, segment.v) for segment in cache]
-    xs = (params["layers"], jnp.asarray(config.is_local), cached, edits, tap_args)
-    x, (seen, kv) = jax.lax.scan(layer, x, xs)
-    out = _read_out(config, params, x, mask, logits)
-    return Output(out, seen, KV(*kv, positions, mask) if return_cache else None)
+    return x
 
 
-def _position_tables(config: ModelConfig, positions, mask, within, cache):
-    """RoPE tables and attention masks, for global layers and, where the model has any, for local ones."""
-    T = positions.shape[1]
-    within = jnp.tril(jnp.ones((T, T), bool)) if within is None else within
-    distances = [positions[:, :, None] - at[:, None] for at in (*(s.positions for s in cache), positions)]
-    looks = [s.mask[:, None] for s in cache] + [mask[:, None] & within]
+def _position_tables(config: ModelConfig, part: Part, before: Sequence[Part] = ()):
+    """Pairs of RoPE tables and attention masks, for global layers and, where the model has any, for local ones."""
+    T, positions = part.x.shape[1], part.positions
+    within = jnp.tril(jnp.ones((T, T), bool)) if part.within is None else part.within
+    keys = [(s.of(s.positions), s.of(s.mask)) for s in part.cache]
+    keys += [(earlier.positions[part.rows], earlier.mask[part.rows]) for earlier in before]
+    distances = [positions[:, :, None] - at[:, None] for at, _ in (*keys, (positions, None))]
+    looks = [mask[:, None] for _, mask in keys] + [part.mask[:, None] & within]
     whole = tuple(look & (d >= 0) for look, d in zip(looks, distances, strict=True))
     width = config.rotary_dim or config.head_dim
-    tables, masks = [rope_tables(config.rope, width, positions)], [whole]
+    tables = [(rope_tables(config.rope, width, positions), whole)]
     if any(config.is_local):
-        tables.append(rope_tables(config.rope_local or config.rope, width, positions))
-        masks.append(tuple(m & (d < config.window) for m, d in zip(whole, distances, strict=True)))
-    return tables, masks
+        near = tuple(m & (d < config.window) for m, d in zip(whole, distances, strict=True))
+        tables.append((rope_tables(config.rope_local or config.rope, width, positions), near))
+    return tables
 
 
 def _read_out(config: ModelConfig, params: Params, x, mask, logits: str | int):
-    """Final norm and unembedding of the asked-for slots, float32."""
+    """Logits of the asked-for slots, float32."""
     if logits == "none":
         return None
     if logits == "last":
@@ -398,11 +504,18 @@ def _read_out(config: ModelConfig, params: Params, x, mask, logits: str | int):
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)
     elif logits != "all":
         x = x[:, -logits:]
+    out = unembed(config, params, x)
+    return out[:, 0] if logits == "last" else out
+
+
+def unembed(config: ModelConfig, params: Params, x: jax.Array) -> jax.Array:
+    """Logits [...,V], float32, of residuals [...,D] after the last layer: final norm, unembedding, softcap."""
     x = _Norm(config).apply({"params": params["final_norm"]}, x)
-    kernel, equation = (
-        (params["embed"]["embedding"], "btd,vd->btv") if config.tied else (params["unembed"]["kernel"], "btd,dv->btv")
-    )
+    if config.tied:
+        kernel, equation = params["embed"]["embedding"], "...d,vd->...v"
+    else:
+        kernel, equation = params["unembed"]["kernel"], "...d,dv->...v"
     out = jnp.einsum(equation, x, kernel, precision=_precision(x.dtype), preferred_element_type=jnp.float32)
     if config.final_softcap is not None:
         out = config.final_softcap * jnp.tanh(out / config.final_softcap)
-    return out[:, 0] if logits == "last" else out
+    return out

@@ -135,7 +135,7 @@ def _check(tokens, mask, max_new_tokens, temperature, top_k, top_p, key) -> None
 
 def _check_length(config: ModelConfig, mask, cache, max_new_tokens: int) -> None:
     """Refuses texts that run past learned positions; rotary ones have no last one."""
-    masks = [mask, *(segment.mask for segment in cache)]
+    masks = [mask, *(segment.of(segment.mask) for segment in cache)]
     most = config.max_positions + 1  # nothing is computed at the last new token
     if not config.learned_positions or sum(m.shape[1] for m in masks) + max_new_tokens <= most:
         return
@@ -206,7 +206,7 @@ def _crosses_original(config: ModelConfig, mask, cache, max_new_tokens: int) -> 
     if scaling.get("rope_type") != "longrope":
         return False
     original, fed = scaling["original_max_position_embeddings"], max(max_new_tokens - 1, 0)
-    masks = [mask, *(segment.mask for segment in cache)]
+    masks = [mask, *(segment.of(segment.mask) for segment in cache)]
     if any(isinstance(m, jax.core.Tracer) for m in masks):
         return sum(m.shape[1] for m in masks) + fed > original
     counts = sum(m.sum(1) for m in masks)

@@ -53,6 +53,7 @@ def patching(folder: RunFolder, results: Mapping[str, Any]) -> Section:
             )
         )
     rank, agree, count = attribution["spearman"], attribution["sign_agreement"], attribution["audited"]
+    integrated = attribution["spearman_integrated"]
     blocks.append(
         Figure(
             "audit",
@@ -60,8 +61,9 @@ def patching(folder: RunFolder, results: Mapping[str, Any]) -> Section:
             "Attribution, one backward pass for all features, against patching each alone, over "
             f"{fm.plural(attribution['families'], 'family', 'families')}: rank correlation "
             f"{fm.number(rank['top'])} for the top {count['top']} and {fm.number(rank['random'])} for "
-            f"{count['random']} random "
-            f"features; the signs agree for {fm.percent(agree['top'])} and {fm.percent(agree['random'])}.",
+            f"{count['random']} random features "
+            f"({fm.number(integrated['top'])} and {fm.number(integrated['random'])} for integrated gradients); "
+            f"the signs agree for {fm.percent(agree['top'])} and {fm.percent(agree['random'])}.",
             "attribution/audit",
             wide=True,
         )

@@ -11,8 +11,8 @@ from jaxmech.settings import load_settings
 
 _AT_LEAST_ONE = (
     "batch", "pairs", "development_families", "sae_steps", "sae_batch", "sae_epochs", "random_sets", "audit_features",
-    "proximity_features", "text_check", "arithmetic_items", "items_per_generator", "permutations", "relabelings",
-    "half_splits", "game_families",
+    "attribution_steps", "proximity_features", "text_check", "arithmetic_items", "items_per_generator", "permutations",
+    "relabelings", "half_splits", "game_families",
 )  # fmt: skip
 
 
@@ -80,6 +80,7 @@ class StudyConfig:
     # patching, attribution, proximity
     random_sets: int = 199
     audit_features: int = 200
+    attribution_steps: int = 10
     proximity_features: int = 32
 
     # steering and games

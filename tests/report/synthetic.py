@@ -253,6 +253,7 @@ def attribution(rng, features):
     results = {
         "audited": {"top": 40, "random": 40},
         "spearman": {"top": 0.93, "random": 0.2, "all": 0.8},
+        "spearman_integrated": {"top": 0.96, "random": 0.3},
         "sign_agreement": {"top": 0.9, "random": 0.55},
         "families": 4,
         "selected_share_of_top": 0.2,

@@ -46,10 +46,14 @@ def _terms(loss: jax.Array, error: jax.Array, code: jax.Array) -> Terms:
 @jax.custom_vjp
 def _half_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     """a [M,K] @ b [K,N] in bfloat16, summed in float32, forwards and backwards."""
-    if jax.default_backend() == "cpu":
-        # XLA has no kernel there for some of these products: rounding to bfloat16 first gives the same numbers.
+
+    def rounded(a, b):  # XLA has no kernel for some of these products on a CPU; this gives the same numbers
         return matmul(*(jax.lax.reduce_precision(m, exponent_bits=8, mantissa_bits=7) for m in (a, b)))
-    return jnp.matmul(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+
+    def half(a, b):
+        return jnp.matmul(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+
+    return jax.lax.platform_dependent(a, b, cpu=rounded, default=half)
 
 
 def _half_backward(operands, g):

@@ -1,4 +1,4 @@
-"""Stage attribution: every feature's first-order effect from one backward pass, audited against true patching."""
+"""Stage attribution: every feature's effect by gradients, plain and integrated, audited against true patching."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from jaxmech import patching as pa
-from jaxmech.attribution import attribute, decision_gradient
+from jaxmech.attribution import attribute, midpoints, path_gradient, residual_gradient
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages import effects as ef
@@ -18,16 +18,22 @@ def run(ctx: Context) -> Outcome:
     """Attributes generous donors' features on selfish prompts; patches the top and some random features one by one."""
     saes = ctx.saes
     base, donor = (ef.side(ctx, name) for name in ("selfish", "generous"))
-    layers = jnp.asarray(saes.config.layers)
-    gradient = decision_gradient(ctx.lm.config, ctx.lm.params, base.prompts, base.values, site=saes.config.site)
-    scores = np.asarray(attribute(saes, gradient[layers], base.resid[layers], donor.resid[layers]).mean(1))  # [L',F]
+    layers, model = jnp.asarray(saes.config.layers), (ctx.lm.config, ctx.lm.params, base.prompts, base.values)
+    resid = base.resid[layers], donor.resid[layers]
+    gradients = {
+        "attribution": residual_gradient(*model, site=saes.config.site)[layers],
+        "integrated": path_gradient(*model, saes, *resid, midpoints(ctx.config.attribution_steps)),
+    }
     features = ctx.folder.table("contrast", "features")
-    frame = features[["layer", "feature", "selected", "live"]].assign(attribution=scores.reshape(-1))
+    frame = features[["layer", "feature", "selected", "live"]].assign(
+        **{name: np.asarray(attribute(saes, slope, *resid)).reshape(-1) for name, slope in gradients.items()}
+    )
     audit = audited(ctx, frame, base, donor)
     sizes = {name: audit[audit["group"] == name] for name in ("top", "random")}
     results = {
         "audited": {name: len(part) for name, part in sizes.items()},
         "spearman": {name: rank_correlation(part) for name, part in sizes.items()} | {"all": rank_correlation(audit)},
+        "spearman_integrated": {name: rank_correlation(part, "integrated") for name, part in sizes.items()},
         "sign_agreement": {name: sign_agreement(part) for name, part in sizes.items()},
         "families": len(base.rows),
         "selected_share_of_top": float(sizes["top"]["selected"].mean()),
@@ -51,11 +57,11 @@ def audited(ctx: Context, frame: pd.DataFrame, base: ef.Side, donor: ef.Side) ->
     return audit.assign(patched=(g - base.g).mean(1))
 
 
-def rank_correlation(audit: pd.DataFrame) -> float:
+def rank_correlation(audit: pd.DataFrame, by: str = "attribution") -> float:
     """Spearman correlation of attribution with true patching; NaN under three features."""
-    if len(audit) < 3 or audit["attribution"].nunique() < 2 or audit["patched"].nunique() < 2:
+    if len(audit) < 3 or audit[by].nunique() < 2 or audit["patched"].nunique() < 2:
         return float("nan")
-    return float(stats.spearmanr(audit["attribution"], audit["patched"]).statistic)
+    return float(stats.spearmanr(audit[by], audit["patched"]).statistic)
 
 
 def sign_agreement(audit: pd.DataFrame) -> float:

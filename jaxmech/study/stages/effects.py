@@ -11,7 +11,7 @@ import pandas as pd
 
 from jaxmech import edits as ed
 from jaxmech.behavior.scoring import take
-from jaxmech.choices import Choices, Prompts, before_last, in_chunks
+from jaxmech.choices import Choices, Prompts, before_last
 from jaxmech.collect import run_decision
 from jaxmech.progress import progress
 from jaxmech.statistics import family_means
@@ -69,11 +69,10 @@ def pairs_of(features: pd.DataFrame) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(features["layer"], features["feature"], strict=True)]
 
 
-def sweep_sets(run, sets: ed.Selection, values, *, what: str, size: int = CHUNK) -> np.ndarray:
-    """Expected shares [S,B] of a compiled sweep over feature sets (or any points)."""
-    total = len(jax.tree.leaves(sets)[0])
-    with progress(what, total, unit="sets") as advance:
-        return expected(in_chunks(run, sets, size=size, advance=advance), values)
+def sweep_sets(run, sets: ed.Selection, values, *, what: str) -> np.ndarray:
+    """Expected shares [S,B] of a sweep over feature sets; `run` takes them and the options of `sweep`."""
+    with progress(what, len(sets.index), unit="sets") as advance:
+        return expected(run(sets, chunk=CHUNK, advance=advance), values)
 
 
 def by_family(values: np.ndarray, one: Side) -> np.ndarray:

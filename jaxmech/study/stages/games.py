@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import numpy as np
 import pandas as pd
@@ -11,7 +9,7 @@ import pandas as pd
 from jaxmech import steering as st
 from jaxmech.behavior.games import GAMES, game_prompts
 from jaxmech.behavior.scoring import encode_table, take
-from jaxmech.choices import before_last, in_chunks
+from jaxmech.choices import before_last
 from jaxmech.patching import random_directions
 from jaxmech.progress import progress
 from jaxmech.statistics import holm, mean_effect, p_from_normal_null
@@ -68,7 +66,13 @@ def play(ctx: Context, vectors: np.ndarray) -> tuple[pd.DataFrame, np.ndarray, n
     prompts, values = take(encode_table(ctx.lm, table), np.arange(len(table)))
     prompts = before_last(ctx.lm.config, ctx.lm.params, prompts)
     with progress("games", len(vectors), unit="points") as advance:
-        logprobs = in_chunks(
-            partial(st.steer, ctx.lm.config, ctx.lm.params, prompts), vectors, size=ef.CHUNK, advance=advance
+        logprobs = st.steer(
+            ctx.lm.config,
+            ctx.lm.params,
+            prompts,
+            vectors,
+            site=ctx.saes.config.site_out,
+            chunk=ef.CHUNK,
+            advance=advance,
         )
     return table, ef.expected(logprobs, values), np.exp(np.logaddexp.reduce(logprobs, axis=-1))

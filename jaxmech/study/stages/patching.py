@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -41,7 +43,7 @@ def run(ctx: Context) -> Outcome:
             return effect
 
         points = ef.stack_selections(ctx, [ef.pairs_of(ctx.selected), sets["placebo_selected"], *sets["random"]])
-        patch = lambda s, model=model, donor=donor: pa.patch_features(*model, saes, s, donor.resid)  # noqa: E731
+        patch = partial(pa.patch_features, *model, saes, resid=donor.resid)
         g = ef.sweep_sets(patch, points, base.values, what=f"patching {direction}")
         observed = bar("selected features", "effect", g[0])
         bar("placebo-selected features", "control", g[1])
@@ -76,11 +78,11 @@ def references(ctx: Context, base: ef.Side, donor: ef.Side, bar) -> None:
     direction = jnp.asarray(ctx.folder.arrays("contrast")["mean_difference"])
     unit = direction / jnp.maximum(jnp.linalg.norm(direction, axis=-1, keepdims=True), 1e-9)
     at = jnp.zeros(config.n_layers, bool).at[jnp.asarray(saes.config.layers)].set(True)
-    logprobs = pa.patch_vectors(config, params, base.prompts, unit[None], donor.resid, at)
+    logprobs = pa.patch_vectors(config, params, base.prompts, unit[None], donor.resid, at, site=saes.config.site)
     bar("mean-difference direction", "reference", ef.expected(logprobs, base.values)[0])
     sham = jnp.roll(base.resid, 1, axis=1)  # the next family's prompt of the same stance
     points = ef.stack_selections(ctx, [ef.pairs_of(ctx.selected)])
-    logprobs = pa.patch_features(config, params, base.prompts, saes, points, sham)
+    logprobs = pa.patch_features(config, params, base.prompts, saes, points, sham, chunk=ef.CHUNK)
     bar("sham donor, same stance", "control", ef.expected(logprobs, base.values)[0])
 
 

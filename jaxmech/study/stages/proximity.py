@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 
@@ -26,12 +28,9 @@ def run(ctx: Context) -> Outcome:
         ctx, [ef.pairs_of(g) for g in groups.values()] + [[pair] for pair in ef.pairs_of(singles)]
     )
     model = (ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes)
-    total = ef.sweep_sets(
-        lambda s: pa.patch_features(*model, s, donor.resid), points, base.values, what="total effects"
-    )
-    direct = ef.sweep_sets(
-        lambda s: px.direct_effects(*model, s, donor.resid, sublayers), points, base.values, what="direct effects"
-    )
+    patch, patch_frozen = (partial(run, *model, resid=donor.resid) for run in (pa.patch_features, px.direct_effects))
+    total = ef.sweep_sets(patch, points, base.values, what="total effects")
+    direct = ef.sweep_sets(partial(patch_frozen, base=sublayers), points, base.values, what="direct effects")
     total, direct = total - base.g, direct - base.g
     table = pd.DataFrame(
         [

@@ -11,8 +11,9 @@ import pandas as pd
 
 from jaxmech import steering as st
 from jaxmech.behavior.scoring import take, with_outcomes
-from jaxmech.choices import answer_ids, before_last, encode_prompts, in_chunks
+from jaxmech.choices import answer_ids, before_last, encode_prompts
 from jaxmech.collect import run_decision
+from jaxmech.engine import in_chunks
 from jaxmech.patching import matched_sets, random_directions
 from jaxmech.progress import progress
 from jaxmech.statistics import mean_effect, p_from_normal_null, p_from_null
@@ -68,11 +69,19 @@ class Steered:
         prompts, self.values = take(ctx.encoded[1], self.rows)
         self.prompts = before_last(ctx.lm.config, ctx.lm.params, prompts)
 
-    def sweep(self, vectors, *, what: str, size: int = ef.CHUNK) -> np.ndarray:
+    def sweep(self, vectors, *, what: str, chunk: int = ef.CHUNK) -> np.ndarray:
         """log s(a) [S,B,N] for vectors [S,L,D]."""
-        run = partial(st.steer, self.ctx.lm.config, self.ctx.lm.params, self.prompts)
+        lm, site = self.ctx.lm, self.ctx.saes.config.site_out
         with progress(what, len(vectors), unit="points") as advance:
-            return in_chunks(run, np.asarray(vectors, np.float32), size=size, advance=advance)
+            return st.steer(
+                lm.config,
+                lm.params,
+                self.prompts,
+                np.asarray(vectors, np.float32),
+                site=site,
+                chunk=chunk,
+                advance=advance,
+            )
 
     def expected(self, logprobs) -> np.ndarray:
         return ef.expected(logprobs, self.values)
@@ -202,7 +211,9 @@ def specificity(ctx: Context, vector: jax.Array) -> dict:
     if not conditions:
         return {}
     prompts = Steered(ctx, *conditions)
-    g = prompts.expected(prompts.sweep(np.stack([-np.asarray(vector), np.asarray(vector)]), what="specificity", size=2))
+    g = prompts.expected(
+        prompts.sweep(np.stack([-np.asarray(vector), np.asarray(vector)]), what="specificity", chunk=2)
+    )
     slopes, condition = (g[1] - g[0]) / 2, ctx.encoded[0].loc[prompts.rows, "condition"].to_numpy()
     out = {}
     for name in conditions:
