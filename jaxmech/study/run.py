@@ -58,7 +58,7 @@ STAGES = (
     ),
     Stage("dual_process", ("items_per_generator", "index_cut"), ("contrast",)),
     Stage("patching", ("random_sets",), ("contrast",)),
-    Stage("attribution", ("audit_features",), ("contrast",)),
+    Stage("attribution", ("audit_features", "attribution_steps"), ("contrast",)),
     Stage("proximity", ("proximity_features",), ("dual_process",)),
     Stage(
         "steering", ("alphas", "random_sets", "random_directions", "text_check", "arithmetic_items"), ("dual_process",)
