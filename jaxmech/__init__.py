@@ -7,7 +7,7 @@ out = jm.forward(lm.config, lm.params, tokens, mask=mask, taps=("resid_post",))
 dist = jm.choice_distribution(lm, ["..."], [str(a) for a in range(11)])
 """
 
-from jaxmech import edits
+from jaxmech import edits, screens
 from jaxmech.activations import Activations, load_activations, save_activations
 from jaxmech.choices import Choices, Prefix, Prompts, choice_distribution, encode_prompts, make_prompts, score
 from jaxmech.edits import gather_features
@@ -33,5 +33,5 @@ __all__ = [
     "check_sae", "choice_distribution", "edits", "encode_chat", "encode_prompts", "evaluate", "forward",
     "gather_features", "generate", "load_activations", "load_model", "load_sae", "load_saes", "loss_recovered",
     "make_mesh", "make_prompts", "repetition", "save_activations", "save_model", "save_sae", "save_saes", "score",
-    "shard_batch", "shard_saes", "sweep", "train", "until_end",
+    "screens", "shard_batch", "shard_saes", "sweep", "train", "until_end",
 ]  # fmt: skip

@@ -310,6 +310,14 @@ def select(pairs: Iterable[tuple[int, int]], n_layers: int, width: int | None = 
     return Selection(jnp.asarray(index), jnp.asarray(valid))
 
 
+def select_sets(sets: Sequence[Iterable[tuple[int, int]]], n_layers: int, width: int | None = None) -> Selection:
+    """Feature sets as one `Selection` with the sweep axis in front, [S,L,K]; K as for `select`, the same for all."""
+    sets = [list(each) for each in sets]
+    if width is None:
+        width = max((np.bincount([layer for layer, _ in each]).max() for each in sets if each), default=1)
+    return jax.tree.map(lambda *a: jnp.stack(a), *(select(each, n_layers, int(width)) for each in sets))
+
+
 def gather(saes: SAE, selection: Selection) -> tuple[Gathered | Full, jax.Array]:
     """Encoder and decoder rows [L,K,D] of the chosen features; all zero where nothing is chosen.
 
@@ -322,7 +330,7 @@ def gather(saes: SAE, selection: Selection) -> tuple[Gathered | Full, jax.Array]
     if not saes.config.by_rank:
         return gather_features(saes, selection)
     saes = saes.as_stack()
-    _check_exist(saes.config, selection)
+    check_exist(saes.config, selection)
     _, valid, rows = _rows(saes, selection)
     W_dec = jnp.where(valid[..., None], saes.params["W_dec"][rows], 0.0)
     return Full(over_layers(saes, len(selection.index)), selection.index), W_dec
@@ -344,7 +352,7 @@ def gather_features(saes: SAE, selection: Selection) -> tuple[Gathered, jax.Arra
             " edits.gather and edits.features encode in full, and exactly; outside of edits: sae.encode(x)[..., index]"
         )
     saes = saes.as_stack()
-    _check_exist(saes.config, selection)
+    check_exist(saes.config, selection)
     p, config = saes.params, saes.config
     slot, valid, rows = _rows(saes, selection)
     W_dec = jnp.where(valid[..., None], p["W_dec"][rows], 0.0)
@@ -385,7 +393,8 @@ def _placed(config) -> dict[str, str | None]:
     return {"site": config.site_out, "reads": None if config.site == config.site_out else config.site}
 
 
-def _check_exist(config, selection: Selection) -> None:
+def check_exist(config, selection: Selection) -> None:
+    """Refuses, by name, a selected feature that no dictionary of `config` has; a traced selection passes."""
     if isinstance(selection.index, jax.core.Tracer) or isinstance(selection.valid, jax.core.Tracer):
         return
     index, valid = np.asarray(selection.index), np.asarray(selection.valid)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -50,10 +52,9 @@ def audited(ctx: Context, frame: pd.DataFrame, base: ef.Side, donor: ef.Side) ->
     rest = rest.sample(min(n, len(rest)), random_state=ctx.config.seed)
     audit = pd.concat([top.assign(group="top"), rest.assign(group="random")], ignore_index=True)
     points = ef.stack_selections(ctx, [[pair] for pair in ef.pairs_of(audit)])
-    g = ef.sweep_sets(
-        lambda s: pa.patch_features(ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes, s, donor.resid),
-        points, base.values, what="attribution audit",
-    )  # fmt: skip
+    model = (ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes)
+    patch = partial(pa.patch_features, *model, resid=donor.resid)
+    g = ef.sweep_sets(patch, points, base.values, what="attribution audit")
     return audit.assign(patched=(g - base.g).mean(1))
 
 

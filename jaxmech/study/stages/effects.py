@@ -62,7 +62,7 @@ def stack_selections(ctx: Context, sets: list[list[tuple[int, int]]]) -> ed.Sele
     width = max(
         4, *(np.bincount([layer for layer, _ in s], minlength=L).max() for s in [pairs_of(ctx.selected), *sets] if s)
     )
-    return jax.tree.map(lambda *a: jnp.stack(a), *(ed.select(s, L, int(width)) for s in sets))
+    return ed.select_sets(sets, L, int(width))
 
 
 def pairs_of(features: pd.DataFrame) -> list[tuple[int, int]]:
