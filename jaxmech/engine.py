@@ -245,6 +245,8 @@ def _free_bytes() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
+    if "SC_AVPHYS_PAGES" not in os.sysconf_names:
+        return _MOST_ON_A_CPU
     return min(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _MOST_ON_A_CPU)
 
 

@@ -1,6 +1,8 @@
 """A tiny random model over characters, so that every identity can be checked in seconds."""
 
+import gc
 import os
+from pathlib import Path
 
 # Most of a test's time is the compilation of small programs, which goes four times as fast unoptimised. Eight fake
 # devices are for the tests of sharding; whatever asks for no mesh uses the first. Set XLA_FLAGS to test otherwise.
@@ -30,6 +32,16 @@ def tiny_config(**changes) -> ModelConfig:
         post_norms=True, embed_scale=5.65, bos_id=0,
     )  # fmt: skip
     return ModelConfig(**(facts | changes))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Linux lets a process hold 65,530 memory maps; compiled programs take some each, and beyond that JAX crashes."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
