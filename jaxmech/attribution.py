@@ -26,7 +26,7 @@ from jaxmech.sae.module import SAE, matmul, normalise
 
 
 @struct.dataclass
-class _Nudge(ed._Edit):
+class _Nudge(ed.Edit):
     """x + vector, one for each prompt token: what gradients at all positions are taken with respect to [L,B,T,D]."""
 
     vector: jax.Array
@@ -40,7 +40,7 @@ class _Nudge(ed._Edit):
 
 
 @struct.dataclass
-class _Hold(ed._Edit):
+class _Hold(ed.Edit):
     """x takes the value `target` where `held`, yet gradients pass as if only `vector` were added; both [L,B,D]."""
 
     vector: jax.Array
@@ -101,13 +101,13 @@ def decision_gradient(
         edits = {site: (ed.Add(vector=vector, **spans),)}
         return score(config, params, prompts, edits=edits, remat=remat)[0].expected(values).sum()
 
-    return jax.grad(outcome)(jnp.zeros((config.n_layers, len(prompts.tokens), _width(config, site))))
+    return jax.grad(outcome)(jnp.zeros((config.n_layers, len(prompts.tokens), config.width(site))))
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
 def _own_gradients(config, params, prompts, values, site, remat):
     """Gradients [L,B,T,D] at the prompts' own tokens, and with respect to the keys and values of each cache."""
-    nothing = jnp.zeros((config.n_layers, *prompts.tokens.shape, _width(config, site)))
+    nothing = jnp.zeros((config.n_layers, *prompts.tokens.shape, config.width(site)))
 
     def outcome(vector, cached):
         cache = tuple(s._replace(k=k, v=v) for s, (k, v) in zip(prompts.cache, cached, strict=True))
@@ -128,7 +128,7 @@ def _shared_gradients(config, params, prompts, values, site, remat, turns, turn)
         )  # fmt: skip
         return (out.cache.k, out.cache.v), out.cache
 
-    nothing = jnp.zeros((config.n_layers, *prefix.tokens.shape, _width(config, site)))
+    nothing = jnp.zeros((config.n_layers, *prefix.tokens.shape, config.width(site)))
     (k, v), back, cache = jax.vjp(examples, nothing, has_aux=True)
     rows = prefix.rows
     apart = KV(k[:, rows], v[:, rows], cache.positions[rows], cache.mask[rows])  # a prompt's gradient is its own
@@ -143,10 +143,6 @@ def _shared_gradients(config, params, prompts, values, site, remat, turns, turn)
 def _nudge(vector: jax.Array) -> _Nudge:
     L = len(vector)
     return _Nudge(vector=vector, where=jnp.ones((L, 1, 1), bool), after=jnp.zeros((L, 1), bool))
-
-
-def _width(config, site: str) -> int:
-    return config.n_heads * config.head_dim if site == "attn_z" else config.d_model
 
 
 @partial(jax.jit, static_argnames="by_prompt")

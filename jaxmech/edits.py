@@ -14,7 +14,7 @@ features are read at the feed-forward sublayer's input and written at its output
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,31 +23,38 @@ from flax import struct
 
 from jaxmech.sae.module import SAE, normalise
 
-Edits = dict[str, tuple[Any, ...]]
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
 @struct.dataclass
-class _Edit:
-    """where, after, before (None: nowhere): see above; site: where it belongs (None: anywhere); reads: whose x it wants
-    (None: its site's)."""
+class Edit:
+    """What all kinds share; a new kind is a `flax.struct.dataclass` with arrays of its own and a method `change`.
 
+    where, after, before (None: nowhere): see above; site: where it belongs (None: anywhere); reads: whose x it wants
+    (None: its site's). BY_ROW names a kind's arrays whose second axis is the batch.
+    """
+
+    BY_ROW: ClassVar[tuple[str, ...]] = ()
     where: jax.Array
     after: jax.Array
     before: jax.Array | None = struct.field(default=None, kw_only=True)
     site: str | None = struct.field(pytree_node=False, default=None, kw_only=True)
     reads: str | None = struct.field(pytree_node=False, default=None, kw_only=True)
 
+    def change(self, x: jax.Array) -> jax.Array:
+        """x' - x where the edit acts, float32 [B,T,D] or what broadcasts to it, from x [B,T,D] of one layer."""
+        raise NotImplementedError
+
     def delta(self, x: jax.Array) -> jax.Array:
         """What to add at the edit's site, once the leaves are sliced to one layer; x [B,T,D] of the site it reads."""
         change = self.change(x.astype(jnp.float32))
         return jnp.where(self.where[..., None], change, 0.0)
 
-    def for_answers(self) -> _Edit:
+    def for_answers(self) -> Edit:
         """The same edit for a pass over later tokens only."""
         return self.replace(where=self.after[..., None])
 
-    def for_prefix(self) -> _Edit:
+    def for_prefix(self) -> Edit:
         """The same edit for a pass over the worked examples only."""
         return self.replace(where=self.before[..., None])
 
@@ -56,23 +63,21 @@ class _Edit:
         leaves = self.where, self.after, self.before, *(getattr(self, name) for name in self.BY_ROW)
         return max(leaf.shape[1] for leaf in leaves if leaf is not None)
 
-    BY_ROW: ClassVar[tuple[str, ...]] = ()
-
     def acts(self) -> jax.Array:
         """Layers [L] at which it may change anything where it acts: what it says in vain costs nothing."""
         return jnp.ones(len(self.where), bool)
 
-    def from_slot(self, cut: int) -> _Edit:
+    def from_slot(self, cut: int) -> Edit:
         """The same edit for a prompt without its first `cut` slots."""
         return self if self.where.shape[-1] == 1 else self.replace(where=self.where[..., cut:])
 
-    def pad_prompt(self, front: int) -> _Edit:
+    def pad_prompt(self, front: int) -> Edit:
         """The same edit for a prompt with `front` slots of padding before it, where it does not act."""
         if self.where.shape[-1] == 1:  # every token; nobody reads what becomes of padding
             return self
         return self.replace(where=jnp.pad(self.where, ((0, 0), (0, 0), (front, 0))))
 
-    def with_answers(self, prompt_length: int, answer_length: int) -> _Edit:
+    def with_answers(self, prompt_length: int, answer_length: int) -> Edit:
         """The same edit for a pass over the prompt and `answer_length` tokens behind it."""
         layers, batch, _ = self.where.shape
         batch = max(batch, self.after.shape[1])
@@ -81,8 +86,11 @@ class _Edit:
         return self.replace(where=jnp.concatenate([prompt, answer], axis=-1))
 
 
+Edits = dict[str, tuple[Edit, ...]]
+
+
 @struct.dataclass
-class Add(_Edit):
+class Add(Edit):
     """x + vector: steering. vector [L,B,D]."""
 
     vector: jax.Array
@@ -96,7 +104,7 @@ class Add(_Edit):
 
 
 @struct.dataclass
-class Replace(_Edit):
+class Replace(Edit):
     """x becomes the donor: patching a whole site, or freezing it. donor [L,B,T,D], T may be 1.
 
     Of a donor that speaks of each prompt token, the last one serves all generated tokens, where the edit acts on them.
@@ -173,7 +181,7 @@ class Full:
 
 
 @struct.dataclass
-class Features(_Edit):
+class Features(Edit):
     """Chosen features z become gain * z + shift, in delta form: x + (z' - z) @ W_dec.
 
     Whatever the dictionary does not explain of x is kept by construction. gain = 0 sets, gain = 1 adds, shift = 0
@@ -198,7 +206,7 @@ class Features(_Edit):
 
 
 @struct.dataclass
-class Splice(_Edit):
+class Splice(Edit):
     """x becomes its reconstruction. sae: stacked over all L layers (see `over_layers`), of one site."""
 
     sae: SAE
@@ -208,7 +216,7 @@ class Splice(_Edit):
 
 
 @struct.dataclass
-class PatchParts(_Edit):
+class PatchParts(Edit):
     """x moves towards the donor by a share of the whole difference and a share of what the dictionary explains of it.
 
     x + whole * (donor - x) + explained * (r(donor) - r(x)), r the reconstruction. (1, 0) replaces the residual, (0, 1)

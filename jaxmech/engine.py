@@ -13,7 +13,7 @@ are as large as the device's memory allows and run one after another in the same
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -82,13 +82,12 @@ def sweep(
     if mesh is not None:
         size = -(-size // mesh.shape["data"]) * mesh.shape["data"]
     order, layer, pieces = np.argsort(entry, kind="stable"), 0, []
-    for begin in range(0, total, size):
-        rows = order[np.minimum(np.arange(begin, begin + size), total - 1)]
+    for places, keep in _chunks(total, size):
+        rows = order[places]
         shared, layer = _take_to(config, params, shared, layer, entry[rows[0]]), entry[rows[0]]
         # Of a type of its own, as an array made of Python's numbers is not: that would be another program.
         some = jax.tree.map(lambda a, rows=rows: jax.lax.convert_element_type(a[rows], a.dtype), points)
         some = some if mesh is None else shard_batch(mesh, some)
-        keep = min(size, total - begin)
         pieces.append(np.asarray(run_chunk(config, params, shared, layer, build, some))[:keep])
         if advance is not None:
             advance(keep)
@@ -130,6 +129,12 @@ def _count(points: Any) -> int:
             f" and at least one; got shapes {shapes}"
         )
     return leading.pop()[0]
+
+
+def _chunks(total: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Which points stand in each chunk, the last one filled up with the last point, and how many of them count."""
+    for begin in range(0, total, size):
+        yield np.minimum(np.arange(begin, begin + size), total - 1), min(size, total - begin)
 
 
 def _prepare(config, params, prompts: Prompts, shapes: Edits, build, points) -> tuple[Shared, np.ndarray]:
@@ -262,10 +267,8 @@ def in_chunks(
     Returns:
       NumPy arrays over all points.
     """
-    total = _count(points)
     pieces = []
-    for begin in range(0, total, size):
-        rows, keep = np.minimum(np.arange(begin, begin + size), total - 1), min(size, total - begin)
+    for rows, keep in _chunks(_count(points), size):
         piece = run(jax.tree.map(itemgetter(rows), points))
         pieces.append(jax.tree.map(lambda a, keep=keep: np.asarray(a)[:keep], piece))
         if advance is not None:

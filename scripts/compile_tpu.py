@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxmech.ahead import GIB, Report, compile_ahead, topology_mesh
+from jaxmech.ahead.programs import PROGRAMS, Sizes
 from jaxmech.models.families import config_from_hf
-from jaxmech.programs import PROGRAMS, Sizes
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "tests" / "goldens" / "published.json"
 COLUMNS = (

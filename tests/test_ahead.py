@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmech.ahead import HBM, Program, compile_ahead, topology_mesh
-from jaxmech.hlo import cost
-from jaxmech.programs import PROGRAMS, Sizes
+from jaxmech.ahead.hlo import cost
+from jaxmech.ahead.programs import PROGRAMS, Sizes
 from tests.conftest import tiny_config
 
 pytest.importorskip("libtpu", reason="compiling for a TPU needs the package libtpu, which is for x86 Linux")

@@ -89,3 +89,7 @@ class ModelConfig:
             raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
         if any(self.is_local) and self.window is None:
             raise ValueError("window: layers are marked local, so the sliding window needs a length")
+
+    def width(self, site: str) -> int:
+        """Of the last axis at `site`: all heads side by side at attn_z, `d_model` elsewhere."""
+        return self.n_heads * self.head_dim if site == "attn_z" else self.d_model

@@ -151,18 +151,14 @@ def _encode(lm: LanguageModel, texts: Sequence[str] | None, skip_first: int, row
     return pack_texts(lm, ["\n\n".join(passages)], length=min(length, lm.config.max_positions), limit=rows)
 
 
-def _width(lm: LanguageModel, site: str) -> int:
-    return lm.config.n_heads * lm.config.head_dim if site == "attn_z" else lm.config.d_model
-
-
 def _require_fit(lm: LanguageModel, saes: SAE) -> None:
     c, faults = saes.config, []
     if unknown := [site for site in dict.fromkeys((c.site, c.site_out)) if site not in SITES]:
         faults.append(f"site: the model's are {', '.join(SITES)}, got {', '.join(unknown)}")
     else:
         for name, site, width in (("d_in", c.site, c.d_in), ("d_out", c.site_out, c.d_out)):
-            if width != _width(lm, site):
-                faults.append(f"{name}: {width}, but {site} of {lm.name} is {_width(lm, site)} wide")
+            if width != lm.config.width(site):
+                faults.append(f"{name}: {width}, but {site} of {lm.name} is {lm.config.width(site)} wide")
     if wrong := [layer for layer in c.layers if not 0 <= layer < lm.config.n_layers]:
         faults.append(f"layers: {lm.name} has 0..{lm.config.n_layers - 1}, got {wrong}")
     if faults:
@@ -251,7 +247,8 @@ def _by_skipping(saes: SAE, seen: _Seen, found: _Fit) -> list[_Cause | None]:
 def _by_reading(lm: LanguageModel, saes: SAE, text: Tokens, found: _Fit) -> list[_Cause | None]:
     """The site, layer, scale or b_dec at which a dictionary does far better, for each."""
     c = saes.config
-    sites = [s for s in SITES if _width(lm, s) in (_width(lm, c.site), _width(lm, c.site_out))]
+    width = lm.config.width
+    sites = [s for s in SITES if width(s) in (width(c.site), width(c.site_out))]
     seen = _read(lm, Tokens(*(a[:_PROBE_ROWS] for a in text)), sites)
     base = _fit(saes, *seen.pair(c))
     tried = [(trial, _outcome(trial)) for trial in _near(saes, seen)]

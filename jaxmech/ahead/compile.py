@@ -18,7 +18,7 @@ import jax
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh
 
-from jaxmech.hlo import cost
+from jaxmech.ahead.hlo import cost
 
 GIB = 2**30
 HBM = {"TPU v5 lite": 15.75 * GIB, "TPU v6 lite": 31.25 * GIB, "TPU v5": 95.74 * GIB}

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from jaxmech import edits as ed
-from jaxmech.ahead import Program
+from jaxmech.ahead.compile import Program
 from jaxmech.attribution import attribute, path_gradient
 from jaxmech.choices import Prompts, Trie
 from jaxmech.collect import update_moments
