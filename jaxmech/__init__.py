@@ -25,13 +25,14 @@ from jaxmech.sae.formats import load_sae, load_saes, save_sae, save_saes
 from jaxmech.sae.module import SAE, SAEConfig
 from jaxmech.sae.sharding import shard_saes
 from jaxmech.sae.stream import ActivationStream
+from jaxmech.sae.totals import feature_totals
 from jaxmech.sae.training import SAETrainConfig, train
 
 __all__ = [
     "SAE", "ActivationStream", "Activations", "Choices", "LanguageModel", "ModelConfig", "Output", "Prefix", "Prompts",
     "SAEConfig", "SAETrainConfig", "Tap",
-    "check_sae", "choice_distribution", "edits", "encode_chat", "encode_prompts", "evaluate", "forward",
-    "gather_features", "generate", "load_activations", "load_model", "load_sae", "load_saes", "loss_recovered",
-    "make_mesh", "make_prompts", "repetition", "save_activations", "save_model", "save_sae", "save_saes", "score",
-    "screens", "shard_batch", "shard_saes", "sweep", "train", "until_end",
+    "check_sae", "choice_distribution", "edits", "encode_chat", "encode_prompts", "evaluate", "feature_totals",
+    "forward", "gather_features", "generate", "load_activations", "load_model", "load_sae", "load_saes",
+    "loss_recovered", "make_mesh", "make_prompts", "repetition", "save_activations", "save_model", "save_sae",
+    "save_saes", "score", "screens", "shard_batch", "shard_saes", "sweep", "train", "until_end",
 ]  # fmt: skip

@@ -62,7 +62,8 @@ def row(model: str, where: Slice, report: Report) -> dict[str, Any]:
     """What is kept of one program."""
     facts = dataclasses.asdict(report)
     slice_facts = {"topology": where.topology, "mesh": [where.data, where.model]}
-    return {"model": model, "features": FEATURES[model], **slice_facts, **facts, "faults": report.faults}
+    made = {"faults": report.faults, "compiler": compiler()}
+    return {"model": model, "features": FEATURES[model], **slice_facts, **facts, **made}
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -76,9 +77,10 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def print_markdown(record: dict[str, Any]) -> None:
-    print(f"{record['machine']}\n\n| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
     for each in record["rows"]:
         print("| " + " | ".join(cells(each)) + " |" + "".join(f" **{fault}**" for fault in set(each["faults"])))
+    print("\nCompiled by " + "; or ".join(sorted({each["compiler"] for each in record["rows"]})) + ".")
 
 
 def print_rich(rows: list[dict[str, Any]]) -> None:
@@ -93,12 +95,12 @@ def print_rich(rows: list[dict[str, Any]]) -> None:
             print(f"{each['model']}, {each['topology']}, {each['program']}: {fault}")
 
 
-def machine() -> str:
+def compiler() -> str:
     try:
         libtpu = version("libtpu")
     except PackageNotFoundError:
         libtpu = "missing"
-    return f"jax {version('jax')}, libtpu {libtpu}, compiled on {platform.system()} {platform.machine()}"
+    return f"jax {version('jax')} and libtpu {libtpu} on {platform.system()} {platform.machine()}"
 
 
 def key(row: dict[str, Any]) -> tuple[str, str, str]:
@@ -115,7 +117,7 @@ def write(path: Path, rows: list[dict[str, Any]], sizes: Sizes) -> None:
     places = [(m, s.topology, p) for m in SLICES for s in SLICES[m] for p in PROGRAMS]
     order = sorted(merged, key=lambda k: places.index(k) if k in places else len(places))
     assumed = {f.name: getattr(sizes, f.name) for f in dataclasses.fields(sizes) if f.name not in ("features", "dtype")}
-    record = {"machine": machine(), "sizes": assumed, "rows": [merged[k] for k in order]}
+    record = {"sizes": assumed, "rows": [merged[k] for k in order]}
     path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 

@@ -10,6 +10,7 @@ the names `site` and `reads` of the site it belongs to and of the one whose x it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -39,6 +40,11 @@ _ACTIVATIONS = {
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "gelu": partial(jax.nn.gelu, approximate=False),
 }
+
+
+_PRODUCTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+"""What a gradient keeps of a layer: the products with weights. Attention and everything between products take less
+time to compute anew than to write and read, and most of the memory."""
 
 
 class KV(NamedTuple):
@@ -300,7 +306,7 @@ def forward(
       within: [T,T] or [B,T,T] bool, which of this call's tokens may look at which; causal by default. Only looking at
         tokens of the same or a smaller position is ever allowed.
       return_cache: whether to return keys and values of this call's tokens.
-      remat: whether a gradient computes each layer anew instead of keeping what happened inside it.
+      remat: whether a gradient computes each layer anew instead of keeping its products with weights.
 
     Returns:
       An `Output`.
@@ -392,7 +398,9 @@ def _forward(config, params, tokens, mask, edits, taps, cache, positions, within
 
     tap_args = {name: tap.args for name, tap in taps.items()}
     xs = (params["layers"], jnp.asarray(config.is_local), _keys_and_values(cache), edits, tap_args)
-    x, (seen, kv) = jax.lax.scan(jax.checkpoint(layer) if remat else layer, part.x, xs)
+    # A scan's own barrier keeps what is computed anew apart, so checkpoint need not.
+    layer = jax.checkpoint(layer, prevent_cse=False, policy=None if remat else _PRODUCTS)
+    x, (seen, kv) = jax.lax.scan(layer, part.x, xs)
     out = _read_out(config, params, x, mask, logits)
     return Output(out, seen, KV(*kv, part.positions, mask) if return_cache else None, x)
 
@@ -508,14 +516,22 @@ def _read_out(config: ModelConfig, params: Params, x, mask, logits: str | int):
     return out[:, 0] if logits == "last" else out
 
 
+_FEW_ROWS = 96
+"""Up to as many residuals, an unembedding takes less time with the vocabulary as its rows."""
+
+
 def unembed(config: ModelConfig, params: Params, x: jax.Array) -> jax.Array:
     """Logits [...,V], float32, of residuals [...,D] after the last layer: final norm, unembedding, softcap."""
     x = _Norm(config).apply({"params": params["final_norm"]}, x)
-    if config.tied:
-        kernel, equation = params["embed"]["embedding"], "...d,vd->...v"
-    else:
-        kernel, equation = params["unembed"]["kernel"], "...d,dv->...v"
-    out = jnp.einsum(equation, x, kernel, precision=_precision(x.dtype), preferred_element_type=jnp.float32)
+    kernel = params["embed"]["embedding"] if config.tied else params["unembed"]["kernel"]
+    product = partial(jnp.einsum, precision=_precision(x.dtype), preferred_element_type=jnp.float32)
+    if not config.tied:
+        out = product("...d,dv->...v", x, kernel)
+    elif (few := math.prod(x.shape[:-1])) > _FEW_ROWS:
+        out = product("...d,vd->...v", x, kernel)
+    else:  # so that a CPU reads the long matrix as it lies; the barrier keeps the transpose out of the product
+        out = jax.lax.optimization_barrier(product("vd,rd->vr", kernel, x.reshape(few, -1)))
+        out = out.T.reshape(*x.shape[:-1], -1)
     if config.final_softcap is not None:
         out = config.final_softcap * jnp.tanh(out / config.final_softcap)
     return out

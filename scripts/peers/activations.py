@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -14,9 +13,6 @@ from peers.bench import Bench, to_torch
 from peers.flops import text_flops
 from peers.results import Row
 from peers.timing import Peer, compare, relative
-
-CHUNK = 128
-"""Tokens that are encoded together: their codes stay in the processor's cache until they are reduced."""
 
 
 def residuals(bench: Bench) -> list[Row]:
@@ -63,23 +59,6 @@ def residuals(bench: Bench) -> list[Row]:
         )  # fmt: skip
 
 
-@partial(jax.jit, static_argnames="chunk")
-def feature_totals(saes: jm.SAE, resid: jax.Array, *, chunk: int = CHUNK) -> tuple[jax.Array, jax.Array]:
-    """Sum and number of firings [L,F] of every feature on residuals [L,n,D]; n a multiple of `chunk`."""
-
-    def layer(inputs):
-        sae, x = inputs
-
-        def fold(totals, rows):
-            f = sae.encode(rows)
-            return (totals[0] + f.sum(0), totals[1] + (f > 0).sum(0, dtype=jnp.int32)), None
-
-        zeros = jnp.zeros(sae.config.d_sae)
-        return jax.lax.scan(fold, (zeros, zeros.astype(jnp.int32)), x.reshape(-1, chunk, x.shape[-1]))[0]
-
-    return jax.lax.map(layer, (saes, resid))
-
-
 def encoding(bench: Bench) -> list[Row]:
     """W2."""
     config, F = bench.lm.config, bench.sizes.features
@@ -87,7 +66,7 @@ def encoding(bench: Bench) -> list[Row]:
     n, theirs = resid.shape[1], to_torch(resid)
 
     def ours():
-        return feature_totals(bench.saes, resid, chunk=min(CHUNK, n))
+        return jm.feature_totals(bench.saes, resid)
 
     def saelens():
         codes = (sae.encode(x) for sae, x in zip(bench.peer_saes, theirs, strict=True))
@@ -109,7 +88,7 @@ def encoding(bench: Bench) -> list[Row]:
             flops=2.0 * config.n_layers * n * config.d_model * F,
             tolerance=1e-4,
         )
-    fired = float(np.asarray(ours()[1]).sum()) / n / config.n_layers
+    fired = float(np.asarray(ours().fired).sum()) / n / config.n_layers
     for row in rows:
         row.figures["features firing on a token"] = fired
     return rows

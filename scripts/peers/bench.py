@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import torch
@@ -19,7 +20,7 @@ from sae_lens.saes.sae import SAEMetadata
 
 import jaxmech as jm
 from jaxmech.behavior.dictator import BankConfig, build_bank
-from jaxmech.choices import token_ids
+from jaxmech.choices import Prefix, Prompts
 from jaxmech.sae.module import make_sae
 
 ANSWERS = tuple(str(amount) for amount in range(11))
@@ -28,11 +29,10 @@ MIDDLE = 9
 
 
 class Sizes(NamedTuple):
-    """batch, length: of W1 to W3; features: of a dictionary; chosen: of them, a layer, in W3; coefficients: of W4;
-    families, examples: of its prompts, four a family, two decoys apart; sampled: points that a peer's loop is timed on;
+    """length: of a prompt of W1 to W3; features: of a dictionary; chosen: of them, a layer, in W3; coefficients: of W4;
+    families, examples: of its prompts, four a family; sampled: points that a peer's loop is timed on;
     tests, flips: of W6; sets: of W7."""
 
-    batch: int = 32
     length: int = 128
     features: int = 16_384
     chosen: int = 8
@@ -46,7 +46,7 @@ class Sizes(NamedTuple):
 
 
 QUICK = Sizes(
-    batch=4, length=32, features=1024, coefficients=3, families=2, examples=2, sampled=2, tests=20_000, flips=100,
+    length=48, features=1024, coefficients=3, families=2, examples=2, sampled=2, tests=20_000, flips=100,
     sets=20,
 )  # fmt: skip
 
@@ -91,12 +91,24 @@ class Bench:
         return build_bank(config, self.lm.tokenizer).prompts
 
     @cached_property
+    def prompts(self) -> Prompts:
+        """Those of the table with worked examples cut short, from the left, until a prompt is `length` tokens long."""
+        table, T = self.table, self.sizes.length
+        whole = jm.make_prompts(self.lm, list(table["query"]), list(ANSWERS), prefixes=list(table["prefix"]))
+        queries, rows = np.asarray(whole.mask).sum(1), np.asarray(whole.prefix.rows)
+        left = np.array([T - np.unique(queries[rows == g]).item() for g in range(rows.max() + 1)])  # alike in a family
+        mask = np.arange(left.max()) >= (left.max() - left)[:, None]
+        tokens = np.asarray(whole.prefix.tokens)[:, -left.max() :].copy()
+        tokens[np.arange(len(left)), left.max() - left] = self.lm.config.bos_id
+        return whole._replace(prefix=Prefix(jnp.asarray(tokens * mask), jnp.asarray(mask), whole.prefix.rows))
+
+    @cached_property
     def tokens(self) -> np.ndarray:
-        """[batch,length] int32: the prompts' text, cut into rows that each begin with a BOS."""
-        B, T = self.sizes.batch, self.sizes.length - 1
-        ids = [i for text in self.table["prefix"] + self.table["query"] for i in token_ids(self.lm.tokenizer, text)]
-        rows = np.resize(np.asarray(ids, np.int32), (B, T))
-        return np.concatenate([np.full((B, 1), self.lm.config.bos_id, np.int32), rows], axis=1)
+        """`prompts`, each whole: [batch,length] int32."""
+        prompts, prefix = self.prompts, self.prompts.prefix
+        tokens = np.concatenate([np.asarray(prefix.tokens)[prefix.rows], np.asarray(prompts.tokens)], axis=1)
+        mask = np.concatenate([np.asarray(prefix.mask)[prefix.rows], np.asarray(prompts.mask)], axis=1)
+        return tokens[mask].reshape(-1, self.sizes.length).astype(np.int32)
 
     @cached_property
     def residuals(self) -> jax.Array:

@@ -12,6 +12,7 @@ import torch
 
 import jaxmech as jm
 from jaxmech import edits as ed
+from jaxmech.choices import Prompts, before_last
 from peers.bench import Bench, to_torch
 from peers.flops import text_flops, unembed_flops
 from peers.results import Row
@@ -19,11 +20,14 @@ from peers.timing import Peer, compare, relative
 
 
 @partial(jax.jit, static_argnums=0)
-def patched_logits(config, params, tokens, saes: jm.SAE, selection: ed.Selection, values: jax.Array) -> jax.Array:
+def patched_logits(config, params, prompts: Prompts, saes: jm.SAE, selection: ed.Selection, values: jax.Array):
     """Next-token logits [B,V] with the chosen features at the donors' values [L,B,K]."""
-    spans = ed.at_last(config.n_layers, tokens.shape[1])
-    edit = ed.features(saes, selection, gain=0.0, shift=values, **spans)
-    return jm.forward(config, params, tokens, edits={saes.config.site_out: (edit,)}).logits
+    prompts = before_last(config, params, prompts)
+    edit = ed.features(saes, selection, gain=0.0, shift=values, **ed.at_last(config.n_layers))
+    out = jm.forward(
+        config, params, prompts.tokens, mask=prompts.mask, cache=prompts.cache, edits={saes.config.site_out: (edit,)}
+    )
+    return out.logits
 
 
 @contextlib.contextmanager
@@ -104,7 +108,8 @@ class Patch:
 def patching(bench: Bench) -> list[Row]:
     """W3."""
     config, params, K = bench.lm.config, bench.lm.params, bench.sizes.chosen
-    tokens, saes = jnp.asarray(bench.tokens), bench.saes
+    prompts, tokens, saes = bench.prompts, jnp.asarray(bench.tokens), bench.saes
+    alone = prompts._replace(tokens=tokens, mask=jnp.ones(tokens.shape, bool), prefix=None)
     B, T = tokens.shape
     # Donors: each prompt's neighbour. Chosen are the features that fire most strongly on them.
     donor = jax.block_until_ready(saes.encode(jnp.roll(bench.residuals[:, :, -1], 1, axis=1)))
@@ -112,18 +117,26 @@ def patching(bench: Bench) -> list[Row]:
     values = jnp.take_along_axis(donor, jnp.asarray(index)[:, None], axis=2)
     selection = ed.Selection(jnp.asarray(index), jnp.ones(index.shape, bool))
     patch = Patch(bench, index, np.asarray(values))
+
+    def ours(prompts):
+        return patched_logits(config, params, prompts, saes, selection, values)
+
     bench.hf.set_attn_implementation("sdpa")
+    shared = sum(text_flops(config, int(n)) for n in np.asarray(prompts.prefix.mask).sum(1))
+    again = sum(text_flops(config, int(n)) for n in np.asarray(prompts.prefix.mask)[prompts.prefix.rows].sum(1))
     with torch.no_grad():
         return compare(
             "W3",
-            f"{K} features a layer from donors, last position, {config.n_layers} layers, [{B},{T}] tokens",
-            lambda: patched_logits(config, params, tokens, saes, selection, values),
+            f"{K} features a layer from donors, last position, {config.n_layers} layers, {B} prompts of {T} tokens",
+            partial(ours, prompts),
             [
                 Peer("SAELens, every position", patch.every_position, relative, 10, most=2,
                      note="run_with_hooks_with_saes with the error term"),
                 Peer("SAELens objects, last position", patch.last_position, relative, 1.6),
                 Peer("hand-made hooks, the chosen features alone", patch.chosen_alone, relative, 1.5),
+                Peer("jaxmech, nothing shared", partial(ours, alone), relative,
+                     note="every prompt its own worked examples, where a family's four prompts share theirs"),
             ],
             runs=bench.runs,
-            flops=B * (text_flops(config, T) + unembed_flops(config)),
+            flops=B * (text_flops(config, T) + unembed_flops(config)) + shared - again,
         )  # fmt: skip
