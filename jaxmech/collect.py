@@ -1,7 +1,7 @@
-"""What a run shows at the decision token: residuals for donors, and feature moments folded layer by layer.
+"""What a run shows: residuals at all tokens or for donors, and feature moments folded layer by layer.
 
-`B` denotes prompts (or pairs), `T` tokens, `L` layers, `L'` those with a dictionary, `D` the width at the site, `F`
-features, `K` families.
+`B` denotes prompts (or pairs), `T` their tokens, `P` those of worked examples in front, `L` layers, `L'` those with a
+dictionary, `D` the width at the site, `F` features, `K` families.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmech.choices import Choices, Prompts, score
 from jaxmech.contrast import Moments, batch_moments, merge_moments
-from jaxmech.models.decoder import Params, Tap
+from jaxmech.models.decoder import Params, Tap, forward
 from jaxmech.sae.module import SAE
 
 
@@ -36,6 +36,22 @@ def run_decision(config, params: Params, prompts: Prompts, *, site: str = "resid
 
 def _at_slot(slot: int, _, x):
     return x[:, slot]
+
+
+@partial(jax.jit, static_argnames=("config", "site"))
+def residuals(config, params: Params, prompts: Prompts, *, site: str = "resid_post") -> jax.Array:
+    """What stands at `site` of every layer at every prompt token [L,B,T,D], answers left out.
+
+    Worked examples that prompts share (`Prompts.prefix`) are run once for all of them, and stand in front:
+    [L,B,P+T,D], as in `residual_gradient`. Padding holds whatever came out there.
+    """
+    run = partial(forward, config, params, taps=(site,), logits="none")
+    if (prefix := prompts.prefix) is None:
+        return run(prompts.tokens, mask=prompts.mask, cache=prompts.cache).taps[site]
+    early = run(prefix.tokens, mask=prefix.mask, return_cache=True)
+    cache = (early.cache._replace(rows=prefix.rows),)
+    own = run(prompts.tokens, mask=prompts.mask, cache=cache)
+    return jnp.concatenate([early.taps[site][:, prefix.rows], own.taps[site]], axis=2)
 
 
 @partial(jax.jit, static_argnames=("config",), donate_argnames=("moments",))

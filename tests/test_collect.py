@@ -9,7 +9,7 @@ import pytest
 
 import jaxmech.choices as ch
 from jaxmech import contrast as co
-from jaxmech.collect import run_decision, update_moments
+from jaxmech.collect import residuals, run_decision, update_moments
 from jaxmech.sae.module import SAE
 
 PAIRS, BATCH, K, F = 8, 5, 3, 24
@@ -144,3 +144,19 @@ def test_codes_exist_for_one_layer_at_a_time(lm, saes):
     walk(jax.make_jaxpr(lambda *a: update_moments(lm.config, *a))(*args).jaxpr)
     codes = [shape for shape in shapes if F in shape and {BATCH, 2 * BATCH} & set(shape)]
     assert codes and max(map(np.prod, codes)) == 2 * BATCH * F
+
+
+@pytest.mark.parametrize("site", ["resid_post", "attn_z"])
+def test_residuals_of_shared_worked_examples_are_those_of_whole_texts(lm, site):
+    before = ["the kind one can give $5\n", "the mean one can keep $10\n"]
+    prefixes, texts = (
+        [before[i] for i in (1, 0, 1)],
+        [f"the {kind} one can give $" for kind in ("kind", "mean", "mean")],
+    )
+    shared = ch.make_prompts(lm, texts, AMOUNTS, prefixes=prefixes)
+    whole = ch.make_prompts(lm, [a + b for a, b in zip(prefixes, texts, strict=True)], AMOUNTS)
+    real = np.concatenate([np.asarray(shared.prefix.mask)[shared.prefix.rows], np.asarray(shared.mask)], axis=1)
+    found = np.asarray(residuals(lm.config, lm.params, shared, site=site))[:, real]
+    np.testing.assert_allclose(
+        found, np.asarray(residuals(lm.config, lm.params, whole, site=site))[:, np.asarray(whole.mask)], atol=1e-5
+    )

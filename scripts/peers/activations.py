@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 import jaxmech as jm
-from peers.bench import Bench, to_torch
+from jaxmech.collect import residuals as run_residuals
+from peers.bench import APART, Bench, to_torch
 from peers.flops import text_flops
 from peers.results import Row
 from peers.timing import Peer, compare, relative
@@ -17,12 +18,19 @@ from peers.timing import Peer, compare, relative
 
 def residuals(bench: Bench) -> list[Row]:
     """W1."""
-    config, params, tokens = bench.lm.config, bench.lm.params, jnp.asarray(bench.tokens)
+    config, params, prompts, tokens = bench.lm.config, bench.lm.params, bench.prompts, jnp.asarray(bench.tokens)
     B, T = tokens.shape
-    theirs = to_torch(tokens).long()
+    theirs, real = to_torch(tokens).long(), bench.real
 
     def ours():
+        return run_residuals(config, params, prompts)
+
+    def alone():
         return jm.forward(config, params, tokens, taps=("resid_post",), logits="none").taps["resid_post"]
+
+    def own(result):
+        """[L,B,T,D]: the prompts' tokens without padding."""
+        return np.asarray(result)[:, real].reshape(config.n_layers, B, T, -1)
 
     def bridge(**options):
         cache = bench.bridge.run_with_cache(
@@ -36,16 +44,17 @@ def residuals(bench: Bench) -> list[Row]:
 
     def after_norm(result, peer):
         """HF norms the last of them."""
+        result = own(result)
         last = bench.hf.model.norm(to_torch(result[-1]))
         return max(relative(result[:-1], torch.stack(peer[:-1])), relative(last, peer[-1]))
 
     def same(result, peer):
-        return relative(result, torch.stack(peer))
+        return relative(own(result), torch.stack(peer))
 
     with torch.no_grad():
         return compare(
             "W1",
-            f"residuals after every layer, [{B},{T}] tokens",
+            f"residuals after every layer, {B} prompts of {T} tokens",
             ours,
             [
                 Peer("TransformerLens run_with_cache", bridge, same, 4, most=3,
@@ -53,9 +62,10 @@ def residuals(bench: Bench) -> list[Row]:
                 Peer("TransformerLens run_with_cache, logits_to_keep=1", partial(bridge, logits_to_keep=1), same),
                 Peer("HF output_hidden_states, sdpa", partial(hidden_states, "sdpa"), after_norm, 1.5),
                 Peer("HF output_hidden_states, eager", partial(hidden_states, "eager"), after_norm),
+                Peer("jaxmech, nothing shared", alone, lambda a, b: relative(own(a), b), note=APART),
             ],
             runs=bench.runs,
-            flops=B * text_flops(config, T),
+            flops=B * text_flops(config, T) - bench.shared_flops,
         )  # fmt: skip
 
 

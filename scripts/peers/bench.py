@@ -22,10 +22,15 @@ import jaxmech as jm
 from jaxmech.behavior.dictator import BankConfig, build_bank
 from jaxmech.choices import Prefix, Prompts
 from jaxmech.sae.module import make_sae
+from peers.flops import text_flops
 
 ANSWERS = tuple(str(amount) for amount in range(11))
 MIDDLE = 9
 """The layer that is steered at."""
+
+
+APART = "every prompt its own worked examples, where a family's four prompts share theirs"
+"""Of jaxmech without its sharing."""
 
 
 class Sizes(NamedTuple):
@@ -103,12 +108,24 @@ class Bench:
         return whole._replace(prefix=Prefix(jnp.asarray(tokens * mask), jnp.asarray(mask), whole.prefix.rows))
 
     @cached_property
+    def real(self) -> np.ndarray:
+        """Where `prompts` have tokens and no padding, [B,P+T] with those of their worked examples first."""
+        prompts, prefix = self.prompts, self.prompts.prefix
+        return np.concatenate([np.asarray(prefix.mask)[prefix.rows], np.asarray(prompts.mask)], axis=1)
+
+    @cached_property
     def tokens(self) -> np.ndarray:
-        """`prompts`, each whole: [batch,length] int32."""
+        """`prompts`, each whole: [B,length] int32."""
         prompts, prefix = self.prompts, self.prompts.prefix
         tokens = np.concatenate([np.asarray(prefix.tokens)[prefix.rows], np.asarray(prompts.tokens)], axis=1)
-        mask = np.concatenate([np.asarray(prefix.mask)[prefix.rows], np.asarray(prompts.mask)], axis=1)
-        return tokens[mask].reshape(-1, self.sizes.length).astype(np.int32)
+        return tokens[self.real].reshape(-1, self.sizes.length).astype(np.int32)
+
+    @property
+    def shared_flops(self) -> float:
+        """What running `prompts`' worked examples once a family saves."""
+        prefix = self.prompts.prefix
+        each = np.array([text_flops(self.lm.config, int(n)) for n in np.asarray(prefix.mask).sum(1)])
+        return float(each[np.asarray(prefix.rows)].sum() - each.sum())
 
     @cached_property
     def residuals(self) -> jax.Array:

@@ -13,7 +13,7 @@ import torch
 import jaxmech as jm
 from jaxmech import edits as ed
 from jaxmech.choices import Prompts, before_last
-from peers.bench import Bench, to_torch
+from peers.bench import APART, Bench, to_torch
 from peers.flops import text_flops, unembed_flops
 from peers.results import Row
 from peers.timing import Peer, compare, relative
@@ -122,8 +122,6 @@ def patching(bench: Bench) -> list[Row]:
         return patched_logits(config, params, prompts, saes, selection, values)
 
     bench.hf.set_attn_implementation("sdpa")
-    shared = sum(text_flops(config, int(n)) for n in np.asarray(prompts.prefix.mask).sum(1))
-    again = sum(text_flops(config, int(n)) for n in np.asarray(prompts.prefix.mask)[prompts.prefix.rows].sum(1))
     with torch.no_grad():
         return compare(
             "W3",
@@ -134,9 +132,8 @@ def patching(bench: Bench) -> list[Row]:
                      note="run_with_hooks_with_saes with the error term"),
                 Peer("SAELens objects, last position", patch.last_position, relative, 1.6),
                 Peer("hand-made hooks, the chosen features alone", patch.chosen_alone, relative, 1.5),
-                Peer("jaxmech, nothing shared", partial(ours, alone), relative,
-                     note="every prompt its own worked examples, where a family's four prompts share theirs"),
+                Peer("jaxmech, nothing shared", partial(ours, alone), relative, note=APART),
             ],
             runs=bench.runs,
-            flops=B * (text_flops(config, T) + unembed_flops(config)) + shared - again,
+            flops=B * (text_flops(config, T) + unembed_flops(config)) - bench.shared_flops,
         )  # fmt: skip

@@ -15,7 +15,7 @@ import jaxmech as jm
 from jaxmech import edits as ed
 from jaxmech.choices import token_ids
 from peers import hf_choices
-from peers.bench import ANSWERS, MIDDLE, Bench, steering_vector, to_torch
+from peers.bench import ANSWERS, APART, MIDDLE, Bench, steering_vector, to_torch
 from peers.flops import attention_flops, layer_flops, unembed_flops
 from peers.results import Row
 from peers.timing import Peer, compare
@@ -130,10 +130,9 @@ def _rows(bench: Bench, last: bool) -> list[Row]:
         loops.peer("HF, prompt cache per coefficient", hf_choices.cached_prompt, 12 if last else 2.2, 2 * sample),
     ]
     if last:
-        apart = "every prompt its own worked examples, where a family's four prompts share theirs"
         difference = lambda a, b: float(np.abs(a - b).max())  # noqa: E731
         peers.append(loops.kept(3.5))
-        peers.append(Peer("jaxmech, nothing shared", partial(sweep, alone), difference, most=2, note=apart))
+        peers.append(Peer("jaxmech, nothing shared", partial(sweep, alone), difference, most=2, note=APART))
     whole = [len(prompt) for prompt in loops.prompts]
     own = [n - len(token_ids(lm.tokenizer, query)) for n, query in zip(whole, table["query"], strict=True)]
     return compare(
