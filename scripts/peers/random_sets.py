@@ -18,7 +18,7 @@ from peers.flops import attention_flops, layer_flops, unembed_flops
 from peers.results import Row
 from peers.timing import Peer, compare
 
-LAYER, PROMPTS, FEATURES = 10, 8, 4
+LAYER, PROMPTS, FEATURES = 10, 2, 4
 TOLERANCE = 5e-3
 """Of log probabilities, absolute."""
 
