@@ -10,7 +10,7 @@ import torch
 
 import jaxmech as jm
 from jaxmech.collect import residuals as run_residuals
-from peers.bench import APART, Bench, to_torch
+from peers.bench import APART, Bench, real_tokens, shared_flops, to_torch
 from peers.flops import text_flops
 from peers.results import Row
 from peers.timing import Peer, compare, relative
@@ -20,7 +20,7 @@ def residuals(bench: Bench) -> list[Row]:
     """W1."""
     config, params, prompts, tokens = bench.lm.config, bench.lm.params, bench.prompts, jnp.asarray(bench.tokens)
     B, T = tokens.shape
-    theirs, real = to_torch(tokens).long(), bench.real
+    theirs, real = to_torch(tokens).long(), real_tokens(prompts)
 
     def ours():
         return run_residuals(config, params, prompts)
@@ -65,7 +65,7 @@ def residuals(bench: Bench) -> list[Row]:
                 Peer("jaxmech, nothing shared", alone, lambda a, b: relative(own(a), b), note=APART),
             ],
             runs=bench.runs,
-            flops=B * text_flops(config, T) - bench.shared_flops,
+            flops=B * text_flops(config, T) - shared_flops(config, prompts),
         )  # fmt: skip
 
 

@@ -108,24 +108,11 @@ class Bench:
         return whole._replace(prefix=Prefix(jnp.asarray(tokens * mask), jnp.asarray(mask), whole.prefix.rows))
 
     @cached_property
-    def real(self) -> np.ndarray:
-        """Where `prompts` have tokens and no padding, [B,P+T] with those of their worked examples first."""
-        prompts, prefix = self.prompts, self.prompts.prefix
-        return np.concatenate([np.asarray(prefix.mask)[prefix.rows], np.asarray(prompts.mask)], axis=1)
-
-    @cached_property
     def tokens(self) -> np.ndarray:
         """`prompts`, each whole: [B,length] int32."""
         prompts, prefix = self.prompts, self.prompts.prefix
         tokens = np.concatenate([np.asarray(prefix.tokens)[prefix.rows], np.asarray(prompts.tokens)], axis=1)
-        return tokens[self.real].reshape(-1, self.sizes.length).astype(np.int32)
-
-    @property
-    def shared_flops(self) -> float:
-        """What running `prompts`' worked examples once a family saves."""
-        prefix = self.prompts.prefix
-        each = np.array([text_flops(self.lm.config, int(n)) for n in np.asarray(prefix.mask).sum(1)])
-        return float(each[np.asarray(prefix.rows)].sum() - each.sum())
+        return tokens[real_tokens(prompts)].reshape(-1, self.sizes.length).astype(np.int32)
 
     @cached_property
     def residuals(self) -> jax.Array:
@@ -168,6 +155,18 @@ class Bench:
                 getattr(sae, name).data = torch.from_dlpack(value)[layer]  # the same memory
             saes.append(sae.requires_grad_(False))
         return saes
+
+
+def real_tokens(prompts: Prompts) -> np.ndarray:
+    """Where prompts have tokens and no padding, [B,P+T] with those of their worked examples first."""
+    prefix = prompts.prefix
+    return np.concatenate([np.asarray(prefix.mask)[prefix.rows], np.asarray(prompts.mask)], axis=1)
+
+
+def shared_flops(config, prompts: Prompts) -> float:
+    """What running worked examples once for all prompts that share them saves."""
+    each = np.array([text_flops(config, int(n)) for n in np.asarray(prompts.prefix.mask).sum(1)])
+    return float(each[np.asarray(prompts.prefix.rows)].sum() - each.sum())
 
 
 def steering_vector(bench: Bench) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 import jaxmech as jm
 from jaxmech.attribution import residual_gradient
 from jaxmech.choices import Prompts, lay_out
-from peers.bench import ANSWERS, Bench, to_torch
+from peers.bench import ANSWERS, Bench, real_tokens, shared_flops, to_torch
 from peers.flops import text_flops, unembed_flops
 from peers.results import Row
 from peers.timing import Peer, compare, relative
@@ -78,8 +78,8 @@ def gradient(bench: Bench) -> list[Row]:
         longest, window = tree.tokens.shape[1], lm.config.window
         raise ValueError(f"prompts: {longest} tokens with their answers; the peer's masks know no window ({window})")
     bench.hf.set_attn_implementation("sdpa")
-    # [B,P+T] and [B,T]: where the two sides have real tokens, which stand in the same order.
-    real = np.concatenate([np.asarray(shared.prefix.mask)[shared.prefix.rows], np.asarray(shared.mask)], axis=1)
+    # Where the two sides have real tokens, which stand in the same order.
+    real = real_tokens(shared)
     peer_real = np.asarray(alone.mask)
 
     def ours():
@@ -102,9 +102,7 @@ def gradient(bench: Bench) -> list[Row]:
 
 def needed_flops(config, prompts: Prompts) -> float:
     """Forward, a family's worked examples once, and as much backward for each prompt: weights have no gradient."""
-    M, rows = prompts.trie.tokens.shape[1], np.asarray(prompts.prefix.rows)
-    prefixes = [text_flops(config, int(n)) for n in np.asarray(prompts.prefix.mask).sum(1)]
-    lengths = np.asarray(prompts.prefix.mask).sum(1)[rows] + np.asarray(prompts.mask).sum(1)
+    M, lengths = prompts.trie.tokens.shape[1], real_tokens(prompts).sum(1)
     whole = sum(text_flops(config, int(n) + M) for n in lengths)
-    forward = whole + sum(prefixes) - sum(prefixes[row] for row in rows)
-    return forward + whole + 2 * len(rows) * (1 + M) * unembed_flops(config)
+    forward = whole - shared_flops(config, prompts)
+    return forward + whole + 2 * len(lengths) * (1 + M) * unembed_flops(config)

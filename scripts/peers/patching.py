@@ -13,7 +13,7 @@ import torch
 import jaxmech as jm
 from jaxmech import edits as ed
 from jaxmech.choices import Prompts, before_last
-from peers.bench import APART, Bench, to_torch
+from peers.bench import APART, Bench, shared_flops, to_torch
 from peers.flops import text_flops, unembed_flops
 from peers.results import Row
 from peers.timing import Peer, compare, relative
@@ -135,5 +135,5 @@ def patching(bench: Bench) -> list[Row]:
                 Peer("jaxmech, nothing shared", partial(ours, alone), relative, note=APART),
             ],
             runs=bench.runs,
-            flops=B * (text_flops(config, T) + unembed_flops(config)) - bench.shared_flops,
+            flops=B * (text_flops(config, T) + unembed_flops(config)) - shared_flops(config, prompts),
         )  # fmt: skip
