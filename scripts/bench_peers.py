@@ -34,12 +34,13 @@ WORKLOADS = {
     "W1": ("activations", "residuals"),
     "W2": ("activations", "encoding"),
     "W3": ("patching", "patching"),
-    "W4": ("steering", "steering"),
+    "W4-last": ("steering", "at_last"),
+    "W4-all": ("steering", "everywhere"),
     "W5": ("gradient", "gradient"),
     "W6": ("contrast", "contrast"),
     "W7": ("random_sets", "random_sets"),
 }
-"""Module of `peers` and function in it."""
+"""Module of `peers` and function in it. W4 has two halves, stored each as it comes."""
 
 
 def parse() -> argparse.Namespace:
@@ -52,6 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
     parser.add_argument("--full", action="store_true", help="peers' loops over all points: hours")
     args = parser.parse_args()
+    args.workloads = [half for name in args.workloads for half in (("W4-last", "W4-all") if name == "W4" else (name,))]
     if unknown := set(args.workloads) - set(WORKLOADS) - {"gpu"}:
         parser.error(f"workloads: expected {', '.join(WORKLOADS)} or gpu, got {', '.join(sorted(unknown))}")
     if "gpu" in args.workloads and len(args.workloads) > 1:

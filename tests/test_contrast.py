@@ -95,25 +95,45 @@ def test_correlated_but_dense_or_rare_features_fail():
 
 
 def test_permutation_p_equals_a_plain_loop():
-    d = np.random.default_rng(3).normal(0.4, 1.0, (8, 6)).astype(np.float32)
-    R, key = 200, jax.random.key(5)
-    signs = np.asarray(jax.random.rademacher(key, (R, 8), jnp.float32))
+    d = np.random.default_rng(3).normal(0.4, 1.0, (12, 6)).astype(np.float32)
+    R, key = 256, jax.random.key(5)
     t = lambda x: np.abs(x.mean(0) / x.std(0, ddof=1))  # noqa: E731
-    count = sum(t(s[:, None] * d) >= t(d) * (1 - 1e-6) for s in signs)
-    np.testing.assert_allclose(co.permutation_p(d, key=key, R=R), (1 + count) / (R + 1))
+    count = sum(t(s[:, None] * d) >= t(d) * (1 - 1e-6) for s in co.sign_flips(key, 12, R))
+    np.testing.assert_allclose(co.permutation_p(d, key=key, R=R), count / R)
 
 
-@pytest.mark.parametrize("K, m, R", [(7, 11, 60), (6, 4, 7), (13, 9, 1)])
+@pytest.mark.parametrize("K, m, R", [(7, 11, 60), (6, 4, 64), (13, 9, 1), (70, 5, 1000), (3, 5, 1000)])
 def test_permutation_p_over_many_tiles(monkeypatch, K, m, R):
-    """Tiles that overlap, blocks that are padded, families that fill no table, sparse features full of ties."""
+    """Tiles that overlap, blocks that are padded, more and fewer families than flips told apart by the low bits, sparse
+    features full of ties."""
     monkeypatch.setattr(co, "_TILE", 4)
     monkeypatch.setattr(co, "_TILES", 2)
     rng, key = np.random.default_rng(K), jax.random.key(1)
     d = rng.normal(0.2, 1.0, (K, m)) * (rng.uniform(size=(K, m)) < 0.5)
-    signs = np.asarray(jax.random.rademacher(key, (R, K), jnp.float32), np.float64)
+    signs = co.sign_flips(key, K, R).astype(np.float64)
     d = d.astype(np.float32)
     count = (np.abs(signs @ d) >= np.abs(d.sum(0, dtype=np.float64)) - 1e-6 * np.abs(d).sum(0)).sum(0)
-    np.testing.assert_allclose(co.permutation_p(d, key=key, R=R), (1 + count) / (R + 1))
+    np.testing.assert_allclose(co.permutation_p(d, key=key, R=R), count / len(signs))
+
+
+@pytest.mark.parametrize("K, R, flips", [(32, 1000, 1024), (32, 1024, 1024), (11, 1000, 1024), (4, 1000, 16), (9, 1, 1)])
+def test_sign_flips_are_a_group(K, R, flips):
+    signs = co.sign_flips(jax.random.key(2), K, R)
+    assert signs.shape == (flips, K) and set(signs.ravel()) <= {-1, 1} and (signs[0] == 1).all()
+    as_bits = {tuple(row) for row in signs < 0}
+    assert len(as_bits) == flips
+    if flips > 1:
+        products = (signs[:, None] * signs[None, :: flips // 16]).reshape(-1, K) < 0
+        assert {tuple(row) for row in products} <= as_bits
+
+
+def test_p_values_of_sign_flips_are_exact():
+    """Without an effect, p is at most a in a share a of all cases; here families differ in spread and are heavy-tailed."""
+    rng = np.random.default_rng(0)
+    d = rng.standard_t(2, (24, 20_000)) * rng.uniform(0.1, 3, (24, 1))
+    p = co.permutation_p(d.astype(np.float32), key=jax.random.key(0), R=1000)
+    for a in (0.01, 0.05, 0.3):
+        assert abs((p <= a).mean() - a) < 4 * np.sqrt(a * (1 - a) / 20_000) + 1 / 1024
 
 
 def test_flipping_families_twice_is_nothing():

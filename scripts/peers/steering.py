@@ -104,14 +104,19 @@ def furthest(ours: np.ndarray, points: list[tuple[int, int, np.ndarray]]) -> flo
     return max(float(np.abs(ours[s, b] - logprobs).max()) for s, b, logprobs in points)
 
 
-def steering(bench: Bench) -> list[Row]:
-    """W4."""
-    bench.hf.set_attn_implementation("sdpa")
-    with torch.no_grad():
-        return [row for last in (True, False) for row in _rows(bench, last)]
+def at_last(bench: Bench) -> list[Row]:
+    """W4, the edit at the last position."""
+    return _rows(bench, last=True)
 
 
+def everywhere(bench: Bench) -> list[Row]:
+    """W4, the edit at all positions."""
+    return _rows(bench, last=False)
+
+
+@torch.no_grad()
 def _rows(bench: Bench, last: bool) -> list[Row]:
+    bench.hf.set_attn_implementation("sdpa")
     lm, table, sizes = bench.lm, bench.table, bench.sizes
     coefficients = np.linspace(-2, 2, sizes.coefficients, dtype=np.float32)
     vector = steering_vector(bench)
