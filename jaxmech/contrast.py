@@ -276,8 +276,8 @@ def _signs(flips: int, codes: np.ndarray) -> np.ndarray:
     return 1 - 2 * (np.bitwise_count(common) % 2).astype(np.float32)
 
 
-_TOGETHER = 6  # bits whose flips are summed at a time
-_TILE = 1024  # features whose differences stay in a core's cache
+_TOGETHER = 7  # bits whose flips are summed at a time
+_TILE = 512  # features whose differences stay in a core's cache
 _TILES = 64  # a block
 
 
@@ -297,14 +297,14 @@ def _count_as_large(
         observed = jnp.abs(d.sum(0)) - 1e-6 * jnp.abs(d).sum(0)
 
         def flips(count, sign):
-            sums = [jnp.zeros(tile)] * 2**bits
+            sums = [jnp.zeros((1, tile))] * 2**bits  # rows, never reshaped: so all of it is one loop for XLA
             for k, at in enumerate(low):
-                sums[at] += sign[k] * d[k]
+                sums[at] += sign[k] * d[k : k + 1]
             for total in _walsh_hadamard(sums):
                 count += jnp.abs(total) >= observed
             return count, None
 
-        return jax.lax.scan(flips, jnp.zeros(tile, jnp.int32), signs)[0]
+        return jax.lax.scan(flips, jnp.zeros((1, tile), jnp.int32), signs)[0][0]
 
     return jax.lax.map(one_tile, starts)
 
