@@ -124,7 +124,7 @@ def _shared_gradients(config, params, prompts, values, site, remat, turns, turn)
     def examples(vector):
         out = forward(
             config, params, prefix.tokens, mask=prefix.mask, edits={site: (_nudge(vector),)}, logits="none",
-            return_cache=True, remat=remat,
+            return_cache=True, remat=remat, ends_apart=True,
         )  # fmt: skip
         return (out.cache.k, out.cache.v), out.cache
 

@@ -158,8 +158,8 @@ def lay_out(prompts: Prompts) -> tuple[jax.Array, jax.Array, jax.Array, jax.Arra
     )
 
 
-_LOGITS_AT_ONCE = 2**26
-"""Entries of the logits that are held at a time, 256 MiB in float32. A vocabulary is long, slots are many, and a few
+_LOGITS_AT_ONCE = 2**27
+"""Entries of the logits that are held at a time, 512 MiB in float32. A vocabulary is long, slots are many, and a few
 hundred rows are enough for the unembedding to run at full speed."""
 
 
@@ -176,7 +176,6 @@ def read_out(config, params: Params, final: jax.Array, trie: Trie) -> jax.Array:
         a = jnp.pad(a, ((0, size * chunks - rows), (0, 0)))
         return jnp.swapaxes(a.reshape(size, chunks, -1), 0, 1)
 
-    @jax.checkpoint
     def chunk(inputs):
         x, tokens = inputs
         logits = unembed(config, params, x)  # [size,V]
@@ -185,6 +184,8 @@ def read_out(config, params: Params, final: jax.Array, trie: Trie) -> jax.Array:
         sums = jnp.stack([weights.sum(-1), jnp.where(trie.continues, 0.0, weights).sum(-1)], axis=-1)
         return jnp.log(sums) + top, jnp.take_along_axis(logits, tokens, axis=-1)
 
+    if chunks > 1:  # or a gradient would keep all of them
+        chunk = jax.checkpoint(chunk)
     sums, logits = jax.lax.map(chunk, (by_chunk(final.reshape(rows, D)), by_chunk(wanted)))
     back = lambda a: jnp.swapaxes(a, 0, 1).reshape(size * chunks, -1)[:rows].reshape(*lead, B, slots, -1)  # noqa: E731
     return _choice_logprobs(trie, back(sums)[..., 0], back(sums)[..., 1], back(logits))

@@ -116,7 +116,9 @@ def test_permutation_p_over_many_tiles(monkeypatch, K, m, R):
     np.testing.assert_allclose(co.permutation_p(d, key=key, R=R), count / len(signs))
 
 
-@pytest.mark.parametrize("K, R, flips", [(32, 1000, 1024), (32, 1024, 1024), (11, 1000, 1024), (4, 1000, 16), (9, 1, 1)])
+@pytest.mark.parametrize(
+    "K, R, flips", [(32, 1000, 1024), (32, 1024, 1024), (11, 1000, 1024), (4, 1000, 16), (9, 1, 1)]
+)
 def test_sign_flips_are_a_group(K, R, flips):
     signs = co.sign_flips(jax.random.key(2), K, R)
     assert signs.shape == (flips, K) and set(signs.ravel()) <= {-1, 1} and (signs[0] == 1).all()
@@ -128,7 +130,7 @@ def test_sign_flips_are_a_group(K, R, flips):
 
 
 def test_p_values_of_sign_flips_are_exact():
-    """Without an effect, p is at most a in a share a of all cases; here families differ in spread and are heavy-tailed."""
+    """Without an effect, p is at most a in a share a of all cases: of families of unlike spread and heavy tails too."""
     rng = np.random.default_rng(0)
     d = rng.standard_t(2, (24, 20_000)) * rng.uniform(0.1, 3, (24, 1))
     p = co.permutation_p(d.astype(np.float32), key=jax.random.key(0), R=1000)

@@ -1,7 +1,7 @@
 """The decoder: one Flax block scanned over stacked layers, edits in, taps out.
 
-`B` denotes the batch, `T` tokens, `L` layers, `D` the residual width, `H` query heads, `G` key/value heads, `h` the
-head width, `M` the hidden width of the feed-forward sublayer, `V` the vocabulary, `S` cached tokens.
+`B` denotes the batch, `T` tokens, `L` layers, `D` the residual width, `G` key/value heads, `h` the head width, `V` the
+vocabulary, `S` cached tokens.
 
 An edit is any pytree whose leaves lead with `L` and that offers, once sliced to one layer, `delta(x) -> like x`, and
 the names `site` and `reads` of the site it belongs to and of the one whose x it wants (None: any, and its own); see
@@ -20,27 +20,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from jaxmech.models.block import SITES, Block, Norm, precision
 from jaxmech.models.config import ModelConfig
-from jaxmech.models.rope import apply_rope, rope_tables
+from jaxmech.models.rope import rope_tables
 
 Params = Mapping[str, Any]
-
-SITES = ("resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_normed", "mlp_in", "mlp_out", "resid_post")
-"""Where an edit may act and a tap may read, in the order in which a block computes them.
-
-`attn_z` is the input of the attention's output projection, heads flattened `[B,T,H*h]`; `mlp_in` the input of the
-feed-forward sublayer, normed where the model norms it, and `mlp_normed` the same before that norm's gain and bias, and
-before it is rounded to the model's dtype; `attn_out` and `mlp_out` are what is added to the
-residual stream, that is after post-norms. Where both sublayers read the layer's input (GPT-NeoX), `resid_mid` is still
-`resid_pre + attn_out`, and the feed-forward sublayer does not see it.
-"""
-
-_ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
-    "gelu": partial(jax.nn.gelu, approximate=False),
-}
-
 
 _PRODUCTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 """What a gradient keeps of a layer: the products with weights. Attention and everything between products take less
@@ -102,138 +86,6 @@ class Part(NamedTuple):
     rows: jax.Array | None = None
 
 
-def _precision(dtype) -> jax.lax.Precision:
-    # TPU and TF32 defaults round float32 operands, which is enough to flip the gates of a sparse autoencoder.
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-
-
-class _Linear(nn.Module):
-    """An einsum with a kernel of `shape` whose logical axes are `axes`; the bias spans its last `bias_dims` axes."""
-
-    equation: str
-    shape: tuple[int, ...]
-    axes: tuple[str, ...]
-    bias_dims: int = 0
-
-    @nn.compact
-    def __call__(self, x):
-        init, zeros, n = nn.initializers.normal(0.02), nn.initializers.zeros_init(), self.bias_dims
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape)
-        y = jnp.einsum(self.equation, x, kernel, precision=_precision(x.dtype))
-        if n:
-            y += self.param("bias", nn.with_logical_partitioning(zeros, self.axes[-n:]), self.shape[-n:])
-        return y
-
-
-class _Norm(nn.Module):
-    """RMSNorm, x / rms(x) * (offset + scale), or LayerNorm, over the last axes; in float32 whatever x is."""
-
-    config: ModelConfig
-    axes: tuple[str, ...] = ("embed",)
-
-    @nn.compact
-    def __call__(self, x, visit=lambda normed: normed):
-        """`visit` is shown x normed, before gain and bias, and gives it back, edited."""
-        c, over, shape = self.config, tuple(range(-len(self.axes), 0)), x.shape[-len(self.axes) :]
-        init = nn.with_logical_partitioning(nn.initializers.constant(1.0 - c.norm_offset), self.axes)
-        scale = c.norm_offset + self.param("scale", init, shape).astype(jnp.float32)
-        wide = x.astype(jnp.float32)
-        if c.norm == "layer":
-            wide = wide - jnp.mean(wide, over, keepdims=True)
-        wide = visit(wide * jax.lax.rsqrt(jnp.mean(wide**2, over, keepdims=True) + c.norm_eps)) * scale
-        if c.norm == "layer":
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes)
-            wide = wide + self.param("bias", zeros, shape).astype(jnp.float32)
-        return wide.astype(x.dtype)
-
-
-def _attend(config: ModelConfig, q, segments, masks) -> jax.Array:
-    """Grouped attention over several segments of keys, whose arrays are never joined.
-
-    Args:
-      q: [B,T,H,h].
-      segments: pairs of k, v [B,S,G,h]; the last pair is the call's own tokens.
-      masks: for each segment [B,T,S], True where the query may look.
-
-    Returns:
-      [B,T,H,h]. A query that may look nowhere (padding) gets the mean of the values, which nobody reads.
-    """
-    B, T, H, h = q.shape
-    groups, precision = config.n_kv_heads, _precision(q.dtype)
-    q = q.reshape(B, T, groups, H // groups, h)
-    scores = []
-    for (k, _), mask in zip(segments, masks, strict=True):
-        s = jnp.einsum("btgrh,bsgh->bgrts", q, k, precision=precision, preferred_element_type=jnp.float32)
-        s *= config.query_scale  # in float32: in bfloat16 the rounded factor would sharpen or flatten every head
-        if config.attn_softcap is not None:
-            s = config.attn_softcap * jnp.tanh(s / config.attn_softcap)
-        scores.append(jnp.where(mask[:, None, None], s, jnp.finfo(jnp.float32).min))
-    top = jax.lax.stop_gradient(jnp.stack([s.max(-1) for s in scores]).max(0))[..., None]
-    weights = [jnp.exp(s - top) for s in scores]
-    mixed = sum(
-        jnp.einsum("bgrts,bsgh->btgrh", w.astype(q.dtype), v, precision=precision, preferred_element_type=jnp.float32)
-        for w, (_, v) in zip(weights, segments, strict=True)
-    )
-    total = jnp.moveaxis(sum(w.sum(-1) for w in weights), 3, 1)[..., None]  # [B,T,G,R,1]
-    return (mixed / total).astype(q.dtype).reshape(B, T, H, h)
-
-
-class _Attention(nn.Module):
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x, cached, cos_sin, masks, visit):
-        c = self.config
-
-        def project(name, heads, axis):
-            shape, axes = (c.d_model, heads, c.head_dim), ("embed", axis, "head_dim")
-            return _Linear("btd,dnh->btnh", shape, axes, 2 * c.attention_bias, name=name)(x)
-
-        q, k, v = project("q", c.n_heads, "heads"), project("k", c.n_kv_heads, "kv"), project("v", c.n_kv_heads, "kv")
-        if c.qk_norm is not None:
-            axes = [("head_dim",)] * 2 if c.qk_norm == "head" else [("heads", "head_dim"), ("kv", "head_dim")]
-            q, k = _Norm(c, axes[0], name="q_norm")(q), _Norm(c, axes[1], name="k_norm")(k)
-        if c.rope is not None:
-            q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
-        z = _attend(c, q, [*cached, (k, v)], masks)
-        z = visit("attn_z", z.reshape(*z.shape[:2], -1)).reshape(z.shape)
-        shape, axes = (c.n_heads, c.head_dim, c.d_model), ("heads", "head_dim", "embed")
-        return _Linear("btnh,nhd->btd", shape, axes, int(c.output_bias), name="o")(z), (k, v)
-
-
-class _MLP(nn.Module):
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x):
-        c, bias = self.config, int(self.config.mlp_bias)
-        up = partial(_Linear, "btd,dm->btm", (c.d_model, c.d_mlp), ("embed", "mlp"), bias)
-        act = _ACTIVATIONS[c.activation]
-        hidden = act(up(name="gate")(x)) * up(name="up")(x) if c.gated else act(up(name="up")(x))
-        return _Linear("btm,md->btd", (c.d_mlp, c.d_model), ("mlp", "embed"), bias, name="down")(hidden)
-
-
-class _Block(nn.Module):
-    """One layer. `visit(site, x)` is called at every site and returns x, edited; the caller decides what it does."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x, cached, cos_sin, masks, visit):
-        c = self.config
-
-        def norm(name, x, present, visit=lambda normed: normed):
-            return _Norm(c, name=name)(x, visit) if present else visit(x)
-
-        x = visit("resid_pre", x)
-        out, kv = _Attention(c, name="attn")(norm("attn_norm", x, c.pre_norms), cached, cos_sin, masks, visit)
-        mid = visit("resid_mid", x + visit("attn_out", norm("attn_post_norm", out, c.post_norms)))
-        read = norm("mlp_norm", x if c.parallel else mid, c.pre_norms, partial(visit, "mlp_normed"))
-        read = visit("mlp_in", read)
-        out = _MLP(c, name="mlp")(read)
-        return visit("resid_post", mid + visit("mlp_out", norm("mlp_post_norm", out, c.post_norms))), kv
-
-
 def _init(config: ModelConfig, key: jax.Array) -> Params:
     """Random parameters, each leaf boxed with its logical axis names."""
     c, x = config, jnp.zeros((1, 1, config.d_model))
@@ -241,7 +93,7 @@ def _init(config: ModelConfig, key: jax.Array) -> Params:
     half, one = jnp.zeros((1, 1, 1, (c.rotary_dim or c.head_dim) // 2)), [jnp.ones((1, 1, 1), bool)]
 
     def block(k):
-        return _Block(c).init(k, x, [], (half, half), one, lambda _, y: y)["params"]
+        return Block(c).init(k, x, [], (half, half), one, True, lambda _, y: y)["params"]
 
     def leaf(k, shape, axes):
         return nn.LogicallyPartitioned(0.02 * jax.random.normal(k, shape), axes)
@@ -250,7 +102,7 @@ def _init(config: ModelConfig, key: jax.Array) -> Params:
     params = {
         "embed": {"embedding": leaf(keys[1], (c.vocab_size, c.d_model), ("vocab", "embed"))},
         "layers": nn.meta.add_axis(layers, 0, {nn.PARTITION_NAME: "layers"}),
-        "final_norm": _Norm(c).init(keys[2], x)["params"],
+        "final_norm": Norm(c).init(keys[2], x)["params"],
     }
     if c.learned_positions:
         params["positions"] = {
@@ -290,6 +142,7 @@ def forward(
     within: jax.Array | None = None,
     return_cache: bool = False,
     remat: bool = False,
+    ends_apart: bool = False,
 ) -> Output:
     """Runs the decoder.
 
@@ -307,6 +160,8 @@ def forward(
         tokens of the same or a smaller position is ever allowed.
       return_cache: whether to return keys and values of this call's tokens.
       remat: whether a gradient computes each layer anew instead of keeping its products with weights.
+      ends_apart: whether the first and the last layer stand outside of the loop over layers, so that a gradient passes
+        only what it needs of them. Takes longer to compile.
 
     Returns:
       An `Output`.
@@ -343,6 +198,7 @@ def forward(
         logits,
         return_cache,
         remat,
+        ends_apart,
     )
 
 
@@ -379,30 +235,46 @@ def _check_place(site: str, edit) -> None:
         raise ValueError(f"edits[{site!r}]: reads {edit.reads!r}, which a layer does not compute before {site}")
 
 
-@partial(jax.jit, static_argnames=("config", "logits", "return_cache", "remat"))
-def _forward(config, params, tokens, mask, edits, taps, cache, positions, within, logits, return_cache, remat):
+@partial(jax.jit, static_argnames=("config", "logits", "return_cache", "remat", "ends_apart"))
+def _forward(
+    config, params, tokens, mask, edits, taps, cache, positions, within, logits, return_cache, remat, ends_apart
+):
     if positions is None:
         positions = next_positions(mask, cache)
     part = Part(embed(config, params, tokens, positions), positions.astype(jnp.int32), mask, within, cache)
-    tables = _position_tables(config, part)
+    tables, last = _position_tables(config, part), config.n_layers - 1
 
     def layer(x, inputs):
-        params_l, is_local, cached, edits_l, tap_args = inputs
+        index, is_local, cached, edits_l, tap_args = inputs
         seen = {}
 
         def keep(site, x):
             seen.update({n: t.reduce(tap_args[n], x) for n, t in taps.items() if t.site == site})
 
-        x, kv = _run_block(config, params_l, is_local, x, part.cache, cached, tables, edits_l, keep)
+        params_l = _at_layer(params["layers"], index)
+        x, kv = _run_block(config, params_l, is_local, part._replace(x=x), cached, tables, edits_l, keep)
         return x, (seen, kv if return_cache else None)
 
     tap_args = {name: tap.args for name, tap in taps.items()}
-    xs = (params["layers"], jnp.asarray(config.is_local), _keys_and_values(cache), edits, tap_args)
+    xs = (jnp.arange(last + 1), jnp.asarray(config.is_local), _keys_and_values(cache), edits, tap_args)
     # A scan's own barrier keeps what is computed anew apart, so checkpoint need not.
     layer = jax.checkpoint(layer, prevent_cse=False, policy=None if remat else _PRODUCTS)
-    x, (seen, kv) = jax.lax.scan(layer, part.x, xs)
+    if ends_apart and last:
+        first, middle, end = (jax.tree.map(lambda a, s=s: a[s], xs) for s in (0, slice(1, last), last))
+        x, out_first = layer(part.x, first)
+        x, out_middle = jax.lax.scan(layer, x, middle)
+        x, out_end = layer(x, end)
+        join = lambda a, many, b: jnp.concatenate([a[None], many, b[None]])  # noqa: E731
+        seen, kv = jax.tree.map(join, out_first, out_middle, out_end)
+    else:
+        x, (seen, kv) = jax.lax.scan(layer, part.x, xs)
     out = _read_out(config, params, x, mask, logits)
     return Output(out, seen, KV(*kv, part.positions, mask) if return_cache else None, x)
+
+
+def _at_layer(stacked, index):
+    """The slices for layer `index` of arrays that lead with `L`."""
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), stacked)
 
 
 def run_layers(
@@ -431,15 +303,12 @@ def run_layers(
     stacked = (params["layers"], jnp.asarray(config.is_local), [_keys_and_values(p.cache) for p in parts], list(edits))
 
     def layer(index, xs):
-        params_l, is_local, cached, edits_l = jax.tree.map(
-            lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), stacked
-        )
+        params_l, is_local, cached, edits_l = _at_layer(stacked, index)
         out, earlier = [], []
         for i, part in enumerate(parts):
             before = [(k[part.rows], v[part.rows]) for k, v in earlier]
-            x, kv = _run_block(
-                config, params_l, is_local, xs[i], part.cache, cached[i], tables[i], edits_l[i], before=before
-            )
+            part = part._replace(x=xs[i])
+            x, kv = _run_block(config, params_l, is_local, part, cached[i], tables[i], edits_l[i], before=before)
             out.append(x)
             earlier.append(kv)
         return tuple(out)
@@ -447,7 +316,7 @@ def run_layers(
     return jax.lax.fori_loop(start, config.n_layers if stop is None else stop, layer, tuple(p.x for p in parts))
 
 
-def _run_block(config, params_l, is_local, x, cache, cached, tables, edits_l, keep=lambda site, x: None, before=()):
+def _run_block(config, params_l, is_local, part, cached, tables, edits_l, keep=lambda site, x: None, before=()):
     """One layer over one part: edits where they act, `keep(site, x)` shown what they left."""
     here = {}
 
@@ -462,8 +331,10 @@ def _run_block(config, params_l, is_local, x, cache, cached, tables, edits_l, ke
     if local:
         choose = partial(jax.tree.map, lambda whole, local: jnp.where(is_local, local, whole))
         cos_sin, masks = choose((cos_sin, masks), local[0])
-    looks_at = [(segment.of(k), segment.of(v)) for segment, (k, v) in zip(cache, cached, strict=True)]
-    return _Block(config).apply({"params": params_l}, x, [*looks_at, *before], cos_sin, masks, visit)
+    looks_at = [(segment.of(k), segment.of(v)) for segment, (k, v) in zip(part.cache, cached, strict=True)]
+    return Block(config).apply(
+        {"params": params_l}, part.x, [*looks_at, *before], cos_sin, masks, part.within is None, visit
+    )
 
 
 def _keys_and_values(cache: Sequence[KV]) -> list[tuple[jax.Array, jax.Array]]:
@@ -522,9 +393,9 @@ _FEW_ROWS = 96
 
 def unembed(config: ModelConfig, params: Params, x: jax.Array) -> jax.Array:
     """Logits [...,V], float32, of residuals [...,D] after the last layer: final norm, unembedding, softcap."""
-    x = _Norm(config).apply({"params": params["final_norm"]}, x)
+    x = Norm(config).apply({"params": params["final_norm"]}, x)
     kernel = params["embed"]["embedding"] if config.tied else params["unembed"]["kernel"]
-    product = partial(jnp.einsum, precision=_precision(x.dtype), preferred_element_type=jnp.float32)
+    product = partial(jnp.einsum, precision=precision(x.dtype), preferred_element_type=jnp.float32)
     if not config.tied:
         out = product("...d,dv->...v", x, kernel)
     elif (few := math.prod(x.shape[:-1])) > _FEW_ROWS:
