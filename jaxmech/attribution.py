@@ -20,7 +20,7 @@ import numpy as np
 from flax import struct
 
 from jaxmech import edits as ed
-from jaxmech.choices import Prompts, before_last, score
+from jaxmech.choices import Prefix, Prompts, before_last, score
 from jaxmech.models.decoder import KV, Params, forward
 from jaxmech.sae.module import SAE, matmul, normalise
 
@@ -61,6 +61,7 @@ def residual_gradient(
     site: str = "resid_post",
     everywhere: bool = False,
     remat: bool = False,
+    chunk: int = 4,
 ) -> jax.Array:
     """The gradient of each prompt's expected value with respect to `site` of every layer.
 
@@ -71,22 +72,52 @@ def residual_gradient(
       values: [N] or [B,N], what each choice is worth.
       everywhere: at every prompt token instead of the decision token alone. Tokens in a cache count as given.
       remat: whether to compute each layer anew on the way back, for models whose activations do not fit.
+      chunk: with `everywhere`, prefixes in one call of the program, and the prompts that follow them; prefixes of like
+        length go together.
 
     Returns:
       [L,B,D], or with `everywhere` [L,B,T,D], float32. Where there is a prefix it is [L,B,P+T,D], the prefix's tokens
       first; padding has zeros.
+
+    Raises:
+      ValueError: a `chunk` below one.
     """
     if not everywhere:
         return decision_gradient(config, params, prompts, values, site=site, remat=remat)
     if prompts.prefix is None:
         return _own_gradients(config, params, prompts, values, site, remat)[0]
-    rows = np.asarray(prompts.prefix.rows)
-    readers = [np.flatnonzero(rows == g) for g in range(len(prompts.prefix.tokens))]
-    most = max(map(len, readers))
-    # [n,G]: the i-th prompt that reads each prefix. Where a prefix has fewer readers, any prompt fills the place.
-    turns = np.stack([np.pad(r, (0, most - len(r))) for r in readers], axis=1)
-    turn = np.array([np.flatnonzero(readers[g] == b)[0] for b, g in enumerate(rows)])
-    return _shared_gradients(config, params, prompts, values, site, remat, jnp.asarray(turns), jnp.asarray(turn))
+    if chunk < 1:
+        raise ValueError(f"chunk: expected at least one prefix at a time, got {chunk}")
+    tokens, mask, rows = (np.asarray(a) for a in prompts.prefix)
+    read = np.unique(rows)
+    followers = [np.flatnonzero(rows == g) for g in read]
+    by_length, turns = np.argsort(mask[read].sum(1), kind="stable"), max(map(len, followers))
+    pieces, kept = [], []
+    for start in range(0, len(read), chunk):
+        # [G] prefixes, and the i-th prompt behind each [turns,G]; what there are too few of is filled up, so that all
+        # chunks share a program, or a few of unlike length.
+        group = np.resize(by_length[start : start + chunk], min(chunk, len(read)))
+        behind = np.stack([np.resize(followers[g], turns) for g in group], axis=1).ravel()
+        padding = mask[read[group]].any(0).argmax() // _BUCKET * _BUCKET
+        early = (jnp.asarray(a[read[group], padding:]) for a in (tokens, mask))
+        prefix = Prefix(*early, jnp.asarray(np.tile(np.arange(len(group)), turns)))
+        part = Prompts(prompts.tokens[behind], prompts.mask[behind], prompts.trie.of(behind), prefix=prefix)
+        worth = values if jnp.ndim(values) == 1 else values[behind]
+        pieces.append(_shared_gradients(config, params, part, worth, site, remat))
+        kept.append(behind)
+    order = np.unique(np.concatenate(kept), return_index=True)[1]
+    return _put_together(tuple(pieces), order, mask.shape[1] + prompts.tokens.shape[1])
+
+
+_BUCKET = 32
+"""Tokens. Prefixes are cut to lengths that are so far apart."""
+
+
+@partial(jax.jit, static_argnums=2)
+def _put_together(pieces: tuple[jax.Array, ...], order: jax.Array, length: int) -> jax.Array:
+    """Pieces [L,.,.,D] side by side, filled up with zeros to `length` tokens on the left, prompts in `order`."""
+    longer = [jnp.pad(a, ((0, 0), (0, 0), (length - a.shape[2], 0), (0, 0))) for a in pieces]
+    return jnp.concatenate(longer, axis=1)[:, order]
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("site", "remat"))
@@ -118,7 +149,8 @@ def _own_gradients(config, params, prompts, values, site, remat):
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
-def _shared_gradients(config, params, prompts, values, site, remat, turns, turn):
+def _shared_gradients(config, params, prompts, values, site, remat):
+    """Gradients [L,B,P+T,D] of prompts that follow the prefixes turn by turn, each of them once a turn."""
     prefix = prompts.prefix
 
     def examples(vector):
@@ -135,9 +167,12 @@ def _shared_gradients(config, params, prompts, values, site, remat, turns, turn)
     own, [cotangents] = _own_gradients(
         config, params, prompts._replace(prefix=None, cache=(apart,)), values, site, remat
     )
-    # One linear map back through the shared forward pass, for one prompt of every prefix at a time.
-    (early,) = jax.vmap(back)(tuple(jnp.moveaxis(c[:, turns], 1, 0) for c in cotangents))  # [n,L,G,P,D]
-    return jnp.concatenate([jnp.swapaxes(early[turn, :, rows], 0, 1), own], axis=2)
+    # One linear map back through the shared forward pass, for a turn of prompts at a time.
+    turn = (-1, len(prefix.tokens))
+    by_turn = tuple(jnp.moveaxis(c.reshape(len(c), *turn, *c.shape[2:]), 1, 0) for c in cotangents)
+    (early,) = jax.vmap(back)(by_turn)  # [turns,L,G,P,D]
+    early = jnp.moveaxis(early, 0, 1)
+    return jnp.concatenate([early.reshape(len(early), -1, *early.shape[3:]), own], axis=2)
 
 
 def _nudge(vector: jax.Array) -> _Nudge:

@@ -47,6 +47,10 @@ class Trie(NamedTuple):
     ends: jax.Array
     continues: jax.Array
 
+    def of(self, rows: np.ndarray | jax.Array) -> Trie:
+        """The tries of some rows."""
+        return Trie(*(a[rows] for a in self[:-1]), self.continues)
+
 
 class Prefix(NamedTuple):
     """What several prompts begin with, such as a family's worked examples: computed once for all of them.
@@ -184,7 +188,7 @@ def read_out(config, params: Params, final: jax.Array, trie: Trie) -> jax.Array:
         sums = jnp.stack([weights.sum(-1), jnp.where(trie.continues, 0.0, weights).sum(-1)], axis=-1)
         return jnp.log(sums) + top, jnp.take_along_axis(logits, tokens, axis=-1)
 
-    if chunks > 1:  # or a gradient would keep all of them
+    if chunks > 1:  # a gradient keeps the weights of one chunk, not those of all
         chunk = jax.checkpoint(chunk)
     sums, logits = jax.lax.map(chunk, (by_chunk(final.reshape(rows, D)), by_chunk(wanted)))
     back = lambda a: jnp.swapaxes(a, 0, 1).reshape(size * chunks, -1)[:rows].reshape(*lead, B, slots, -1)  # noqa: E731

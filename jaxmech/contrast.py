@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -182,14 +183,8 @@ def family_tests(s: FeatureStats) -> FamilyTests:
     return FamilyTests(t, p, q, d_z, np.maximum(s.positive.sum(0), s.negative.sum(0)) / s.pairs)
 
 
-def criteria(s: FeatureStats, rule: Rule, *, flip: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Each criterion's verdict [m], half-splits and permutation apart.
-
-    Args:
-      flip: [K] bool, families whose two stances change places: a draw from the null of the whole rule.
-    """
-    if flip is not None:
-        s = flip_families(s, flip)
+def criteria(s: FeatureStats, rule: Rule) -> dict[str, np.ndarray]:
+    """Each criterion's verdict [m], half-splits and permutation apart."""
     _, _, q, d_z, consistent = family_tests(s)
     needed = np.where(s.fires.max(0) < rule.sparse_below, rule.sign_sparse, rule.sign)
     passed = {
@@ -200,7 +195,7 @@ def criteria(s: FeatureStats, rule: Rule, *, flip: np.ndarray | None = None) -> 
         "density": s.density <= rule.density,
         "placebo": np.abs(d_z) >= rule.placebo_ratio * np.abs(s.placebo_d_z),
     }
-    left = np.flatnonzero(np.logical_and.reduce(list(passed.values())))
+    left = _pass_all(passed)
     area = np.full(len(q), 0.5)
     area[left] = auroc(s.plus[:, left], s.minus[:, left])  # the costly one, so only where it can still matter
     passed["auroc"] = np.abs(area - 0.5) >= rule.auroc - 0.5
@@ -221,34 +216,36 @@ def flip_families(s: FeatureStats, flip: np.ndarray) -> FeatureStats:
 
 def permutation_p(difference: np.ndarray, *, key: jax.Array, R: int) -> np.ndarray:
     """Sign-flip permutation p-values [m] of the family differences [K,m]: the share of `sign_flips` under which |t| is
-    as large as it is.
+    as large as it is. 1 for features that are not finite.
 
     Under sign flips the sum of squares does not change, so comparing |mean| is comparing |t|: sums are enough.
     """
-    (K, m), tile = difference.shape, min(_TILE, difference.shape[1])
+    K, m = difference.shape
     bits, low, high = _flip_codes(key, K, R)
     signs = _signs(2 ** (bits - _low_bits(bits)), high)
-    difference = jnp.asarray(difference, jnp.float32)
-    starts = np.minimum(np.arange(0, m, tile), m - tile)  # the last tile overlaps the one before
+    if m < _TILE:  # few features, of whatever number, share a program
+        difference = np.pad(difference, ((0, 0), (0, _TILE - m)))
+    last = difference.shape[1] - _TILE
+    starts = np.minimum(np.arange(0, last + _TILE, _TILE), last)  # the last tile overlaps the one before
     blocks = np.pad(starts, (0, -len(starts) % min(_TILES, len(starts))), "edge").reshape(-1, min(_TILES, len(starts)))
-    beaten = np.empty(m, np.int32)
+    difference, beaten = jnp.asarray(difference, jnp.float32), np.empty(last + _TILE, np.int32)
 
     def block(here: np.ndarray) -> None:
-        counts = _count_as_large(signs, difference, here, low=low, bits=_low_bits(bits), tile=tile)
+        counts = _count_as_large(signs, difference, here, low=low, bits=_low_bits(bits), tile=_TILE)
         for start, count in zip(here, np.asarray(counts), strict=True):
-            beaten[start : start + tile] = count
+            beaten[start : start + _TILE] = count
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # a loop inside a program runs on one core
         list(threads.map(block, blocks))
-    return beaten / 2**bits
+    return np.maximum(beaten[:m], 1) / 2**bits  # flipping nothing counts, whatever the rounding
 
 
 def sign_flips(key: jax.Array, K: int, R: int) -> np.ndarray:
     """Sign flips of K families, [2^r,K] of 1 and -1: the smallest power of two that is at least R, or all 2^K.
 
-    They are a group, all products of r flips of which each turns a family that the others leave alone, and the first
-    flips nothing. That makes the p-values exact, and more telling than those of as many independent flips (Hemerik &
-    Goeman 2018, doi:10.1007/s11749-017-0571-1; Koning & Hemerik 2023, doi:10.1093/biomet/asad050).
+    They are a group, the first of which flips nothing, so p-values are exact, and not just close to those of all 2^K
+    (Hemerik & Goeman 2018, doi:10.1007/s11749-017-0571-1; Koning & Hemerik 2023, doi:10.1093/biomet/asad050): all
+    products of r flips, of which each turns a family that the other r - 1 leave alone, and other families at random.
     """
     bits, low, high = _flip_codes(key, K, R)
     return _signs(2**bits, np.array(low, np.uint32) | high << np.uint32(_low_bits(bits)))
@@ -256,10 +253,13 @@ def sign_flips(key: jax.Array, K: int, R: int) -> np.ndarray:
 
 def _flip_codes(key: jax.Array, K: int, R: int) -> tuple[int, tuple[int, ...], np.ndarray]:
     """r, and the r bits of each family, the low ones apart from the high ones [K]: flip j turns a family whose bits
-    have an odd number in common with those of j."""
+    have an odd number in common with those of j.
+
+    The low bits are part of a program, so they are the same whatever the key.
+    """
     bits = min(max(R - 1, 0).bit_length(), K)
     lowest = _low_bits(bits)
-    low = np.arange(K, dtype=np.uint32) % 2**lowest
+    low = np.random.default_rng(0).integers(0, 2**lowest, K, np.uint32)
     high = np.asarray(jax.random.bits(key, (K,), jnp.uint32)) % np.uint32(2 ** (bits - lowest))
     own = 2 ** np.arange(bits, dtype=np.uint32)  # so that no two flips are alike
     low[:bits], high[:bits] = own % 2**lowest, own >> lowest
@@ -301,7 +301,7 @@ def _count_as_large(
             for k, at in enumerate(low):
                 sums[at] += sign[k] * d[k : k + 1]
             for total in _walsh_hadamard(sums):
-                count += jnp.abs(total) >= observed
+                count += ~(jnp.abs(total) < observed)  # counts a NaN
             return count, None
 
         return jax.lax.scan(flips, jnp.zeros((1, tile), jnp.int32), signs)[0][0]
@@ -342,32 +342,49 @@ class Selected(NamedTuple):
     stability: np.ndarray
 
 
-def select_features(
-    s: FeatureStats, rule: Rule, permuted: np.ndarray, *, splits: int, seed: int, flip: np.ndarray | None = None
-) -> Selected:
-    """The whole rule.
+def select_features(s: FeatureStats, rule: Rule, permuted: np.ndarray, *, splits: int, seed: int) -> Selected:
+    """The whole rule; `permuted` [m] are the features' sign-flip p-values."""
+    return _select(s, rule, criteria(s, rule), permuted, splits=splits, seed=seed)
 
-    Args:
-      permuted: [m] sign-flip p-values (they do not change under `flip`).
-    """
-    passed = criteria(s, rule, flip=flip)
-    passed["permutation"] = permuted < rule.q
-    candidates = np.flatnonzero(np.logical_and.reduce(list(passed.values())))
+
+def _select(s: FeatureStats, rule: Rule, passed: dict, permuted: np.ndarray, *, splits: int, seed: int) -> Selected:
+    passed = passed | {"permutation": permuted < rule.q}
+    candidates = _pass_all(passed)
     stability = np.full(len(permuted), np.nan)
     if len(candidates):
-        flipped = s if flip is None else flip_families(s, flip)
-        stability[candidates] = half_split_share(flipped, rule, candidates, splits=splits, seed=seed)
+        stability[candidates] = half_split_share(s, rule, candidates, splits=splits, seed=seed)
     passed["half_splits"] = np.nan_to_num(stability) >= rule.half_splits
     return Selected(passed["half_splits"].copy(), passed, stability)
 
 
+def _pass_all(passed: dict[str, np.ndarray]) -> np.ndarray:
+    return np.flatnonzero(np.logical_and.reduce(list(passed.values())))
+
+
 def expected_false(
-    s: FeatureStats, rule: Rule, permuted: np.ndarray, *, relabelings: int, splits: int, seed: int
+    s: FeatureStats,
+    rule: Rule,
+    permutation: Callable[[np.ndarray], np.ndarray],
+    *,
+    relabelings: int,
+    splits: int,
+    seed: int,
 ) -> np.ndarray:
-    """How many features the whole rule selects under each of R random relabelings of families, [R]."""
+    """How many features the whole rule selects under each of R random relabelings of families, [R].
+
+    Args:
+      permutation: family differences [K,.] -> sign-flip p-values [.], asked for those that pass all the rest.
+    """
     rng = np.random.default_rng(seed)
-    flips = rng.integers(0, 2, (relabelings, len(s.difference))).astype(bool)
-    return np.array([select_features(s, rule, permuted, splits=splits, seed=seed, flip=f).chosen.sum() for f in flips])
+    counts = np.zeros(relabelings, np.int64)
+    for i, flip in enumerate(rng.integers(0, 2, (relabelings, len(s.difference))).astype(bool)):
+        relabelled = flip_families(s, flip)
+        passed = criteria(relabelled, rule)
+        left, permuted = _pass_all(passed), np.ones(s.difference.shape[1])
+        if len(left):
+            permuted[left] = permutation(relabelled.difference[:, left])
+        counts[i] = _select(relabelled, rule, passed, permuted, splits=splits, seed=seed).chosen.sum()
+    return counts
 
 
 def top_budget(s: FeatureStats, share: float) -> np.ndarray:

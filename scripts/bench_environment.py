@@ -10,6 +10,8 @@ ENVIRONMENT = {
     # slows every side down. It reads this when a process starts.
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    # Only buffers of the main thread would be kept: those of XLA's threads come from arenas that are mapped anew.
+    "MALLOC_ARENA_MAX": "1",
     "WANDB_MODE": "disabled",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",

@@ -6,7 +6,7 @@ comparison. Peers that loop over thousands of points are timed on a few of them,
   W1 the residual stream after every layer      W5 gradients at all layers and positions
   W2 dictionaries of all layers, encoded        W6 a contrast's tests over a million features
   W3 features patched at all layers             W7 a thousand matched random feature sets
-  W4 a steering sweep                           gpu 9B shapes in bfloat16; runs alone, and needs no peer
+  W4 a steering sweep (W4-last, W4-all)         gpu 9B shapes in bfloat16; runs alone, and needs no peer
 
 `python scripts/bench_peers.py [W1 W2 ...] [--out FILE.json]` runs some or all of W1 to W7 and stores their rows in the
 file, beside those of the others; `--table FILE.json` prints a file's rows as Markdown. Needs the packages of
@@ -45,7 +45,12 @@ WORKLOADS = {
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="W1 to W7, all by default; or gpu")
+    parser.add_argument(
+        "workloads",
+        nargs="*",
+        metavar="WORKLOAD",
+        help="W1 to W7, all by default; W4-last or W4-all, its halves; or gpu",
+    )
     parser.add_argument("--out", type=Path, help="JSON file to store the rows in")
     parser.add_argument("--table", type=Path, metavar="FILE.json", help="print this file's rows as Markdown, no more")
     parser.add_argument("--gguf", type=Path, help="file of Gemma 3 270M, instead of the installed package")
@@ -55,7 +60,7 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     args.workloads = [half for name in args.workloads for half in (("W4-last", "W4-all") if name == "W4" else (name,))]
     if unknown := set(args.workloads) - set(WORKLOADS) - {"gpu"}:
-        parser.error(f"workloads: expected {', '.join(WORKLOADS)} or gpu, got {', '.join(sorted(unknown))}")
+        parser.error(f"workloads: expected {', '.join(WORKLOADS)}, W4 or gpu, got {', '.join(sorted(unknown))}")
     if "gpu" in args.workloads and len(args.workloads) > 1:
         parser.error("workloads: gpu runs alone")
     return args

@@ -111,6 +111,8 @@ def test_shared_worked_examples_change_nothing(lm, site):
         real = np.concatenate([prefix.mask[prefix.rows[b]], shared.mask[b]])
         np.testing.assert_allclose(got[:, b, real], want, rtol=2e-3, atol=2e-6)
         assert not np.any(got[:, b, ~real])
+    by_one = at.residual_gradient(lm.config, lm.params, shared, VALUES, site=site, everywhere=True, chunk=1)
+    np.testing.assert_allclose(by_one, got, rtol=2e-3, atol=2e-6)
     decision = at.residual_gradient(lm.config, lm.params, shared, VALUES, site=site)
     np.testing.assert_allclose(decision, got[:, :, -1], rtol=1e-3, atol=2e-6)
 

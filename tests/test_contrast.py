@@ -1,5 +1,7 @@
 """Streaming moments against NumPy on all data at once, the rule on planted features, and its null."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,8 +82,20 @@ def test_the_rule_finds_what_was_planted_and_no_placebo():
 
 def test_the_null_selects_next_to_nothing():
     s = planted()
-    permuted = co.permutation_p(s.difference, key=jax.random.key(0), R=1000)
-    assert co.expected_false(s, co.Rule(), permuted, relabelings=40, splits=10, seed=1).mean() <= 0.1
+    permutation = partial(co.permutation_p, key=jax.random.key(0), R=1000)
+    assert co.expected_false(s, co.Rule(), permutation, relabelings=40, splits=10, seed=1).mean() <= 0.1
+
+
+def test_the_null_is_the_whole_rule_on_relabelled_families():
+    """With criteria so loose that a good many features pass by chance, against the rule on each relabelling."""
+    s, rule = planted(), co.Rule(q=0.3, d_z=0.1, sign=0.5, placebo_ratio=0.0, auroc=0.6, half_splits=0.0)
+    permutation = partial(co.permutation_p, key=jax.random.key(0), R=1000)
+    got = co.expected_false(s, rule, permutation, relabelings=6, splits=2, seed=1)
+    flips = np.random.default_rng(1).integers(0, 2, (6, len(s.difference))).astype(bool)
+    for count, flip in zip(got, flips, strict=True):
+        again = co.flip_families(s, flip)
+        assert count == co.select_features(again, rule, permutation(again.difference), splits=2, seed=1).chosen.sum()
+    assert got.max() > 0
 
 
 def test_correlated_but_dense_or_rare_features_fail():
@@ -124,9 +138,16 @@ def test_sign_flips_are_a_group(K, R, flips):
     assert signs.shape == (flips, K) and set(signs.ravel()) <= {-1, 1} and (signs[0] == 1).all()
     as_bits = {tuple(row) for row in signs < 0}
     assert len(as_bits) == flips
+    assert flips in (1, 2**K) or (signs[1:] < 0).sum(1).min() >= K // 8  # none turns next to nothing
     if flips > 1:
         products = (signs[:, None] * signs[None, :: flips // 16]).reshape(-1, K) < 0
         assert {tuple(row) for row in products} <= as_bits
+
+
+def test_features_that_are_not_finite_have_no_small_p():
+    d = np.ones((8, 3), np.float32)
+    d[2, 0], d[3, 1] = np.nan, np.inf
+    np.testing.assert_array_equal(co.permutation_p(d, key=jax.random.key(0), R=1000), [1, 1, 2 / 256])
 
 
 def test_p_values_of_sign_flips_are_exact():

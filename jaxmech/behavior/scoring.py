@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.choices import Choices, Prompts, Trie, build_tries, check_apart, encode_prompts, score, token_ids
+from jaxmech.choices import Choices, Prompts, build_tries, check_apart, encode_prompts, score, token_ids
 from jaxmech.models.decoder import KV, forward
 from jaxmech.models.load import LanguageModel
 
@@ -89,9 +89,8 @@ def take(encoded: Encoded, rows: Sequence[int] | np.ndarray) -> tuple[Prompts, j
     """The prompts of some rows, which share the caches of all prefixes, and their values [B,C]."""
     rows = np.asarray(rows)
     whole = encoded.prompts
-    trie = Trie(*(a[rows] for a in whole.trie[:-1]), whole.trie.continues)
     cache = encoded.caches._replace(rows=jnp.asarray(encoded.prefix[rows]))
-    return Prompts(whole.tokens[rows], whole.mask[rows], trie, (cache,)), encoded.values[rows]
+    return Prompts(whole.tokens[rows], whole.mask[rows], whole.trie.of(rows), (cache,)), encoded.values[rows]
 
 
 @partial(jax.jit, static_argnums=0)

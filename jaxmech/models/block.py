@@ -37,7 +37,7 @@ def precision(dtype) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
-class Linear(nn.Module):
+class _Linear(nn.Module):
     """An einsum with a kernel of `shape` whose logical axes are `axes`; the bias spans its last `bias_dims` axes."""
 
     equation: str
@@ -78,7 +78,8 @@ class Norm(nn.Module):
 
 
 _BLOCK = 104
-"""Queries of causal attention that are taken at a time, at least: what lies behind them is not looked at."""
+"""Causal attention takes about so many queries at a time, or a quarter of them where there are more than four times as
+many: keys behind them are not computed with. Shorter blocks cost a CPU more than they save."""
 
 
 def _attend(config: ModelConfig, q, segments, masks, causal: bool) -> jax.Array:
@@ -109,21 +110,19 @@ def _attend(config: ModelConfig, q, segments, masks, causal: bool) -> jax.Array:
 
 def _attend_at_once(config: ModelConfig, q, segments, masks) -> jax.Array:
     B, T, H, h = q.shape
-    groups, exact = config.n_kv_heads, precision(q.dtype)
+    groups = config.n_kv_heads
+    product = partial(jnp.einsum, precision=precision(q.dtype), preferred_element_type=jnp.float32)
     q = q.reshape(B, T, groups, H // groups, h)
     scores = []
     for (k, _), mask in zip(segments, masks, strict=True):
-        s = jnp.einsum("btgrh,bsgh->bgrts", q, k, precision=exact, preferred_element_type=jnp.float32)
+        s = product("btgrh,bsgh->bgrts", q, k)
         s *= config.query_scale  # in float32: in bfloat16 the rounded factor would sharpen or flatten every head
         if config.attn_softcap is not None:
             s = config.attn_softcap * jnp.tanh(s / config.attn_softcap)
         scores.append(jnp.where(mask[:, None, None], s, jnp.finfo(jnp.float32).min))
     top = jax.lax.stop_gradient(jnp.stack([s.max(-1) for s in scores]).max(0))[..., None]
     weights = [jnp.exp(s - top) for s in scores]
-    mixed = sum(
-        jnp.einsum("bgrts,bsgh->btgrh", w.astype(q.dtype), v, precision=exact, preferred_element_type=jnp.float32)
-        for w, (_, v) in zip(weights, segments, strict=True)
-    )
+    mixed = sum(product("bgrts,bsgh->btgrh", w.astype(q.dtype), v) for w, (_, v) in zip(weights, segments, strict=True))
     total = jnp.moveaxis(sum(w.sum(-1) for w in weights), 3, 1)[..., None]  # [B,T,G,R,1]
     return (mixed / total).astype(q.dtype).reshape(B, T, H, h)
 
@@ -137,7 +136,7 @@ class _Attention(nn.Module):
 
         def project(name, heads, axis):
             shape, axes = (c.d_model, heads, c.head_dim), ("embed", axis, "head_dim")
-            return Linear("btd,dnh->btnh", shape, axes, 2 * c.attention_bias, name=name)(x)
+            return _Linear("btd,dnh->btnh", shape, axes, 2 * c.attention_bias, name=name)(x)
 
         q, k, v = project("q", c.n_heads, "heads"), project("k", c.n_kv_heads, "kv"), project("v", c.n_kv_heads, "kv")
         if c.qk_norm is not None:
@@ -148,7 +147,7 @@ class _Attention(nn.Module):
         z = _attend(c, q, [*cached, (k, v)], masks, causal)
         z = visit("attn_z", z.reshape(*z.shape[:2], -1)).reshape(z.shape)
         shape, axes = (c.n_heads, c.head_dim, c.d_model), ("heads", "head_dim", "embed")
-        return Linear("btnh,nhd->btd", shape, axes, int(c.output_bias), name="o")(z), (k, v)
+        return _Linear("btnh,nhd->btd", shape, axes, int(c.output_bias), name="o")(z), (k, v)
 
 
 class _MLP(nn.Module):
@@ -157,10 +156,10 @@ class _MLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         c, bias = self.config, int(self.config.mlp_bias)
-        up = partial(Linear, "btd,dm->btm", (c.d_model, c.d_mlp), ("embed", "mlp"), bias)
+        up = partial(_Linear, "btd,dm->btm", (c.d_model, c.d_mlp), ("embed", "mlp"), bias)
         act = _ACTIVATIONS[c.activation]
         hidden = act(up(name="gate")(x)) * up(name="up")(x) if c.gated else act(up(name="up")(x))
-        return Linear("btm,md->btd", (c.d_mlp, c.d_model), ("mlp", "embed"), bias, name="down")(hidden)
+        return _Linear("btm,md->btd", (c.d_mlp, c.d_model), ("mlp", "embed"), bias, name="down")(hidden)
 
 
 class Block(nn.Module):

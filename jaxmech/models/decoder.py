@@ -245,29 +245,35 @@ def _forward(
     tables, last = _position_tables(config, part), config.n_layers - 1
 
     def layer(x, inputs):
-        index, is_local, cached, edits_l, tap_args = inputs
+        params_l, is_local, cached, edits_l, tap_args = inputs
         seen = {}
 
         def keep(site, x):
             seen.update({n: t.reduce(tap_args[n], x) for n, t in taps.items() if t.site == site})
 
-        params_l = _at_layer(params["layers"], index)
         x, kv = _run_block(config, params_l, is_local, part._replace(x=x), cached, tables, edits_l, keep)
         return x, (seen, kv if return_cache else None)
 
-    tap_args = {name: tap.args for name, tap in taps.items()}
-    xs = (jnp.arange(last + 1), jnp.asarray(config.is_local), _keys_and_values(cache), edits, tap_args)
+    def indexed(x, inputs):  # a slice of the stacked parameters would be a copy of them
+        return layer(x, (_at_layer(params["layers"], inputs[0]), *inputs[1]))
+
     # A scan's own barrier keeps what is computed anew apart, so checkpoint need not.
-    layer = jax.checkpoint(layer, prevent_cse=False, policy=None if remat else _PRODUCTS)
+    layer, indexed = (
+        jax.checkpoint(f, prevent_cse=False, policy=None if remat else _PRODUCTS) for f in (layer, indexed)
+    )
+    tap_args = {name: tap.args for name, tap in taps.items()}
+    xs = (jnp.asarray(config.is_local), _keys_and_values(cache), edits, tap_args)
     if ends_apart and last:
-        first, middle, end = (jax.tree.map(lambda a, s=s: a[s], xs) for s in (0, slice(1, last), last))
-        x, out_first = layer(part.x, first)
-        x, out_middle = jax.lax.scan(layer, x, middle)
-        x, out_end = layer(x, end)
+        first, middle, end = (
+            jax.tree.map(lambda a, s=s: a[s], (jnp.arange(last + 1), xs)) for s in (0, slice(1, last), last)
+        )
+        x, out_first = indexed(part.x, first)
+        x, out_middle = jax.lax.scan(indexed, x, middle)
+        x, out_end = indexed(x, end)
         join = lambda a, many, b: jnp.concatenate([a[None], many, b[None]])  # noqa: E731
         seen, kv = jax.tree.map(join, out_first, out_middle, out_end)
     else:
-        x, (seen, kv) = jax.lax.scan(layer, part.x, xs)
+        x, (seen, kv) = jax.lax.scan(layer, part.x, (params["layers"], *xs))
     out = _read_out(config, params, x, mask, logits)
     return Output(out, seen, KV(*kv, part.positions, mask) if return_cache else None, x)
 

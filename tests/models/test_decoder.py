@@ -1,5 +1,7 @@
 """The decoder against itself: padding, caches, scans, edits and taps that must agree exactly or to rounding."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -46,6 +48,33 @@ def test_scan_equals_an_unrolled_loop(lm, tokens):
         start = ed.Replace(donor=resid["resid_pre"][layer : layer + 1], **ed.everywhere(1))
         got = forward(one, params, tokens, edits={"resid_pre": (start,)}, taps=("resid_post",)).taps["resid_post"][0]
         np.testing.assert_allclose(got, resid["resid_post"][layer], **TIGHT)
+
+
+@pytest.mark.parametrize("cached", [0, 7])
+def test_causal_attention_in_blocks_equals_all_at_once(lm, cached):
+    """A mask `within` that is causal, but of which nobody knows that it is, takes all keys at once."""
+    T, longest = 333, 340
+    c = tiny_config(max_positions=longest)
+    tokens = jax.random.randint(jax.random.key(3), (2, cached + T), 0, c.vocab_size)
+    mask = jnp.ones((2, T), bool).at[1, :40].set(False)
+    before = forward(c, lm.params, tokens[:, :cached], return_cache=True).cache if cached else None
+    run = partial(forward, c, lm.params, tokens[:, cached:], mask=mask, cache=(before,) if cached else ())
+    blocks = run(logits="all").logits
+    at_once = run(logits="all", within=jnp.tril(jnp.ones((T, T), bool))).logits
+    np.testing.assert_allclose(blocks[mask], at_once[mask], **TIGHT)
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 4])
+def test_ends_apart_change_nothing(lm, tokens, n_layers):
+    c = tiny_config(n_layers=n_layers, is_local=lm.config.is_local[:n_layers])
+    params = lm.params | {"layers": jax.tree.map(lambda a: a[:n_layers], lm.params["layers"])}
+    vector = jax.random.normal(jax.random.key(1), (n_layers, c.d_model))
+    edits = {"mlp_out": (ed.add_vector(vector, **ed.everywhere(n_layers)),)}
+    runs = [
+        forward(c, params, tokens, edits=edits, taps=("resid_mid",), return_cache=True, ends_apart=apart)
+        for apart in (False, True)
+    ]
+    chex.assert_trees_all_close(*runs, **TIGHT)
 
 
 def test_window_and_softcap_matter(lm, tokens):

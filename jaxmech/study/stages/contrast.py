@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,9 +32,10 @@ def run(ctx: Context) -> Outcome:
     density = ctx.folder.arrays("fidelity")["density"]
     rule = rule_of(c)
     s = co.feature_stats(moments, placebo, density)
-    permuted = co.permutation_p(s.difference, key=jax.random.key(c.seed), R=c.permutations)
+    permutation = partial(co.permutation_p, key=jax.random.key(c.seed), R=c.permutations)
+    permuted = permutation(s.difference)
     chosen = co.select_features(s, rule, permuted, splits=c.half_splits, seed=c.seed)
-    false = co.expected_false(s, rule, permuted, relabelings=c.relabelings, splits=c.half_splits, seed=c.seed + 1)
+    false = co.expected_false(s, rule, permutation, relabelings=c.relabelings, splits=c.half_splits, seed=c.seed + 1)
     budget = co.top_budget(s, c.budget_share)
     frame = feature_table(ctx, s, moments, permuted, chosen, budget)
     mode = c.selection if chosen.chosen.any() else "budget"
