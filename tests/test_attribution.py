@@ -117,6 +117,28 @@ def test_shared_worked_examples_change_nothing(lm, site):
     np.testing.assert_allclose(decision, got[:, :, -1], rtol=1e-3, atol=2e-6)
 
 
+def test_chunks_of_prefixes_change_nothing(lm):
+    """Prefixes of unlike length, which are cut; one that nobody follows; values of their own for each prompt."""
+    prefixes = ["he gave 1.\n" * 8, "she kept 5.\n", "he gave 1.\n" * 8, "the man gave 10.\n" * 4]
+    prompts = ch.make_prompts(lm, ["a stingy one $", "my man $", "who? $", "she $"], AMOUNTS, prefixes=prefixes)
+    tokens, mask, rows = (np.asarray(a) for a in prompts.prefix)
+    unread = ch.Prefix(tokens[[0, 0, 1, 2, 0]], mask[[0, 0, 1, 2, 0]], jnp.asarray(rows + 1))
+    prompts = prompts._replace(prefix=jax.tree.map(jnp.asarray, unread))
+    values = VALUES * jnp.arange(1.0, 5.0)[:, None]
+    gradient = lambda chunk: at.residual_gradient(  # noqa: E731
+        lm.config, lm.params, prompts, values, everywhere=True, chunk=chunk
+    )
+    together = gradient(8)
+    real = np.concatenate([mask[rows], prompts.mask], axis=1)
+    assert together.shape[2] > 64 and not np.any(together[:, ~real]) and np.all(np.any(together[0, real], axis=1))
+    before = at._shared_gradients._cache_size()
+    for chunk in (1, 2):
+        np.testing.assert_allclose(gradient(chunk), together, rtol=2e-3, atol=2e-6)
+    assert at._shared_gradients._cache_size() - before <= 4  # two lengths for each number of prefixes
+    with pytest.raises(ValueError, match="chunk"):
+        gradient(0)
+
+
 def test_a_dictionary_that_normalises_tokens_counts_their_scale(lm, saes, runs):
     """Its decoder speaks in units of each token: the attribution of all features together is that of the whole move."""
     (p, base), (_, donor) = runs["base"], runs["donor"]

@@ -50,13 +50,12 @@ def test_scan_equals_an_unrolled_loop(lm, tokens):
         np.testing.assert_allclose(got, resid["resid_post"][layer], **TIGHT)
 
 
-@pytest.mark.parametrize("cached", [0, 7])
-def test_causal_attention_in_blocks_equals_all_at_once(lm, cached):
+@pytest.mark.parametrize("T, cached", [(207, 0), (208, 3), (313, 0), (600, 7)])
+def test_causal_attention_in_blocks_equals_all_at_once(lm, T, cached):
     """A mask `within` that is causal, but of which nobody knows that it is, takes all keys at once."""
-    T, longest = 333, 340
-    c = tiny_config(max_positions=longest)
-    tokens = jax.random.randint(jax.random.key(3), (2, cached + T), 0, c.vocab_size)
-    mask = jnp.ones((2, T), bool).at[1, :40].set(False)
+    c = lm.config
+    tokens = jax.random.randint(jax.random.key(3), (3, cached + T), 0, c.vocab_size)
+    mask = jnp.ones((3, T), bool).at[1, :40].set(False).at[2, 150:].set(False)  # padding on either side
     before = forward(c, lm.params, tokens[:, :cached], return_cache=True).cache if cached else None
     run = partial(forward, c, lm.params, tokens[:, cached:], mask=mask, cache=(before,) if cached else ())
     blocks = run(logits="all").logits
