@@ -126,7 +126,7 @@ def decision_gradient(
 ) -> jax.Array:
     """`residual_gradient` at the decision token [L,B,D], jitted. No gradient passes through the tokens before it."""
     prompts = before_last(config, params, prompts)
-    spans = ed.at_last(config.n_layers)
+    spans = ed.at_last(config.n_layers, 1)
 
     def outcome(vector):
         edits = {site: (ed.Add(vector=vector, **spans),)}
@@ -182,7 +182,7 @@ def _nudge(vector: jax.Array) -> _Nudge:
 
 @partial(jax.jit, static_argnames="by_prompt")
 def attribute(
-    saes: SAE, gradient: jax.Array, base: jax.Array, donor: jax.Array | None, *, by_prompt: bool = False
+    saes: SAE, gradient: jax.Array, base: jax.Array, donor: jax.Array | None = None, *, by_prompt: bool = False
 ) -> jax.Array:
     """First-order effect of setting each feature of `saes` to its donor's value, [L',F]: the mean over prompts.
 
@@ -244,7 +244,7 @@ def path_gradient(
         target = spread(base + (point if donor is not None else point - 1.0) * whole)
 
         def outcome(vector):
-            edit = _Hold(vector=vector, target=target, held=held, **ed.at_last(config.n_layers))
+            edit = _Hold(vector=vector, target=target, held=held, **ed.at_last(config.n_layers, 1))
             return score(config, params, prompts, edits={site: (edit,)}, remat=remat)[0].expected(values).sum()
 
         return total + jax.grad(outcome)(nothing)[layers], None

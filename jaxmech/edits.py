@@ -269,8 +269,9 @@ def everywhere(n_layers: int, layers: Sequence[int] | jax.Array | None = None) -
     return {"where": active[:, None, None], "after": active[:, None], "before": active[:, None]}
 
 
-def at_last(n_layers: int, length: int = 1, layers: Sequence[int] | jax.Array | None = None) -> dict[str, jax.Array]:
-    """`where` and `after` for the last of `length` prompt tokens alone (left-padded prompts: the decision token)."""
+def at_last(n_layers: int, length: int, layers: Sequence[int] | jax.Array | None = None) -> dict[str, jax.Array]:
+    """`where` and `after` for the last of `length` prompt tokens alone, `prompts.tokens.shape[1]` of them (left-padded
+    prompts: the decision token)."""
     return at_positions(n_layers, jnp.arange(length) == length - 1, layers)
 
 

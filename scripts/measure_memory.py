@@ -133,16 +133,18 @@ WORKLOADS = {"collection": collection, "activations": activations, "sweep": swee
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workloads", nargs="*", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(WORKLOADS))
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     parser.add_argument("--times", type=int, help="run one workload, in this process, at so many times its size")
     args = parser.parse_args()
+    if unknown := sorted(set(args.workloads) - set(WORKLOADS)):
+        parser.error(f"workloads: expected {', '.join(WORKLOADS)}, got {', '.join(unknown)}")
     if args.times:
         what, measured = WORKLOADS[args.workloads[0]](args.times)
         print(json.dumps({"workload": args.workloads[0], "times": args.times, "what": what} | measured))
         return
     rows = []
-    for name in args.workloads:
+    for name in args.workloads or WORKLOADS:
         for times in SIZES:
             begun = time.perf_counter()
             command = [sys.executable, __file__, name, "--times", str(times)]
