@@ -221,8 +221,8 @@ def permutation_p(difference: np.ndarray, *, key: jax.Array, R: int) -> np.ndarr
     Under sign flips the sum of squares does not change, so comparing |mean| is comparing |t|: sums are enough.
     """
     K, m = difference.shape
-    bits, low, high = _flip_codes(key, K, R)
-    signs = _signs(2 ** (bits - _low_bits(bits)), high)
+    bits, together, low, high = _flip_codes(key, K, R)
+    signs = _signs(2 ** (bits - together), high)
     if m < _TILE:  # few features, of whatever number, share a program
         difference = np.pad(difference, ((0, 0), (0, _TILE - m)))
     last = difference.shape[1] - _TILE
@@ -231,7 +231,7 @@ def permutation_p(difference: np.ndarray, *, key: jax.Array, R: int) -> np.ndarr
     difference, beaten = jnp.asarray(difference, jnp.float32), np.empty(last + _TILE, np.int32)
 
     def block(here: np.ndarray) -> None:
-        counts = _count_as_large(signs, difference, here, low=low, bits=_low_bits(bits), tile=_TILE)
+        counts = _count_as_large(signs, difference, here, low=low, bits=together, tile=_TILE)
         for start, count in zip(here, np.asarray(counts), strict=True):
             beaten[start : start + _TILE] = count
 
@@ -247,27 +247,23 @@ def sign_flips(key: jax.Array, K: int, R: int) -> np.ndarray:
     (Hemerik & Goeman 2018, doi:10.1007/s11749-017-0571-1; Koning & Hemerik 2023, doi:10.1093/biomet/asad050): all
     products of r flips, of which each turns a family that the other r - 1 leave alone, and other families at random.
     """
-    bits, low, high = _flip_codes(key, K, R)
-    return _signs(2**bits, np.array(low, np.uint32) | high << np.uint32(_low_bits(bits)))
+    bits, together, low, high = _flip_codes(key, K, R)
+    return _signs(2**bits, np.array(low, np.uint32) | high << np.uint32(together))
 
 
-def _flip_codes(key: jax.Array, K: int, R: int) -> tuple[int, tuple[int, ...], np.ndarray]:
-    """r, and the r bits of each family, the low ones apart from the high ones [K]: flip j turns a family whose bits
-    have an odd number in common with those of j.
+def _flip_codes(key: jax.Array, K: int, R: int) -> tuple[int, int, tuple[int, ...], np.ndarray]:
+    """r, how many of them are low, and the r bits of each family, the low ones apart from the high ones [K]: flip j
+    turns a family whose bits have an odd number in common with those of j.
 
     The low bits are part of a program, so they are the same whatever the key.
     """
     bits = min(max(R - 1, 0).bit_length(), K)
-    lowest = _low_bits(bits)
-    low = np.random.default_rng(0).integers(0, 2**lowest, K, np.uint32)
-    high = np.asarray(jax.random.bits(key, (K,), jnp.uint32)) % np.uint32(2 ** (bits - lowest))
+    together = min(bits, _TOGETHER)
+    low = np.random.default_rng(0).integers(0, 2**together, K, np.uint32)
+    high = np.asarray(jax.random.bits(key, (K,), jnp.uint32)) % np.uint32(2 ** (bits - together))
     own = 2 ** np.arange(bits, dtype=np.uint32)  # so that no two flips are alike
-    low[:bits], high[:bits] = own % 2**lowest, own >> lowest
-    return bits, tuple(low.tolist()), high
-
-
-def _low_bits(bits: int) -> int:
-    return min(bits, _TOGETHER)
+    low[:bits], high[:bits] = own % 2**together, own >> together
+    return bits, together, tuple(low.tolist()), high
 
 
 def _signs(flips: int, codes: np.ndarray) -> np.ndarray:

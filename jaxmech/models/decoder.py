@@ -258,22 +258,21 @@ def _forward(
         return layer(x, (_at_layer(params["layers"], inputs[0]), *inputs[1]))
 
     # A scan's own barrier keeps what is computed anew apart, so checkpoint need not.
-    layer, indexed = (
-        jax.checkpoint(f, prevent_cse=False, policy=None if remat else _PRODUCTS) for f in (layer, indexed)
-    )
+    sparing = partial(jax.checkpoint, prevent_cse=False, policy=None if remat else _PRODUCTS)
     tap_args = {name: tap.args for name, tap in taps.items()}
     xs = (jnp.asarray(config.is_local), _keys_and_values(cache), edits, tap_args)
     if ends_apart and last:
         first, middle, end = (
             jax.tree.map(lambda a, s=s: a[s], (jnp.arange(last + 1), xs)) for s in (0, slice(1, last), last)
         )
-        x, out_first = indexed(part.x, first)
-        x, out_middle = jax.lax.scan(indexed, x, middle)
-        x, out_end = indexed(x, end)
+        one = sparing(indexed)
+        x, out_first = one(part.x, first)
+        x, out_middle = jax.lax.scan(one, x, middle)
+        x, out_end = one(x, end)
         join = lambda a, many, b: jnp.concatenate([a[None], many, b[None]])  # noqa: E731
         seen, kv = jax.tree.map(join, out_first, out_middle, out_end)
     else:
-        x, (seen, kv) = jax.lax.scan(layer, part.x, (params["layers"], *xs))
+        x, (seen, kv) = jax.lax.scan(sparing(layer), part.x, (params["layers"], *xs))
     out = _read_out(config, params, x, mask, logits)
     return Output(out, seen, KV(*kv, part.positions, mask) if return_cache else None, x)
 
