@@ -169,11 +169,19 @@ class SparseCoder(nn.Module):
             init = nn.with_logical_partitioning(init, axes.get(name, ("feature",)))
             setattr(self, name, self.param(name, init, shape))
 
+    def centre(self, x: jax.Array) -> jax.Array:
+        """[..., d_in] -> what is multiplied by W_enc [..., d_in]."""
+        x, *_ = normalise(self.config.normalize, x.astype(jnp.float32))
+        return x - self.b_dec if self.config.subtract_b_dec else x
+
+    def encode_centred(self, x: jax.Array) -> jax.Array:
+        """Centred [..., d_in] -> code [..., F]."""
+        pre = matmul(x, self.W_enc) + self.b_enc
+        return activate(self.config, pre, self.threshold if self.config.activation == "jumprelu" else None)
+
     def encode(self, x: jax.Array) -> jax.Array:
         """[..., d_in] -> code [..., F]."""
-        x, *_ = normalise(self.config.normalize, x.astype(jnp.float32))
-        pre = matmul(x - self.b_dec if self.config.subtract_b_dec else x, self.W_enc) + self.b_enc
-        return activate(self.config, pre, self.threshold if self.config.activation == "jumprelu" else None)
+        return self.encode_centred(self.centre(x))
 
     def decode(self, f: jax.Array, x: jax.Array | None = None) -> jax.Array:
         """Code [..., F], with the input [..., d_in] where `config.needs_input` -> output [..., d_out]."""
@@ -206,6 +214,14 @@ class SAE:
     def encode(self, x: jax.Array) -> jax.Array:
         """Raw activations [..., d_in] -> features [..., F]."""
         return self._apply("encode", (x, self.config.d_in))
+
+    def centre(self, x: jax.Array) -> jax.Array:
+        """Raw activations [..., d_in] -> what the encoder multiplies [..., d_in]: normalised, b_dec taken off."""
+        return self._apply("centre", (x, self.config.d_in))
+
+    def encode_centred(self, x: jax.Array) -> jax.Array:
+        """`centre(x)` [..., d_in] -> features [..., F]; for who encodes it in parts."""
+        return self._apply("encode_centred", (x, self.config.d_in))
 
     def decode(self, f: jax.Array, x: jax.Array | None = None) -> jax.Array:
         """Features [..., F] -> activations [..., d_out].

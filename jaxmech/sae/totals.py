@@ -23,7 +23,7 @@ class Totals(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("rows", "features"))
-def feature_totals(saes: SAE, x: jax.Array, *, rows: int = 512, features: int = 4096) -> Totals:
+def feature_totals(saes: SAE, x: jax.Array, *, rows: int = 2048, features: int = 1024) -> Totals:
     """Encodes activations tile by tile and keeps the sums alone.
 
     A tile's part of the encoder and its codes stay in the processor's cache: about half as much again as the speed of
@@ -55,13 +55,15 @@ def feature_totals(saes: SAE, x: jax.Array, *, rows: int = 512, features: int = 
 
     def layer(inputs):
         sae, x = inputs
+        # Tokens last: on a CPU, XLA has a faster product for an operand that lies so (by a tenth, jaxlib 0.10).
+        x = jnp.swapaxes(sae.centre(x), 1, 2)
 
         def of_tile(totals, start):
             part = _features(sae, start, tile)
 
             def fold(sums, inputs):
                 chunk, real = inputs
-                f = part.encode(chunk)
+                f = part.encode_centred(chunk.T)
                 f = f if n % rows == 0 else jnp.where(real, f, 0.0)
                 fired = (f != 0).astype(jnp.float32).sum(0)  # exact, and faster on a CPU than sums of integers
                 return Totals(sums.total + f.sum(0), sums.fired + fired.astype(jnp.int32)), None
