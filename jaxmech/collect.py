@@ -45,13 +45,39 @@ def residuals(config, params: Params, prompts: Prompts, *, site: str = "resid_po
     Worked examples that prompts share (`Prompts.prefix`) are run once for all of them, and stand in front:
     [L,B,P+T,D], as in `residual_gradient`. Padding holds whatever came out there.
     """
+    early, own = _read(config, params, prompts, site)
+    return own if early is None else jnp.concatenate([early[:, prompts.prefix.rows], own], axis=2)
+
+
+@partial(jax.jit, static_argnames=("config", "site"))
+def distinct_residuals(
+    config, params: Params, prompts: Prompts, *, site: str = "resid_post"
+) -> tuple[jax.Array, jax.Array]:
+    """What stands at `site` of every layer, those tokens of worked examples that prompts share given once.
+
+    Returns:
+      [L,n,D], the prefixes' tokens and then the prompts' own; and count [n] int32, in how many prompts each stands, 0
+      for padding. As `feature_totals` takes them.
+    """
+    early, own = _read(config, params, prompts, site)
+    x, count = [own], [prompts.mask.astype(jnp.int32)]
+    if early is not None:
+        followers = jnp.bincount(prompts.prefix.rows, length=early.shape[1])
+        x, count = [early, *x], [prompts.prefix.mask * followers[:, None], *count]
+    return (
+        jnp.concatenate([a.reshape(len(a), -1, a.shape[-1]) for a in x], axis=1),
+        jnp.concatenate([a.reshape(-1) for a in count]),
+    )
+
+
+def _read(config, params: Params, prompts: Prompts, site: str) -> tuple[jax.Array | None, jax.Array]:
+    """What stands at `site` in the prefixes [L,G,P,D], None without any, and in the prompts' own tokens [L,B,T,D]."""
     run = partial(forward, config, params, taps=(site,), logits="none")
     if (prefix := prompts.prefix) is None:
-        return run(prompts.tokens, mask=prompts.mask, cache=prompts.cache).taps[site]
+        return None, run(prompts.tokens, mask=prompts.mask, cache=prompts.cache).taps[site]
     early = run(prefix.tokens, mask=prefix.mask, return_cache=True)
     cache = (early.cache._replace(rows=prefix.rows),)
-    own = run(prompts.tokens, mask=prompts.mask, cache=cache)
-    return jnp.concatenate([early.taps[site][:, prefix.rows], own.taps[site]], axis=2)
+    return early.taps[site], run(prompts.tokens, mask=prompts.mask, cache=cache).taps[site]
 
 
 @partial(jax.jit, static_argnames=("config",), donate_argnames=("moments",))

@@ -9,7 +9,7 @@ import pytest
 
 import jaxmech.choices as ch
 from jaxmech import contrast as co
-from jaxmech.collect import residuals, run_decision, update_moments
+from jaxmech.collect import distinct_residuals, residuals, run_decision, update_moments
 from jaxmech.sae.module import SAE
 
 PAIRS, BATCH, K, F = 8, 5, 3, 24
@@ -160,3 +160,10 @@ def test_residuals_of_shared_worked_examples_are_those_of_whole_texts(lm, site):
     np.testing.assert_allclose(
         found, np.asarray(residuals(lm.config, lm.params, whole, site=site))[:, np.asarray(whole.mask)], atol=1e-5
     )
+    x, count = distinct_residuals(lm.config, lm.params, shared, site=site)
+    assert np.asarray(shared.prefix.mask).sum() + np.asarray(shared.mask).sum() == np.count_nonzero(count)
+    assert count.sum() == real.sum()
+    np.testing.assert_allclose(np.einsum("lnd,n->ld", x, count), found.sum(1), rtol=1e-5, atol=1e-4)
+    alone, once = distinct_residuals(lm.config, lm.params, whole, site=site)
+    np.testing.assert_array_equal(once, np.asarray(whole.mask).reshape(-1))
+    np.testing.assert_allclose(np.einsum("lnd,n->ld", alone, once), found.sum(1), rtol=1e-5, atol=1e-4)

@@ -23,7 +23,9 @@ class Totals(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("rows", "features"))
-def feature_totals(saes: SAE, x: jax.Array, *, rows: int = 2048, features: int = 1024) -> Totals:
+def feature_totals(
+    saes: SAE, x: jax.Array, count: jax.Array | None = None, *, rows: int = 2048, features: int = 1024
+) -> Totals:
     """Encodes activations tile by tile and keeps the sums alone.
 
     A tile's part of the encoder and its codes stay in the processor's cache: about half as much again as the speed of
@@ -33,10 +35,11 @@ def feature_totals(saes: SAE, x: jax.Array, *, rows: int = 2048, features: int =
     Args:
       saes: a stack over layers, or one dictionary.
       x: [L',n,D], or [n,D] for one dictionary.
+      count: [n] int32, how often each token counts; 0 leaves it out (padding, BOS). All once when None.
       rows, features: of a tile.
 
     Raises:
-      ValueError: x of another shape.
+      ValueError: x or count of another shape.
     """
     stack = saes.as_stack()
     x = x if saes.stacked else x[None]
@@ -46,12 +49,16 @@ def feature_totals(saes: SAE, x: jax.Array, *, rows: int = 2048, features: int =
             f"x: expected [{L}, n, {config.d_in}] (without the first axis for one dictionary), got {x.shape}"
         )
     n, rows = x.shape[1], min(rows, x.shape[1])
+    count = jnp.ones(n) if count is None else count
+    if count.shape != (n,):
+        raise ValueError(f"count: expected one of each token, [{n}], got {count.shape}")
     tile = config.d_sae if config.by_rank else min(features, config.d_sae)
     tiles = -(-config.d_sae // tile)
     # The last tile starts early enough to be whole; features that two tiles share come out the same twice.
     starts = jnp.minimum(jnp.arange(tiles) * tile, config.d_sae - tile)
     x = jnp.pad(x, ((0, 0), (0, -n % rows), (0, 0))).reshape(L, -1, rows, config.d_in)
-    real = (jnp.arange(x.shape[1] * rows) < n).reshape(-1, rows, 1)
+    # In float32, which is exact in a tile: its sums are faster on a CPU than those of integers.
+    count = jnp.pad(count.astype(jnp.float32), (0, -n % rows)).reshape(-1, rows, 1)
 
     def layer(inputs):
         sae, x = inputs
@@ -62,13 +69,13 @@ def feature_totals(saes: SAE, x: jax.Array, *, rows: int = 2048, features: int =
             part = _features(sae, start, tile)
 
             def fold(sums, inputs):
-                chunk, real = inputs
+                chunk, count = inputs
                 f = part.encode_centred(chunk.T)
-                f = f if n % rows == 0 else jnp.where(real, f, 0.0)
-                fired = (f != 0).astype(jnp.float32).sum(0)  # exact, and faster on a CPU than sums of integers
-                return Totals(sums.total + f.sum(0), sums.fired + fired.astype(jnp.int32)), None
+                total = jnp.where(count > 0, f * count, 0.0).sum(0)
+                fired = jnp.where(f != 0, count, 0.0).sum(0)
+                return Totals(sums.total + total, sums.fired + fired.astype(jnp.int32)), None
 
-            sums, _ = jax.lax.scan(fold, _nothing(tile), (x, real))
+            sums, _ = jax.lax.scan(fold, _nothing(tile), (x, count))
             put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
             return jax.tree.map(put, totals, sums), None
 

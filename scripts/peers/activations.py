@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 import jaxmech as jm
+from jaxmech.collect import distinct_residuals
 from jaxmech.collect import residuals as run_residuals
 from peers.bench import APART, Bench, real_tokens, shared_flops, to_torch
 from peers.flops import text_flops
@@ -74,8 +75,12 @@ def encoding(bench: Bench) -> list[Row]:
     config, F = bench.lm.config, bench.sizes.features
     resid = bench.residuals.reshape(config.n_layers, -1, config.d_model)
     n, theirs = resid.shape[1], to_torch(resid)
+    distinct, count = distinct_residuals(config, bench.lm.params, bench.prompts)
 
     def ours():
+        return jm.feature_totals(bench.saes, distinct, count)
+
+    def alone():
         return jm.feature_totals(bench.saes, resid)
 
     def saelens():
@@ -85,20 +90,25 @@ def encoding(bench: Bench) -> list[Row]:
 
     def difference(result, peer):
         """Of the sum of all. A rounding more or less takes a few of a thousand million codes over their threshold."""
-        pairs = zip(result, peer, strict=True)
-        return max(float(np.abs(a - b.numpy()).sum() / b.sum()) for a, b in ((np.asarray(a), b) for a, b in pairs))
+        pairs = ((np.asarray(a), np.asarray(b)) for a, b in zip(result, peer, strict=True))
+        return max(float(np.abs(a - b).sum() / b.sum()) for a, b in pairs)
 
+    each = 2.0 * config.n_layers * config.d_model * F
     with torch.no_grad():
         rows = compare(
             "W2",
             f"sums and firings of {F:,} JumpReLU features at {config.n_layers} layers, {n:,} tokens",
             ours,
-            [Peer("SAELens encode", saelens, difference, 1.5, most=3)],
+            [
+                Peer("SAELens encode", saelens, difference, 1.5, most=3),
+                Peer("jaxmech, nothing shared", alone, difference, note=APART),
+            ],
             runs=bench.runs,
-            flops=2.0 * config.n_layers * n * config.d_model * F,
+            flops=each * np.count_nonzero(count),
             tolerance=1e-4,
         )
     fired = float(np.asarray(ours().fired).sum()) / n / config.n_layers
     for row in rows:
         row.figures["features firing on a token"] = fired
+        row.figures["tokens encoded"] = float(np.count_nonzero(count))
     return rows
