@@ -57,7 +57,7 @@ def distinct_residuals(
 
     Returns:
       [L,n,D], the prefixes' tokens and then the prompts' own; and count [n] int32, in how many prompts each stands, 0
-      for padding. As `feature_totals` takes them.
+      for padding (which `x[:, count > 0]` drops, outside of jit). As `feature_totals` takes them.
     """
     early, own = _read(config, params, prompts, site)
     x, count = [own], [prompts.mask.astype(jnp.int32)]

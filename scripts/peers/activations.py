@@ -75,7 +75,8 @@ def encoding(bench: Bench) -> list[Row]:
     config, F = bench.lm.config, bench.sizes.features
     resid = bench.residuals.reshape(config.n_layers, -1, config.d_model)
     n, theirs = resid.shape[1], to_torch(resid)
-    distinct, count = distinct_residuals(config, bench.lm.params, bench.prompts)
+    x, count = distinct_residuals(config, bench.lm.params, bench.prompts)
+    distinct, count = x[:, count > 0], count[count > 0]  # no padding, as the peer has none
 
     def ours():
         return jm.feature_totals(bench.saes, distinct, count)
@@ -104,11 +105,11 @@ def encoding(bench: Bench) -> list[Row]:
                 Peer("jaxmech, nothing shared", alone, difference, note=APART),
             ],
             runs=bench.runs,
-            flops=each * np.count_nonzero(count),
+            flops=each * len(count),
             tolerance=1e-4,
         )
     fired = float(np.asarray(ours().fired).sum()) / n / config.n_layers
     for row in rows:
         row.figures["features firing on a token"] = fired
-        row.figures["tokens encoded"] = float(np.count_nonzero(count))
+        row.figures["tokens encoded"] = float(len(count))
     return rows
