@@ -60,14 +60,12 @@ def distinct_residuals(
       for padding (which `x[:, count > 0]` drops, outside of jit). As `feature_totals` takes them.
     """
     early, own = _read(config, params, prompts, site)
-    x, count = [own], [prompts.mask.astype(jnp.int32)]
+    parts = [(own, prompts.mask.astype(jnp.int32))]
     if early is not None:
         followers = jnp.bincount(prompts.prefix.rows, length=early.shape[1])
-        x, count = [early, *x], [prompts.prefix.mask * followers[:, None], *count]
-    return (
-        jnp.concatenate([a.reshape(len(a), -1, a.shape[-1]) for a in x], axis=1),
-        jnp.concatenate([a.reshape(-1) for a in count]),
-    )
+        parts.insert(0, (early, prompts.prefix.mask * followers[:, None]))
+    x = jnp.concatenate([a.reshape(len(a), -1, a.shape[-1]) for a, _ in parts], axis=1)
+    return x, jnp.concatenate([count.reshape(-1) for _, count in parts])
 
 
 def _read(config, params: Params, prompts: Prompts, site: str) -> tuple[jax.Array | None, jax.Array]:

@@ -31,6 +31,7 @@ def feature_totals(
     A tile's part of the encoder and its codes stay in the processor's cache: about half as much again as the speed of
     whole rows of codes on a CPU, and `rows * features` of memory whatever n and F are. Dictionaries that choose a
     token's features by rank are encoded whole (`rows * F` of memory): their features cannot be told apart.
+    "batchtopk" ranks a tile's tokens together, each once whatever its count: drop those of count 0 beforehand.
 
     Args:
       saes: a stack over layers, or one dictionary.

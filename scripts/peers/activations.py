@@ -94,7 +94,6 @@ def encoding(bench: Bench) -> list[Row]:
         pairs = ((np.asarray(a), np.asarray(b)) for a, b in zip(result, peer, strict=True))
         return max(float(np.abs(a - b).sum() / b.sum()) for a, b in pairs)
 
-    each = 2.0 * config.n_layers * config.d_model * F
     with torch.no_grad():
         rows = compare(
             "W2",
@@ -105,7 +104,7 @@ def encoding(bench: Bench) -> list[Row]:
                 Peer("jaxmech, nothing shared", alone, difference, note=APART),
             ],
             runs=bench.runs,
-            flops=each * len(count),
+            flops=2.0 * config.n_layers * len(count) * config.d_model * F,
             tolerance=1e-4,
         )
     fired = float(np.asarray(ours().fired).sum()) / n / config.n_layers
