@@ -69,9 +69,13 @@ def parse() -> argparse.Namespace:
 def run_gpu(args: argparse.Namespace, console: Console) -> None:
     from peers import gpu, timing
 
-    rows, peak = gpu.measure(quick=args.quick, runs=args.runs, console=console)
-    if args.out:
-        store(args.out, "gpu", rows, timing.machine() | gpu.device(), peak)
+    peak, rows = gpu.rates(quick=args.quick), []
+    console.print(", ".join(f"{rate:.3g} {name}" for name, rate in peak.items()), highlight=False)
+    for row in gpu.measure(peak, quick=args.quick, runs=args.runs):
+        rows.append(row)
+        if args.out:
+            store(args.out, "gpu", rows, timing.machine() | gpu.device(), peak)
+        console.print(f"{row.what}: {row.median:.3g} s, compiled in {row.compile_seconds:.3g} s", highlight=False)
     show(console, rows)
 
 

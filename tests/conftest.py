@@ -4,10 +4,11 @@ import gc
 import os
 from pathlib import Path
 
-# Most of a test's time is the compilation of small programs, which goes four times as fast unoptimised. Eight fake
-# devices are for the tests of sharding; whatever asks for no mesh uses the first. Set XLA_FLAGS to test otherwise.
+# Most of a test's time is the compilation of small programs, which goes four times as fast unoptimised and, on a GPU,
+# untuned. Eight fake devices are for the tests of sharding; whatever asks for no mesh uses the first. Set XLA_FLAGS to
+# test otherwise.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-                      "--xla_force_host_platform_device_count=8")  # fmt: skip
+                      "--xla_gpu_autotune_level=0 --xla_force_host_platform_device_count=8")  # fmt: skip
 
 import jax
 import jax.numpy as jnp

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 
 import jaxmech as jm
 from jaxmech import edits as ed
@@ -123,34 +122,28 @@ def answers(B: int, vocab_size: int) -> Trie:
     return Trie(*every, continues)
 
 
-def measure(*, quick: bool, runs: int, console: Console) -> tuple[list[Row], dict[str, float]]:
-    """The rows of both models, and the device's rates: stated, where known, and measured."""
-    facts = stated()
-    peak = {
+def rates(*, quick: bool) -> dict[str, float]:
+    """What the device can do: measured, and as its data sheet says where that is known here."""
+    found = {
         "measured bfloat16 TFLOP/s": products(512 if quick else 8192),
         "measured TB/s": copies(2**24 if quick else 2**31),
     }
-    if facts is not None:
-        peak |= {"stated bfloat16 TFLOP/s": facts.tflops, "stated TB/s": facts.bandwidth}
-    console.print(f"{jax.devices()[0].device_kind}: " + ", ".join(f"{v:.3g} {k}" for k, v in peak.items()))
-    rows = []
-    for name in MODELS:
-        rows += _of_model(name, QUICK if quick else Sizes(), quick, runs, peak)
-    return rows, peak
+    if (facts := stated()) is not None:
+        found |= {"stated bfloat16 TFLOP/s": facts.tflops, "stated TB/s": facts.bandwidth}
+    return found
 
 
-def _of_model(name: str, sizes: Sizes, quick: bool, runs: int, peak: dict[str, float]) -> list[Row]:
-    config = config_of(name, quick=quick)
-    start = time.perf_counter()
-    params = jax.block_until_ready(random_params(config, jax.random.key(0)))
-    made = time.perf_counter() - start
-    rows = [
-        _prefill(config, params, MODELS[name], sizes, runs, peak),
-        _decode(config, params, MODELS[name], sizes, runs, peak),
-        _sweep(config, params, MODELS[name], sizes, runs),
-    ]
-    rows[0].figures["seconds to make random weights"] = made
-    return rows
+def measure(peak: dict[str, float], *, quick: bool, runs: int) -> Iterator[Row]:
+    """The rows of both models as they come, with their shares of the rates `peak`."""
+    sizes = QUICK if quick else Sizes()
+    for name, title in MODELS.items():
+        config = config_of(name, quick=quick)
+        made, params = seconds_of(lambda config=config: random_params(config, jax.random.key(0)))
+        prefill = _prefill(config, params, title, sizes, runs, peak)
+        prefill.figures["seconds to make random weights"] = made
+        yield prefill
+        yield _decode(config, params, title, sizes, runs, peak)
+        yield _sweep(config, params, title, sizes, runs)
 
 
 def _timed(run, runs: int) -> tuple[list[float], float]:
