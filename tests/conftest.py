@@ -35,6 +35,14 @@ def tiny_config(**changes) -> ModelConfig:
     return ModelConfig(**(facts | changes))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and jax.default_backend() == "cpu":
+        pytest.skip("needs an accelerator")
+    if item.get_closest_marker("devices") and jax.device_count() < 8:
+        pytest.skip("needs eight devices, which only a CPU fakes")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """Linux lets a process hold 65,530 memory maps; compiled programs take some each, and beyond that JAX crashes."""

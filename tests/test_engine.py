@@ -133,6 +133,7 @@ def test_only_what_an_edit_can_change_is_computed(lm, prompts, monkeypatch):
     assert [part.x.shape[:2] for part in seen[0][1]] == [(2, prompts.prefix.tokens.shape[1]), (3, T + M)]
 
 
+@pytest.mark.devices
 def test_points_spread_over_devices(lm, prompts):
     build, points = Partial(alone, spans=at_last(L, prompts.tokens.shape[1])), vector(1, 6)
     want = engine.sweep(lm.config, lm.params, prompts, build, points).logprobs

@@ -15,10 +15,7 @@ from jaxmech import choices as ch
 from jaxmech.edits import add_vector, at_last, everywhere
 from jaxmech.sae.module import SAE, SAEConfig
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(jax.default_backend() == "cpu", reason="needs an accelerator"),
-]
+pytestmark = pytest.mark.gpu
 AMOUNTS, VALUES = ["0", "1", "5", "10"], np.array([0.0, 0.1, 0.5, 1.0], np.float32)
 TEXTS = ["a stingy one $", "the mean man gives $", "so $"]
 BEFORE = ["x gives 5\ny gives 1\n", "z gives 10\n", "x gives 5\ny gives 1\n"]

@@ -24,7 +24,7 @@ class Totals(NamedTuple):
 
 @partial(jax.jit, static_argnames=("rows", "features"))
 def feature_totals(
-    saes: SAE, x: jax.Array, count: jax.Array | None = None, *, rows: int = 2048, features: int = 1024
+    saes: SAE, x: jax.Array, count: jax.Array | None = None, *, rows: int | None = None, features: int = 1024
 ) -> Totals:
     """Encodes activations tile by tile and keeps the sums alone.
 
@@ -37,7 +37,7 @@ def feature_totals(
       saes: a stack over layers, or one dictionary.
       x: [L',n,D], or [n,D] for one dictionary.
       count: [n] int32, how often each token counts; 0 leaves it out (padding, BOS). All once when None.
-      rows, features: of a tile.
+      rows, features: of a tile; rows by default 2,048, or 512 where features are chosen by rank.
 
     Raises:
       ValueError: x or count of another shape.
@@ -49,7 +49,8 @@ def feature_totals(
         raise ValueError(
             f"x: expected [{L}, n, {config.d_in}] (without the first axis for one dictionary), got {x.shape}"
         )
-    n, rows = x.shape[1], min(rows, x.shape[1])
+    n = x.shape[1]
+    rows = min(rows or (512 if config.by_rank else 2048), n)
     count = jnp.ones(n) if count is None else count
     if count.shape != (n,):
         raise ValueError(f"count: expected one of each token, [{n}], got {count.shape}")

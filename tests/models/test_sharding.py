@@ -17,6 +17,7 @@ from jaxmech.models.generate import generate
 from jaxmech.models.load import load_model, load_saved, save_model
 from jaxmech.models.sharding import make_mesh, param_shardings, shard_batch
 
+pytestmark = pytest.mark.devices
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TIGHT = dict(rtol=2e-5, atol=2e-5)
 

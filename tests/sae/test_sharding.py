@@ -11,6 +11,8 @@ import pytest
 from jaxmech.models.sharding import make_mesh
 from jaxmech.sae.sharding import sae_shardings, shard_saes
 
+pytestmark = pytest.mark.devices
+
 
 @pytest.mark.parametrize("stacked", [True, False])
 def test_features_are_spread_and_nothing_changes(saes, stacked):

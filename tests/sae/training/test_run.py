@@ -91,6 +91,7 @@ def test_a_full_disk_at_the_end_is_one_message(tiny, monkeypatch, error):
         run_training(settings)
 
 
+@pytest.mark.devices
 def test_mesh_in_the_settings(tiny):
     settings = load_settings(TrainSettings, CONFIG, [*tiny, "mesh_data=2", "mesh_model=4", "sparsity=2", "steps=4"])
     assert np.isfinite(run_training(settings)[1].fvu).all()
@@ -109,7 +110,7 @@ def test_mesh_in_the_settings(tiny):
         ("batch=100000", "do not fit the smallest buffer"),
         ("mesh_data=99", "devices"),
         ("mesh_data=0", "devices"),
-        ("mesh_model=3", "d_sae: 32 cannot be spread evenly over the 3 devices"),
+        pytest.param("mesh_model=3", "d_sae: 32 cannot be spread evenly over the 3 devices", marks=pytest.mark.devices),
         ("layers=[1,1]", "layers: expected distinct layers"),
         ("layers=[]", "layers: expected distinct layers, at least one"),
         ("forward_batch=0", "forward_batch: expected"),

@@ -11,6 +11,8 @@ from jaxmech.models.sharding import make_mesh
 from jaxmech.sae.training.step import batch_sharding, init_state, state_shardings, train_step
 from tests.sae.training.toy import KEY, SMALL, SPARSITY, fit, stream
 
+pytestmark = pytest.mark.devices
+
 
 @pytest.mark.parametrize("kind", ["batchtopk", "topk", "matryoshka", "jumprelu"])
 def test_sharded_equals_unsharded(kind):
