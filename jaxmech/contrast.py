@@ -223,20 +223,19 @@ def permutation_p(difference: np.ndarray, *, key: jax.Array, R: int) -> np.ndarr
     K, m = difference.shape
     bits, together, low, high = _flip_codes(key, K, R)
     signs = _signs(2 ** (bits - together), high)
-    if m < _TILE:  # few features, of whatever number, share a program
-        difference = np.pad(difference, ((0, 0), (0, _TILE - m)))
-    last = difference.shape[1] - _TILE
-    starts = np.minimum(np.arange(0, last + _TILE, _TILE), last)  # the last tile overlaps the one before
-    blocks = np.pad(starts, (0, -len(starts) % min(_TILES, len(starts))), "edge").reshape(-1, min(_TILES, len(starts)))
-    difference, beaten = jnp.asarray(difference, jnp.float32), np.empty(last + _TILE, np.int32)
+    width = min(max(1 << (m - 1).bit_length(), _LEAST), _BLOCK)  # a few programs serve any number of features
+    if m < width:
+        difference = np.pad(difference, ((0, 0), (0, width - m)))
+    starts = np.minimum(np.arange(0, m, width), max(m - width, 0))  # the last block overlaps the one before
+    beaten = np.empty(max(m, width), np.int32)
 
-    def block(here: np.ndarray) -> None:
-        counts = _count_as_large(signs, difference, here, low=low, bits=together, tile=_TILE)
-        for start, count in zip(here, np.asarray(counts), strict=True):
-            beaten[start : start + _TILE] = count
+    def block(start: int) -> None:
+        here = slice(start, start + width)
+        columns = difference[:, here].astype(np.float32)
+        beaten[here] = _count_as_large(signs, columns, low=low, bits=together, tile=_TILE)
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # a loop inside a program runs on one core
-        list(threads.map(block, blocks))
+        list(threads.map(block, starts))
     return np.maximum(beaten[:m], 1) / 2**bits  # flipping nothing counts, whatever the rounding
 
 
@@ -273,15 +272,17 @@ def _signs(flips: int, codes: np.ndarray) -> np.ndarray:
 
 
 _TOGETHER = 7  # bits whose flips are summed at a time
-_TILE = 512  # features whose differences stay in a core's cache
-_TILES = 64  # a block
+_LEAST, _BLOCK = 512, 32768  # features in a call
+_TILE = 64
+"""Features at a time: their differences stay in a core's nearest cache, and there is too little to do for XLA to share
+a tile among threads, which would take longer (from 200,000 units of its cost on, jaxlib 0.10)."""
 
 
 @partial(jax.jit, static_argnames=("low", "bits", "tile"))
 def _count_as_large(
-    signs: jax.Array, difference: jax.Array, starts: jax.Array, *, low: tuple[int, ...], bits: int, tile: int
+    signs: jax.Array, difference: jax.Array, *, low: tuple[int, ...], bits: int, tile: int
 ) -> jax.Array:
-    """How many flips give a sum of differences [K,m] as large as the observed one, [len(starts),tile].
+    """How many flips give a sum of differences [K,n] as large as the observed one, [n], `tile` of them at a time.
 
     Every row of `signs` [.,K], which stands for the high bits of a flip, goes with all values of its low `bits`. The
     sums under all of these are a Walsh-Hadamard transform, one addition a flip and bit.
@@ -302,7 +303,7 @@ def _count_as_large(
 
         return jax.lax.scan(flips, jnp.zeros((1, tile), jnp.int32), signs)[0][0]
 
-    return jax.lax.map(one_tile, starts)
+    return jax.lax.map(one_tile, jnp.arange(0, difference.shape[1], tile)).reshape(-1)
 
 
 def _walsh_hadamard(x: list[jax.Array]) -> list[jax.Array]:

@@ -111,13 +111,17 @@ def two_sided_p(t: np.ndarray, df: int) -> np.ndarray:
     if not 0 < df <= 200:
         return 2 * special.stdtr(df, -np.abs(t))
     ratio = np.minimum(np.abs(t) / np.sqrt(df), 1e150)  # tan of the angle; an infinite t would give inf * 0
-    cosine = 1 / np.sqrt(1 + ratio**2)
+    square = 1 / (1 + ratio**2)  # of its cosine
     odd = df % 2
     j = np.arange(1, (df - odd) // 2)
-    series = np.polynomial.polynomial.polyval(cosine**2, np.cumprod([1.0, *(2 * j - 1 + odd) / (2 * j + odd)]))
-    inside = ratio * cosine * series
+    *terms, last = np.cumprod([1.0, *(2 * j - 1 + odd) / (2 * j + odd)])
+    series = np.full_like(square, last)
+    for term in reversed(terms):  # in place: a polynomial of NumPy's takes two new arrays a term
+        series *= square
+        series += term
+    inside = ratio * (square if odd else np.sqrt(square)) * series
     if odd:
-        inside = 2 / np.pi * (np.arctan(ratio) + (cosine * inside if df > 1 else 0.0))
+        inside = 2 / np.pi * (np.arctan(ratio) + (inside if df > 1 else 0.0))
     p = np.asarray(1 - inside)
     small = ~(p > 1e-4)
     p[small] = 2 * special.stdtr(df, -np.abs(t[small]))
@@ -142,7 +146,12 @@ def _ascending(p: np.ndarray) -> np.ndarray:
     """
     index = np.arange(len(p), dtype=np.uint64)
     low = np.uint64((1 << len(p).bit_length()) - 1)
-    rough = np.sort(((p + 0.0).view(np.uint64) & ~low) | index) & low  # + 0.0 makes -0.0 a 0.0
+    rough = ((p + 0.0).view(np.uint64) & ~low) | index  # + 0.0 makes -0.0 a 0.0
+    cores = min(os.cpu_count(), 4)
+    with ThreadPoolExecutor(cores) as threads:
+        list(threads.map(np.ndarray.sort, np.array_split(rough, cores)))
+    rough.sort(kind="stable")  # merges what is sorted
+    rough &= low
     rough = rough.astype(np.intp)
     sorted_p = p[rough]
     return rough if np.all(sorted_p[1:] >= sorted_p[:-1]) else rough[np.argsort(sorted_p, kind="stable")]

@@ -118,10 +118,10 @@ def test_permutation_p_equals_a_plain_loop():
 
 @pytest.mark.parametrize("K, m, R", [(7, 11, 60), (6, 4, 7), (6, 4, 64), (13, 9, 1), (70, 5, 1000), (3, 5, 1000)])
 def test_permutation_p_over_many_tiles(monkeypatch, K, m, R):
-    """Tiles that overlap, blocks that are padded, more and fewer families than flips told apart by the low bits, sparse
-    features full of ties."""
-    monkeypatch.setattr(co, "_TILE", 4)
-    monkeypatch.setattr(co, "_TILES", 2)
+    """Blocks that overlap or are padded, more and fewer families than flips told apart by the low bits, sparse features
+    full of ties."""
+    for name, value in {"_TILE": 2, "_LEAST": 4, "_BLOCK": 8}.items():
+        monkeypatch.setattr(co, name, value)
     rng, key = np.random.default_rng(K), jax.random.key(1)
     d = rng.normal(0.2, 1.0, (K, m)) * (rng.uniform(size=(K, m)) < 0.5)
     signs = co.sign_flips(key, K, R).astype(np.float64)
