@@ -131,15 +131,15 @@ def two_sided_p(t: np.ndarray, df: int) -> np.ndarray:
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     """Adjusted p-values (q) of the family of tests p [m] (Benjamini & Hochberg 1995)."""
     p = np.asarray(p, float)
-    order = _ascending(p)
-    scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
+    order, ascending = _sorted(p)
+    scaled = ascending * len(p) / np.arange(1, len(p) + 1)
     q = np.empty_like(scaled)
     q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
     return q
 
 
-def _ascending(p: np.ndarray) -> np.ndarray:
-    """The stable order of p [m] >= 0, some times as fast as `argsort`.
+def _sorted(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The stable order of p [m] >= 0, and p in it, some times as fast as `argsort`.
 
     The bits of floats that are not negative sort as whole numbers do. With the lowest of them given to the index, one
     plain sort, which NumPy vectorises, leaves next to nothing for the sort that is stable and quick on sorted runs.
@@ -152,9 +152,12 @@ def _ascending(p: np.ndarray) -> np.ndarray:
         list(threads.map(np.ndarray.sort, np.array_split(rough, cores)))
     rough.sort(kind="stable")  # merges what is sorted
     rough &= low
-    rough = rough.astype(np.intp)
-    sorted_p = p[rough]
-    return rough if np.all(sorted_p[1:] >= sorted_p[:-1]) else rough[np.argsort(sorted_p, kind="stable")]
+    order = rough.astype(np.intp)
+    ascending = p[order]
+    if not np.all(ascending[1:] >= ascending[:-1]):
+        rest = np.argsort(ascending, kind="stable")
+        order, ascending = order[rest], ascending[rest]
+    return order, ascending
 
 
 def auroc(high: np.ndarray, low: np.ndarray) -> np.ndarray:
