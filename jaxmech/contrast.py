@@ -223,7 +223,9 @@ def permutation_p(difference: np.ndarray, *, key: jax.Array, R: int) -> np.ndarr
     K, m = difference.shape
     bits, together, low, high = _flip_codes(key, K, R)
     signs = _signs(2 ** (bits - together), high)
-    width = min(max(1 << (m - 1).bit_length(), _LEAST), _BLOCK)  # a few programs serve any number of features
+    cores = os.cpu_count() or 1
+    width = min(max(1 << (-(-m // cores) - 1).bit_length(), _LEAST), _BLOCK)  # a few programs serve all numbers
+    tile = _TILE if jax.default_backend() == "cpu" else width
     if m < width:
         difference = np.pad(difference, ((0, 0), (0, width - m)))
     starts = np.minimum(np.arange(0, m, width), max(m - width, 0))  # the last block overlaps the one before
@@ -232,9 +234,9 @@ def permutation_p(difference: np.ndarray, *, key: jax.Array, R: int) -> np.ndarr
     def block(start: int) -> None:
         here = slice(start, start + width)
         columns = difference[:, here].astype(np.float32)
-        beaten[here] = _count_as_large(signs, columns, low=low, bits=together, tile=_TILE)
+        beaten[here] = _count_as_large(signs, columns, low=low, bits=together, tile=tile)
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # a loop inside a program runs on one core
+    with ThreadPoolExecutor(cores) as threads:  # a loop inside a program runs on one core
         list(threads.map(block, starts))
     return np.maximum(beaten[:m], 1) / 2**bits  # flipping nothing counts, whatever the rounding
 
@@ -272,17 +274,19 @@ def _signs(flips: int, codes: np.ndarray) -> np.ndarray:
 
 
 _TOGETHER = 7  # bits whose flips are summed at a time
-_LEAST, _BLOCK = 512, 32768  # features in a call
+_LEAST, _BLOCK = 512, 32768
+"""Powers of two between which a call's number of features lies."""
+
 _TILE = 64
-"""Features at a time: their differences stay in a core's nearest cache, and there is too little to do for XLA to share
-a tile among threads, which would take longer (from 200,000 units of its cost on, jaxlib 0.10)."""
+"""Features at a time on a CPU: their differences stay in a core's nearest cache, and XLA, which shares out what it
+thinks worth it, leaves a tile to one thread: for so short a piece of work a second one is a loss (jaxlib 0.10)."""
 
 
 @partial(jax.jit, static_argnames=("low", "bits", "tile"))
 def _count_as_large(
     signs: jax.Array, difference: jax.Array, *, low: tuple[int, ...], bits: int, tile: int
 ) -> jax.Array:
-    """How many flips give a sum of differences [K,n] as large as the observed one, [n], `tile` of them at a time.
+    """How many flips give a sum of differences [K,n] as large as the observed one, [n]; `tile` divides n.
 
     Every row of `signs` [.,K], which stands for the high bits of a flip, goes with all values of its low `bits`. The
     sums under all of these are a Walsh-Hadamard transform, one addition a flip and bit.

@@ -141,16 +141,16 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
 def _sorted(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The stable order of p [m] >= 0, and p in it, some times as fast as `argsort`.
 
-    The bits of floats that are not negative sort as whole numbers do. With the lowest of them given to the index, one
-    plain sort, which NumPy vectorises, leaves next to nothing for the sort that is stable and quick on sorted runs.
+    The bits of floats that are not negative sort as whole numbers do. With the lowest of them given to the index, plain
+    sorts, which NumPy vectorises, leave next to nothing for its stable sort, which merges what is sorted already.
     """
     index = np.arange(len(p), dtype=np.uint64)
     low = np.uint64((1 << len(p).bit_length()) - 1)
     rough = ((p + 0.0).view(np.uint64) & ~low) | index  # + 0.0 makes -0.0 a 0.0
-    cores = min(os.cpu_count(), 4)
-    with ThreadPoolExecutor(cores) as threads:
-        list(threads.map(np.ndarray.sort, np.array_split(rough, cores)))
-    rough.sort(kind="stable")  # merges what is sorted
+    runs = min(os.cpu_count() or 1, 4, 1 + len(p) // _COLUMNS)  # merging more would take longer than sorting them saves
+    with ThreadPoolExecutor(runs) as threads:
+        list(threads.map(np.ndarray.sort, np.array_split(rough, runs)))
+    rough.sort(kind="stable")
     rough &= low
     order = rough.astype(np.intp)
     ascending = p[order]

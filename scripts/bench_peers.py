@@ -70,7 +70,8 @@ def run_gpu(args: argparse.Namespace, console: Console) -> None:
     from peers import gpu, timing
 
     peak, rows = gpu.rates(quick=args.quick), []
-    console.print(", ".join(f"{rate:.3g} {name}" for name, rate in peak.items()), highlight=False)
+    rates = ", ".join(f"{rate:.3g} {name}" for name, rate in peak.items())
+    console.print(f"{gpu.device()['device']}: {rates}", highlight=False)
     for row in gpu.measure(peak, quick=args.quick, runs=args.runs):
         rows.append(row)
         if args.out:

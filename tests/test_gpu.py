@@ -1,6 +1,6 @@
 """What an accelerator computes against the same functions on the CPU of its machine.
 
-Leave JAX_PLATFORMS unset, or name both ("cuda,cpu"): `pytest -m gpu`.
+`pytest tests/test_gpu.py -n 0`, with JAX_PLATFORMS unset or naming both ("cuda,cpu").
 """
 
 import jax
@@ -60,7 +60,7 @@ def test_bfloat16_is_as_near_to_float32_as_on_a_cpu(lm, tokens):
 
 @pytest.mark.parametrize(("activation", "k"), [("jumprelu", None), ("topk", 32)])
 def test_the_same_features_fire(activation, k):
-    """Of 300,000 pre-activations a rounded product would move dozens across the threshold."""
+    """Of 262,144 pre-activations a rounded product would move dozens past a threshold, or a rank."""
     n, width, features = 64, 1024, 4096
     keys = jax.random.split(jax.random.key(0), 3)
     params = {
@@ -78,6 +78,7 @@ def test_the_same_features_fire(activation, k):
     (z, totals), (z_cpu, totals_cpu) = on_both(run, params, jax.random.normal(keys[2], (1, n, width)))
     assert ((z != 0) != (z_cpu != 0)).sum() <= 2
     assert np.abs(totals.fired - totals_cpu.fired).sum() <= 2
+    np.testing.assert_allclose(totals.total, z.sum(1), rtol=1e-4, atol=1e-4)
     fired = (z != 0) & (z_cpu != 0)
     assert_close(z[fired], z_cpu[fired], 1e-5)
 
@@ -117,17 +118,3 @@ def test_cached_decoding_is_recomputation(lm, tokens):
         taken = jnp.take_along_axis(logits, new[:, None], 1)[:, 0]
         np.testing.assert_allclose(taken, logits.max(-1), atol=1e-4)
         text = jnp.concatenate([text, new[:, None]], 1)
-
-
-def test_memory_does_not_grow_with_the_points(lm, prompts):
-    stats = jax.devices()[0].memory_stats()
-    if not stats or "peak_bytes_in_use" not in stats:
-        pytest.skip("this device does not say how much memory was used")
-
-    def peak(S):
-        points = (np.ones(S, np.float32), np.zeros((S, L, D), np.float32))
-        build = Partial(steered, spans=everywhere(L))
-        jm.sweep(lm.config, lm.params, prompts, build, points, chunk=64)
-        return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
-
-    assert peak(2048) <= 1.02 * peak(128)

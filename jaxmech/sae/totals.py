@@ -30,14 +30,15 @@ def feature_totals(
 
     A tile's part of the encoder and its codes stay in the processor's cache: about half as much again as the speed of
     whole rows of codes on a CPU, and `rows * features` of memory whatever n and F are. Dictionaries that choose a
-    token's features by rank are encoded whole (`rows * F` of memory): their features cannot be told apart.
-    "batchtopk" ranks a tile's tokens together, each once whatever its count: drop those of count 0 beforehand.
+    token's features by rank are encoded whole (`rows * F` of memory): their features cannot be told apart. "batchtopk"
+    ranks all n tokens together, as `SAE.encode` does (`n * F`), each once whatever its count: drop those of count 0
+    beforehand.
 
     Args:
       saes: a stack over layers, or one dictionary.
       x: [L',n,D], or [n,D] for one dictionary.
       count: [n] int32, how often each token counts; 0 leaves it out (padding, BOS). All once when None.
-      rows, features: of a tile; rows by default 2,048, or 512 where features are chosen by rank.
+      rows, features: of a tile; rows by default 2,048, or 512 where all features are encoded at once.
 
     Raises:
       ValueError: x or count of another shape.
@@ -50,7 +51,9 @@ def feature_totals(
             f"x: expected [{L}, n, {config.d_in}] (without the first axis for one dictionary), got {x.shape}"
         )
     n = x.shape[1]
-    rows = min(rows or (512 if config.by_rank else 2048), n)
+    if rows is None:
+        rows = 512 if config.by_rank else 2048
+    rows = n if config.activation == "batchtopk" else min(rows, n)
     count = jnp.ones(n) if count is None else count
     if count.shape != (n,):
         raise ValueError(f"count: expected one of each token, [{n}], got {count.shape}")

@@ -135,15 +135,17 @@ def rates(*, quick: bool) -> dict[str, float]:
 
 def measure(peak: dict[str, float], *, quick: bool, runs: int) -> Iterator[Row]:
     """The rows of both models as they come, with their shares of the rates `peak`."""
-    sizes = QUICK if quick else Sizes()
     for name, title in MODELS.items():
-        config = config_of(name, quick=quick)
-        made, params = seconds_of(lambda config=config: random_params(config, jax.random.key(0)))
-        prefill = _prefill(config, params, title, sizes, runs, peak)
-        prefill.figures["seconds to make random weights"] = made
-        yield prefill
-        yield _decode(config, params, title, sizes, runs, peak)
-        yield _sweep(config, params, title, sizes, runs)
+        yield from _of_model(config_of(name, quick=quick), title, QUICK if quick else Sizes(), runs, peak)
+
+
+def _of_model(config: ModelConfig, name: str, sizes: Sizes, runs: int, peak: dict[str, float]) -> Iterator[Row]:
+    made, params = seconds_of(lambda: random_params(config, jax.random.key(0)))
+    prefill = _prefill(config, params, name, sizes, runs, peak)
+    prefill.figures["seconds to make random weights"] = made
+    yield prefill
+    yield _decode(config, params, name, sizes, runs, peak)
+    yield _sweep(config, params, name, sizes, runs)
 
 
 def _timed(run, runs: int) -> tuple[list[float], float]:

@@ -18,8 +18,8 @@ def whole(sae, x):
     "tile", [{}, {"rows": 4, "features": 8}, {"rows": 5, "features": 20}, {"rows": 15, "features": 1}]
 )
 @pytest.mark.parametrize("options", [
-    {}, {"activation": "relu"}, {"activation": "topk"}, {"activation": "abstopk"}, {"normalize": "layer_norm"},
-    {"subtract": False, "skip": True},
+    {}, {"activation": "relu"}, {"activation": "topk"}, {"activation": "abstopk"}, {"activation": "batchtopk"},
+    {"normalize": "layer_norm"}, {"subtract": False, "skip": True},
 ], ids=str)  # fmt: skip
 def test_totals_are_those_of_whole_codes(options, tile):
     sae, x = random_sae(layers=(3, 5), **options), random_x().reshape(1, 15, D).repeat(2, 0)
