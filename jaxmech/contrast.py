@@ -228,13 +228,14 @@ def permutation_p(difference: np.ndarray, *, key: jax.Array, R: int) -> np.ndarr
     tile = _TILE if jax.default_backend() == "cpu" else width
     if m < width:
         difference = np.pad(difference, ((0, 0), (0, width - m)))
-    starts = np.minimum(np.arange(0, m, width), max(m - width, 0))  # the last block overlaps the one before
-    beaten = np.empty(max(m, width), np.int32)
+    columns = difference.shape[1]
+    starts = np.minimum(np.arange(0, columns, width), columns - width)  # the last block overlaps the one before
+    beaten = np.empty(columns, np.int32)
 
     def block(start: int) -> None:
         here = slice(start, start + width)
-        columns = difference[:, here].astype(np.float32)
-        beaten[here] = _count_as_large(signs, columns, low=low, bits=together, tile=tile)
+        part = difference[:, here].astype(np.float32)
+        beaten[here] = _count_as_large(signs, part, low=low, bits=together, tile=tile)
 
     with ThreadPoolExecutor(cores) as threads:  # a loop inside a program runs on one core
         list(threads.map(block, starts))

@@ -141,8 +141,8 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
 def _sorted(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The stable order of p [m] >= 0, and p in it, some times as fast as `argsort`.
 
-    The bits of floats that are not negative sort as whole numbers do. With the lowest of them given to the index, plain
-    sorts, which NumPy vectorises, leave next to nothing for its stable sort, which merges what is sorted already.
+    The bits of floats that are not negative sort as whole numbers do. With the lowest of them given to the index, a few
+    plain sorts side by side leave next to nothing for NumPy's stable sort, which merges what is sorted already.
     """
     index = np.arange(len(p), dtype=np.uint64)
     low = np.uint64((1 << len(p).bit_length()) - 1)

@@ -69,13 +69,13 @@ def parse() -> argparse.Namespace:
 def run_gpu(args: argparse.Namespace, console: Console) -> None:
     from peers import gpu, timing
 
-    peak, rows = gpu.rates(quick=args.quick), []
+    machine, peak, rows = timing.machine() | gpu.device(), gpu.rates(quick=args.quick), []
     rates = ", ".join(f"{rate:.3g} {name}" for name, rate in peak.items())
-    console.print(f"{gpu.device()['device']}: {rates}", highlight=False)
+    console.print(f"{machine['device']}: {rates}", highlight=False)
     for row in gpu.measure(peak, quick=args.quick, runs=args.runs):
         rows.append(row)
         if args.out:
-            store(args.out, "gpu", rows, timing.machine() | gpu.device(), peak)
+            store(args.out, "gpu", rows, machine, peak)
         console.print(f"{row.what}: {row.median:.3g} s, compiled in {row.compile_seconds:.3g} s", highlight=False)
     show(console, rows)
 

@@ -12,14 +12,12 @@ from jax.tree_util import Partial
 import jaxmech as jm
 from jaxmech import attribution
 from jaxmech import choices as ch
-from jaxmech.edits import add_vector, at_last, everywhere
+from jaxmech.edits import at_last, everywhere
 from jaxmech.sae.module import SAE, SAEConfig
+from tests.test_engine import AMOUNTS, BEFORE, TEXTS, D, L, one_by_one, steered
 
 pytestmark = pytest.mark.gpu
-AMOUNTS, VALUES = ["0", "1", "5", "10"], np.array([0.0, 0.1, 0.5, 1.0], np.float32)
-TEXTS = ["a stingy one $", "the mean man gives $", "so $"]
-BEFORE = ["x gives 5\ny gives 1\n", "z gives 10\n", "x gives 5\ny gives 1\n"]
-L, D = 4, 32
+VALUES = np.array([0.0, 0.1, 0.5, 1.0], np.float32)
 
 
 def on_both(function, *args):
@@ -83,11 +81,6 @@ def test_the_same_features_fire(activation, k):
     assert_close(z[fired], z_cpu[fired], 1e-5)
 
 
-def steered(point, spans):
-    alpha, v = point
-    return {"resid_post": (add_vector(alpha * v, **spans),)}
-
-
 @pytest.mark.parametrize("where", ["last", "everywhere"])
 def test_a_sweep_is_each_point_alone_and_the_cpus(lm, prompts, where):
     spans = at_last(L, prompts.tokens.shape[1]) if where == "last" else everywhere(L)
@@ -98,9 +91,8 @@ def test_a_sweep_is_each_point_alone_and_the_cpus(lm, prompts, where):
 
     got, want = on_both(run, lm.params, prompts, points, spans)
     np.testing.assert_allclose(got, want, atol=1e-3)
-    for i, alone in enumerate(zip(*points, strict=True)):
-        score = ch.score(lm.config, lm.params, prompts, edits=steered(alone, spans))[0].logprobs
-        np.testing.assert_allclose(got[i], score, atol=2e-4)
+    alone = one_by_one(lm, prompts, [steered(point, spans) for point in zip(*points, strict=True)])
+    np.testing.assert_allclose(got, alone, atol=2e-4)
 
 
 def test_gradients_are_the_cpus(lm, prompts):
