@@ -1,21 +1,22 @@
 """The exact distribution over allowed answers, from one pass over a token trie.
 
-`B` denotes the batch, `T` prompt tokens, `M` trie nodes, `N` choices, `W` strings of a choice, `V` the vocabulary.
+`B` denotes the batch, `T` prompt tokens, `M` trie nodes, `N` choices, `V` the vocabulary.
 
-An answer's strings become paths in a trie of tokens. All nodes run behind the prompt in one pass, each attending to the
+An answer's strings become paths in a trie of tokens. All nodes run after the prompt in one pass, each attending to the
 prompt and to its own ancestors only. With w_k the tokens of string w,
 
     s(a) = sum_w  prod_k p(w_k | prompt, w_<k) * p(end | prompt, w),
 
-where `end` is the event that the next token does not continue the answer, so that "1" does not stand for "10". The
-distribution over choices is s / M with M = sum_a s(a), the mass on valid answers. All of it is differentiable.
+where `end` is the event that what follows neither continues the answer, so that "1" stands neither for "10" nor for
+"1.5", nor makes another of the answers of it (`jaxmech.trie`). No text counts as two answers. The distribution over
+choices is s / M with M = sum_a s(a), the mass on valid answers. All of it is differentiable.
 """
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,32 +25,10 @@ import numpy as np
 
 from jaxmech.edits import Edits, on_prefix, with_answers
 from jaxmech.models.chat import encode as encode_prompts
-from jaxmech.models.chat import token_ids
+from jaxmech.models.chat import require_texts, token_ids
 from jaxmech.models.decoder import KV, Output, Params, check_groups, forward, next_positions, unembed
 from jaxmech.models.load import LanguageModel
-
-_CONTINUES = {"number": re.compile(r"[.,]?\d"), "word": re.compile(r"\w|['’-]\w")}
-
-
-class Trie(NamedTuple):
-    """Token tries, one a row.
-
-    tokens [B,M] int32; depth [B,M], 1 for first tokens; parent [B,M], the slot of the node's parent, where slot 0 is
-    the prompt's last token and slot m + 1 is node m; ancestors [B,M,M], True where the second is the first or above it;
-    ends [B,N,W], the slot at which a string of a choice ends, -1 for none; continues [V], True on tokens that continue
-    an answer.
-    """
-
-    tokens: jax.Array
-    depth: jax.Array
-    parent: jax.Array
-    ancestors: jax.Array
-    ends: jax.Array
-    continues: jax.Array
-
-    def of(self, rows: np.ndarray | jax.Array) -> Trie:
-        """The tries of some rows."""
-        return Trie(*(a[rows] for a in self[:-1]), self.continues)
+from jaxmech.trie import Trie, build_tries
 
 
 class Prefix(NamedTuple):
@@ -170,10 +149,20 @@ hundred rows are enough for the unembedding to run at full speed."""
 def read_out(config, params: Params, final: jax.Array, trie: Trie) -> jax.Array:
     """log s(a) [...,B,N] from the residuals [...,B,M+1,D] after the last layer, of the decision token and all nodes."""
     *lead, B, slots, D = final.shape
-    wanted = jnp.broadcast_to(trie.tokens[:, None], (*lead, B, slots, slots - 1)).reshape(-1, slots - 1)
-    rows = len(wanted)
-    chunks = -(-rows * config.vocab_size // _LOGITS_AT_ONCE)
-    size = -(-rows // chunks)
+
+    def by_row(a):  # [B,M+1,.] -> [rows,.]
+        return jnp.broadcast_to(a, (*lead, *a.shape)).reshape(-1, a.shape[-1])
+
+    children = trie.parent[:, None] == jnp.arange(slots)[:, None]  # [B,M+1,M]
+    inputs = (
+        final.reshape(-1, D),
+        by_row(jnp.broadcast_to(trie.tokens[:, None], children.shape)),
+        by_row(children),
+        by_row(trie.continues[..., None]),
+    )
+    rows = len(inputs[0])
+    chunks = math.ceil(rows * config.vocab_size / _LOGITS_AT_ONCE)
+    size = math.ceil(rows / chunks)
 
     def by_chunk(a):
         # Neighbours go to different chunks, so that devices that hold different rows all have work in each.
@@ -181,32 +170,44 @@ def read_out(config, params: Params, final: jax.Array, trie: Trie) -> jax.Array:
         return jnp.swapaxes(a.reshape(size, chunks, -1), 0, 1)
 
     def chunk(inputs):
-        x, tokens = inputs
+        x, tokens, child, bits = inputs
         logits = unembed(config, params, x)  # [size,V]
         top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-        weights = jnp.exp(logits - top)
-        sums = jnp.stack([weights.sum(-1), jnp.where(trie.continues, 0.0, weights).sum(-1)], axis=-1)
-        return jnp.log(sums) + top, jnp.take_along_axis(logits, tokens, axis=-1)
+        step = jnp.take_along_axis(logits, tokens, axis=-1)
+        # What leaves the trie is all but the slot's children. Adding up what is left, rather than taking them off the
+        # whole, keeps the digits of what is improbable.
+        leaving = logits.at[jnp.arange(size)[:, None], tokens].add(jnp.where(child, -jnp.inf, 0.0))
+        weights = jnp.exp(leaving - top)
+        goes_on = (trie.kinds & bits) != 0
+        sums = jnp.stack([jnp.where(goes_on, 0.0, weights).sum(-1), jnp.where(goes_on, weights, 0.0).sum(-1)], axis=-1)
+        return jnp.log(jnp.maximum(sums, jnp.finfo(sums.dtype).tiny)) + top, step
 
     if chunks > 1:  # a gradient keeps the weights of one chunk, not those of all
         chunk = jax.checkpoint(chunk)
-    sums, logits = jax.lax.map(chunk, (by_chunk(final.reshape(rows, D)), by_chunk(wanted)))
-    back = lambda a: jnp.swapaxes(a, 0, 1).reshape(size * chunks, -1)[:rows].reshape(*lead, B, slots, -1)  # noqa: E731
-    return _choice_logprobs(trie, back(sums)[..., 0], back(sums)[..., 1], back(logits))
+    leave, step = (
+        jnp.swapaxes(a, 0, 1).reshape(size * chunks, -1)[:rows].reshape(*lead, B, slots, -1)
+        for a in jax.lax.map(chunk, tuple(map(by_chunk, inputs)))
+    )
+    return _choice_logprobs(trie, children, leave, step)
 
 
-def _choice_logprobs(trie: Trie, whole: jax.Array, ends: jax.Array, logits: jax.Array) -> jax.Array:
-    """log s(a) [...,B,N] from each slot's log normaliser over all tokens [...,B,M+1], over those that end the answer,
-    and its logits of the nodes' tokens [...,B,M+1,M]."""
-    slots = jnp.broadcast_to(trie.parent[:, None], (*logits.shape[:-2], 1, logits.shape[-1]))
-    step = jnp.take_along_axis(logits - whole[..., None], slots, axis=-2)[..., 0, :]  # [...,B,M]
+def _choice_logprobs(trie: Trie, children: jax.Array, leave: jax.Array, step: jax.Array) -> jax.Array:
+    """log s(a) [...,B,N].
+
+    Args:
+      children: [B,M+1,M], which nodes are which slot's.
+      leave: [...,B,M+1,2], log-odds of leaving the trie at each slot with a token that does not, and that does, go on.
+      step: [...,B,M+1,M], those of each node's token.
+    """
+    ways = jnp.concatenate([leave, jnp.where(children, step, -jnp.inf)], axis=-1)
+    whole = jax.nn.logsumexp(ways, axis=-1, keepdims=True)  # [...,B,M+1,1]
+    slots = jnp.broadcast_to(trie.parent[:, None], (*step.shape[:-2], 1, step.shape[-1]))
+    taken = jnp.take_along_axis(step - whole, slots, axis=-2)[..., 0, :]  # [...,B,M], log p of each node's token
     precision = jax.lax.Precision.HIGHEST
-    path = jnp.einsum("bmn,...bn->...bm", trie.ancestors.astype(step.dtype), step, precision=precision)
-    arrive = jnp.pad(path, [(0, 0)] * (path.ndim - 1) + [(1, 0)]) + ends - whole  # [...,B,M+1]
-    B, N, W = trie.ends.shape
-    at = jnp.broadcast_to(jnp.maximum(trie.ends, 0).reshape(B, N * W), (*arrive.shape[:-1], N * W))
-    strings = jnp.take_along_axis(arrive, at, axis=-1).reshape(*arrive.shape[:-1], N, W)
-    return jax.nn.logsumexp(jnp.where(trie.ends >= 0, strings, -jnp.inf), axis=-1)
+    path = jnp.einsum("bmn,...bn->...bm", trie.ancestors.astype(taken.dtype), taken, precision=precision)
+    path = jnp.pad(path, [(0, 0)] * (path.ndim - 1) + [(1, 0)])  # [...,B,M+1]
+    cells = jnp.swapaxes(path[..., None] + leave - whole, -1, -2)[..., None, :, :]  # [...,B,1,2,M+1]
+    return jax.nn.logsumexp(jnp.where(trie.cells, cells, -jnp.inf), axis=(-2, -1))
 
 
 def cache_prefix(
@@ -276,17 +277,44 @@ def make_prompts(
       prefixes: what stands before each text, such as its worked examples. Equal ones are computed once.
 
     Raises:
-      ValueError: a prefix and a text that do not tokenise apart, a choice that does not tokenise behind its text, or
-        prompts too long for the model.
+      ValueError: a prefix and a text that do not tokenise apart, a choice that does not tokenise after its text, or
+        prompts that are, with their prefix and the longest answer, too long for the model.
     """
-    trie = build_tries(lm, texts, [choices] * len(texts))
+    require_texts("texts", texts)
     if prefixes is None:
-        return Prompts(*encode_prompts(lm, texts), trie)
+        prompts = Prompts(*encode_prompts(lm, texts), build_tries(lm, texts, [choices] * len(texts)))
+        check_length(lm.config, prompts)
+        return prompts
+    require_texts("prefixes", prefixes)
+    if len(prefixes) != len(texts):
+        raise ValueError(f"prefixes: expected one for each of {len(texts)} texts, got {len(prefixes)}")
     for before, text in zip(prefixes, texts, strict=True):
         check_apart(lm.tokenizer, before, text)
     own, rows = np.unique(np.asarray(prefixes, str), return_inverse=True)
     prefix = Prefix(*encode_prompts(lm, list(own)), jnp.asarray(rows))
-    return Prompts(*encode_prompts(lm, texts, bos=False), trie, prefix=prefix)
+    trie = build_tries(lm, texts, [choices] * len(texts))
+    prompts = Prompts(*encode_prompts(lm, texts, bos=False), trie, prefix=prefix)
+    check_length(lm.config, prompts)
+    return prompts
+
+
+def check_length(config, prompts: Prompts) -> None:
+    """Refuses prompts that, with what stands before them and the longest answer, have more tokens than the model takes.
+
+    An answer is as long as its last token, or the separator after it that is looked at.
+    """
+    counts = np.asarray(prompts.mask.sum(1))
+    if prompts.prefix is not None:
+        counts = counts + np.asarray(prompts.prefix.mask.sum(1))[np.asarray(prompts.prefix.rows)]
+    for segment in prompts.cache:
+        counts = counts + np.asarray(segment.of(segment.mask).sum(1))
+    answer = np.asarray(prompts.trie.depth).max(1)
+    longest = int((counts + answer).argmax())
+    if counts[longest] + answer[longest] > config.max_positions:
+        raise ValueError(
+            f"prompt {longest}: {counts[longest]} tokens, worked examples included, and {answer[longest]} of its "
+            f"longest answer are more than the model's {config.max_positions} positions; shorten it"
+        )
 
 
 def check_apart(tokenizer, prefix: str, text: str) -> None:
@@ -296,91 +324,3 @@ def check_apart(tokenizer, prefix: str, text: str) -> None:
             f"prompt {text[:40]!r} and what stands before it, ending in {prefix[-20:]!r}, do not tokenise apart; end "
             "the prefix with a line break"
         )
-
-
-def build_tries(
-    lm: LanguageModel, prompts: Sequence[str], choices: Sequence[Sequence[Any]], *, nodes: int | None = None
-) -> Trie:
-    """One trie a prompt, padded to the largest (or to `nodes`).
-
-    Args:
-      prompts: texts, each ending right before the answer.
-      choices: for each prompt its choices; a choice is a string or several. N is the largest number of them: where a
-        prompt has fewer, the rest get no string and a probability of 0.
-
-    Raises:
-      ValueError: a choice that re-tokenises the prompt it follows, is empty, or stands twice.
-    """
-    groups = [[(c,) if isinstance(c, str) else tuple(c) for c in row] for row in choices]
-    tails = [
-        [[answer_ids(lm.tokenizer, prompt, s) for s in c] for c in row]
-        for prompt, row in zip(prompts, groups, strict=True)
-    ]
-    tries = [_one_trie(tail, group) for tail, group in zip(tails, groups, strict=True)]
-    nodes = max(len(t[0]) for t in tries) if nodes is None else nodes
-    width = max(len(c) for row in groups for c in row)
-    B, N = len(tries), max(map(len, groups))
-    tokens, parent = np.zeros((B, nodes), np.int32), np.zeros((B, nodes), np.int32)
-    depth, ancestors = np.ones((B, nodes), np.int32), np.zeros((B, nodes, nodes), bool)
-    ancestors[:, np.arange(nodes), np.arange(nodes)] = True
-    ends = np.full((B, N, width), -1, np.int32)
-    for b, (ids, parents, stops) in enumerate(tries):
-        if len(ids) > nodes:
-            raise ValueError(f"nodes: prompt {b} needs {len(ids)} trie nodes, got room for {nodes}")
-        tokens[b, : len(ids)], parent[b, : len(ids)] = ids, parents
-        for m, above in enumerate(parents):
-            if above:
-                depth[b, m] = depth[b, above - 1] + 1
-                ancestors[b, m] |= ancestors[b, above - 1]
-        for n, stop in enumerate(stops):
-            ends[b, n, : len(stop)] = stop
-    numeric = all(re.fullmatch(r"\s*\d+", s) for row in groups for c in row for s in c)
-    continues = continuing_tokens(lm.tokenizer, lm.config.vocab_size, "number" if numeric else "word")
-    return Trie(*map(jnp.asarray, (tokens, depth, parent, ancestors, ends, continues)))
-
-
-def answer_ids(tokenizer, prompt: str, answer: str) -> list[int]:
-    """The tokens that `answer` adds behind `prompt`."""
-    head, both = token_ids(tokenizer, prompt), token_ids(tokenizer, prompt + answer)
-    if both[: len(head)] != head or len(both) == len(head):
-        raise ValueError(
-            f"choice {answer!r} does not tokenise behind the prompt's end {prompt[-20:]!r}: the prompt's own tokens "
-            "change. Move the boundary, for example put a space or a currency sign into the prompt"
-        )
-    return both[len(head) :]
-
-
-def _one_trie(tails: list[list[list[int]]], names) -> tuple[list[int], list[int], list[list[int]]]:
-    """Node tokens, parents' slots, and the slot at which each string of each choice ends."""
-    ids: list[int] = []
-    parents: list[int] = []
-    children: dict[tuple[int, int], int] = {}
-    taken: dict[int, Any] = {}
-    stops = []
-    for name, strings in zip(names, tails, strict=True):
-        stops.append([])
-        for string in strings:
-            slot = 0
-            for token in string:
-                if (slot, token) not in children:
-                    ids.append(token)
-                    parents.append(slot)
-                    children[slot, token] = len(ids)
-                slot = children[slot, token]
-            if slot in taken:
-                raise ValueError(f"choices {taken[slot]!r} and {name[0]!r} are the same tokens; state each answer once")
-            taken[slot] = name if len(name) > 1 else name[0]
-            stops[-1].append(slot)
-    return ids, parents, stops
-
-
-@lru_cache(maxsize=8)
-def continuing_tokens(tokenizer, vocab_size: int, kind: str) -> np.ndarray:
-    """[V] bool: tokens that continue an answer. A number goes on with a digit, also behind a point or a comma; a word
-    with a letter, a digit, an apostrophe or a hyphen."""
-    pattern = _CONTINUES[kind]
-    texts = tokenizer.convert_ids_to_tokens(list(range(min(vocab_size, len(tokenizer)))))
-    out = np.zeros(vocab_size, bool)
-    # Byte-level vocabularies write a leading space as a letter (Ġ), which would look like a word going on.
-    out[: len(texts)] = [bool(t) and t[0] not in "ĠĊ▁" and bool(pattern.match(t)) for t in texts]
-    return out

@@ -24,11 +24,12 @@ import numpy as np
 from flax import struct
 from jax.tree_util import Partial
 
-from jaxmech.choices import Choices, Prompts, Trie, cache_before, lay_out, read_out
+from jaxmech.choices import Choices, Prompts, cache_before, lay_out, read_out
 from jaxmech.edits import Edits, from_slot, on_prefix, with_answers
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params, Part, check_edits, embed, next_positions, run_layers
 from jaxmech.models.sharding import shard_batch
+from jaxmech.trie import Trie
 
 _BUCKET = 8
 _MOST_ON_A_CPU = 2**31

@@ -1,11 +1,17 @@
 """Exact answers against naive teacher forcing, sampling, and finite differences."""
 
+import re
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 import jaxmech.choices as ch
+import jaxmech.trie as tries
 from jaxmech import edits as ed
 from jaxmech.models.decoder import forward
 from jaxmech.models.generate import generate
@@ -14,21 +20,30 @@ PROMPTS = ["how much? $", "a kind player gives $", "so $"]
 AMOUNTS = ["0", "1", "5", "10", "15", "100"]
 
 
-def naive(lm, prompt, strings, edits=None):
-    """Each string teacher-forced alone, one sequence at a time; the end is the sum over tokens that do not go on."""
-    continues = np.array([c.isdigit() for c in ["<bos>", *"0123456789 abcdefghijklmnopqrstuvwxyz$.:?\n"]])
+CHARACTERS = ["<bos>", *"0123456789 abcdefghijklmnopqrstuvwxyz$.:?\n"]
+
+
+def logprobs_after(lm, ids, edits=None):
+    return jax.nn.log_softmax(forward(lm.config, lm.params, jnp.asarray([[0, *ids]]), edits=edits).logits[0])
+
+
+def naive(lm, prompt, strings, edits=None, goes_on=str.isdigit):
+    """Each string teacher-forced alone, one sequence at a time. What follows must not go on with it: be it at once, or
+    after a point."""
+    on = np.array([goes_on(c) for c in CHARACTERS])
+    point = CHARACTERS.index(".")
     total = -np.inf
     for string in strings:
-        head = [0, *ch.token_ids(lm.tokenizer, prompt)]
-        tail = ch.token_ids(lm.tokenizer, string)
-        tokens = jnp.asarray([head + tail])
-        logp = np.asarray(
-            jax.nn.log_softmax(forward(lm.config, lm.params, tokens, edits=edits, logits="all").logits[0])
-        )
-        at = len(head) - 1
-        value = sum(logp[at + i, t] for i, t in enumerate(tail))
-        value += np.log(np.exp(logp[at + len(tail)])[~continues].sum())
-        total = np.logaddexp(total, value)
+        ids = ch.token_ids(lm.tokenizer, prompt)
+        value = 0.0
+        for token in ch.token_ids(lm.tokenizer, string):
+            value += float(logprobs_after(lm, ids, edits)[token])
+            ids.append(token)
+        p = np.exp(np.asarray(logprobs_after(lm, ids, edits), np.float64))
+        end = p[~on].sum()
+        if string[-1].isdigit():
+            end -= p[point] * np.exp(np.asarray(logprobs_after(lm, [*ids, point], edits), np.float64))[on].sum()
+        total = np.logaddexp(total, value + np.log(end))
     return total
 
 
@@ -66,19 +81,40 @@ def test_mass_and_samples_agree(lm):
     dist = ch.choice_distribution(lm, PROMPTS[:1], amounts)
     tokens, mask = ch.encode_prompts(lm, PROMPTS[:1] * n)
     out = np.asarray(
-        generate(lm.config, lm.params, tokens, mask=mask, max_new_tokens=2, temperature=1.0, key=jax.random.key(1))
+        generate(lm.config, lm.params, tokens, mask=mask, max_new_tokens=3, temperature=1.0, key=jax.random.key(1))
     )
-    digit = {i + 1: i for i in range(10)}
-    first = np.array([digit.get(a, -1) if b not in digit else -1 for a, b in out])
+    texts = ["".join(CHARACTERS[t] for t in row) for row in out]
+    first = np.array([int(t[0]) if re.match(r"\d(?!\.?\d)", t) else -1 for t in texts])
     seen = np.array([(first == a).mean() for a in range(10)])
     want = np.exp(np.asarray(dist.logprobs[0]))
     assert (np.abs(seen - want) < 4 * np.sqrt(want * (1 - want) / n) + 1e-3).all()
     assert abs(float(dist.mass[0]) - want.sum()) < 1e-6
 
 
-def test_probabilities_are_never_more_than_everything(lm):
-    """Every string over two digits, with its end, is at most a partition of what can happen."""
-    amounts = [str(a) for a in range(100)]
+def test_a_number_with_decimals_is_another_number(lm):
+    """Points of their own, as they stand in this vocabulary; "1.5" beside "1" takes nothing from it."""
+    for amounts in (["1", "2"], ["1", "1.5", "2", "10.25"]):
+        got = ch.choice_distribution(lm, PROMPTS, amounts).logprobs
+        np.testing.assert_allclose(got, [[naive(lm, p, [a]) for a in amounts] for p in PROMPTS], atol=1e-4)
+
+
+def test_of_answers_that_begin_alike_the_longer_takes_its_part(lm):
+    """What is left for the shorter is its own probability less that of the longer ones; a letter would go on."""
+    answers = ["ya", "ya b", "ya b c", "no", "yak"]
+    got = np.exp(ch.choice_distribution(lm, PROMPTS, answers).logprobs)
+    alone = np.exp([[naive(lm, p, [a], goes_on=str.isalnum) for a in answers] for p in PROMPTS])
+    want = alone.copy()
+    want[:, 0] -= alone[:, 1]  # which holds the third
+    want[:, 1] -= alone[:, 2]
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-9)
+    any_of_them = alone[:, [0, 3, 4]].sum(1)
+    np.testing.assert_allclose(got.sum(1), any_of_them, rtol=1e-4)
+
+
+@pytest.mark.parametrize("step", [1, 0.5])
+def test_probabilities_are_never_more_than_everything(lm, step):
+    """Every string over two digits, or with half amounts between, is at most a partition of what can happen."""
+    amounts = [f"{a:g}" for a in np.arange(0, 100 if step == 1 else 20, step)]
     assert float(ch.choice_distribution(lm, PROMPTS, amounts).mass.max()) <= 1.0 + 1e-5
 
 
@@ -136,9 +172,70 @@ def test_reading_out_in_pieces_changes_nothing(lm, monkeypatch):
     np.testing.assert_allclose(two[0], whole, atol=1e-5)
 
 
+def test_thousands_are_read_with_and_without_commas():
+    class Letters:
+        """Two tokenizers' worth: of a vocabulary with "," and of one without."""
+
+        unk_token_id = 0
+
+        def __init__(self, alphabet):
+            self.alphabet = alphabet
+
+        def __call__(self, text, add_special_tokens=False):
+            return SimpleNamespace(input_ids=[1 + self.alphabet.find(c) for c in text])
+
+    wide, narrow = Letters("0123456789,$ "), Letters("0123456789 ")
+    assert tries._spellings(wide, ["1000", "999", "$20,500", ("12345", "x")]) == [
+        ("1000", "1,000"), ("999",), ("$20,500", "$20500"), ("12345", "x", "12,345")
+    ]  # fmt: skip
+    assert tries._spellings(wide, ["1000", "1,000", "0100", "a1000"]) == [("1000",), ("1,000",), ("0100",), ("a1000",)]
+    assert tries._spellings(narrow, ["1000"]) == [("1000",)]
+
+
+@pytest.mark.parametrize(
+    "written, continues, separators",
+    [
+        (["1", "01", ".5", ",000", "½"], "number", ".,"),
+        (["a", "é", "'s", "’t", "-in", "7", "Ünder"], "word", "'’-"),
+    ],
+)
+@pytest.mark.parametrize("byte_level", [True, False])
+def test_which_tokens_go_on(written, continues, separators, byte_level):
+    """By what they write, whatever a vocabulary's way of writing bytes and spaces."""
+    ends = [" 1", "\n2", "—", "…", "”", ".", ",", "'", "’", "-", "$", " a", "\n", "!"]
+    texts = dict.fromkeys([*written, *ends])
+    if byte_level:
+        letters = {byte: letter for letter, byte in tries._byte_alphabet().items()}
+        forms = ["".join(letters[b] for b in text.encode()) for text in texts]
+        assert "Ġ1" in forms and "Ċ2" in forms and "âĢĶ" in forms  # as GPT-2 writes them
+    else:
+        forms = [text.replace(" ", "▁") for text in texts]
+    backend = Tokenizer(models.WordLevel({form: i for i, form in enumerate(forms)}, unk_token="!"))
+    backend.decoder = decoders.ByteLevel() if byte_level else decoders.Metaspace()
+    kinds, joins = tries._token_kinds(PreTrainedTokenizerFast(tokenizer_object=backend), len(forms) + 3)
+    bits = tries._going_on("1" if continues == "number" else "yes")
+    got = {text for text, kind in zip(texts, kinds, strict=False) if kind & bits}
+    assert got == set(written)
+    kind = tries._DIGIT if continues == "number" else tries._LETTER
+    assert {list(texts)[token] for token in joins[kind]} == set(separators)
+
+
 def test_bad_choices_are_named(lm):
     with pytest.raises(ValueError, match="'5' and '5'"):
         ch.choice_distribution(lm, PROMPTS, ["5", "5"])
+    for choices, message in (
+        ([0, 1, 5], r"choices: expected strings.*got 0 \(int\); write numbers as str\(number\)"),
+        ("yes", "choices: expected a list of at least one answer, got 'yes'"),
+        ([], r"choices: expected a list of at least one answer, got \[\]"),
+        (["5", ()], r"got \(\) \(tuple\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ch.choice_distribution(lm, PROMPTS, choices)
+    for texts in ("how much", [], [3]):
+        with pytest.raises(ValueError, match="^texts: expected at least one, as a list of strings"):
+            ch.make_prompts(lm, texts, ["5"])
+    with pytest.raises(ValueError, match="prefixes: expected one for each of 3 texts, got 2"):
+        ch.make_prompts(lm, PROMPTS, ["5"], prefixes=["a\n", "b\n"])
     with pytest.raises(ValueError, match="does not tokenise"):
         ch.choice_distribution(lm, PROMPTS, ["5", ""])
     with pytest.raises(ValueError, match="at most 256"):

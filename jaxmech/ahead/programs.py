@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 from jaxmech import edits as ed
 from jaxmech.ahead.compile import Program
 from jaxmech.attribution import attribute, path_gradient
-from jaxmech.choices import Prompts, Trie
+from jaxmech.choices import Prompts
 from jaxmech.collect import update_moments
 from jaxmech.contrast import empty_moments
 from jaxmech.engine import run_chunk, set_out
@@ -33,6 +33,7 @@ from jaxmech.sae.module import param_shapes as sae_shapes
 from jaxmech.sae.sharding import sae_shardings
 from jaxmech.sae.training import SAETrainConfig
 from jaxmech.sae.training.step import batch_sharding, init_state, state_shardings, train_step
+from jaxmech.trie import Trie
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Sizes:
     tokens: int = 384
     families: int = 32
     choices: int = 11
-    nodes: int = 12
+    nodes: int = 34
     points: int = 8
     window: int = 64
     selected: int = 8
@@ -198,7 +199,8 @@ def _prompts(config: ModelConfig, mesh: Mesh, sizes: Sizes) -> Prompts:
     rows, ints = partial(_spread, mesh), jnp.int32
     trie = Trie(
         tokens=rows((B, M), ints), depth=rows((B, M), ints), parent=rows((B, M), ints),
-        ancestors=rows((B, M, M), bool), ends=rows((B, sizes.choices, 1), ints),
-        continues=_spread(mesh, (config.vocab_size,), bool, PartitionSpec()),
+        ancestors=rows((B, M, M), bool), continues=rows((B, M + 1), jnp.uint8),
+        cells=rows((B, sizes.choices, 2, M + 1), bool),
+        kinds=_spread(mesh, (config.vocab_size,), jnp.uint8, PartitionSpec()),
     )  # fmt: skip
     return Prompts(tokens=rows((B, T), ints), mask=rows((B, T), bool), trie=trie)

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.choices import Choices, Prompts, build_tries, check_apart, encode_prompts, score, token_ids
+from jaxmech.choices import Choices, Prefix, Prompts, check_apart, check_length, encode_prompts, score, token_ids
 from jaxmech.models.decoder import KV, forward
 from jaxmech.models.load import LanguageModel
+from jaxmech.trie import build_tries
 
 
 class Encoded(NamedTuple):
@@ -65,19 +66,19 @@ def encode_table(lm: LanguageModel, table: pd.DataFrame, *, batch: int = 4, answ
     values = np.zeros((len(shares), max(map(len, shares))), np.float32)
     for i, share in enumerate(shares):
         values[i, : len(share)] = share
-    return Encoded(
-        Prompts(tokens, mask, trie), jnp.asarray(values), index, prefix_caches(lm, list(prefixes), batch=batch)
-    )
+    prefix = Prefix(*encode_prompts(lm, list(prefixes)), index)
+    check_length(lm.config, Prompts(tokens, mask, trie, prefix=prefix))
+    return Encoded(Prompts(tokens, mask, trie), jnp.asarray(values), index, prefix_caches(lm, prefix, batch=batch))
 
 
-def prefix_caches(lm: LanguageModel, prefixes: Sequence[str], *, batch: int) -> KV:
-    """Keys and values of each prefix, BOS included, `batch` of them a pass."""
-    tokens, mask = encode_prompts(lm, prefixes)
+def prefix_caches(lm: LanguageModel, prefix: Prefix, *, batch: int) -> KV:
+    """Keys and values of each prefix, `batch` of them a pass."""
+    tokens, mask, _ = prefix
     parts = []
-    for start in range(0, len(prefixes), batch):
-        rows = np.minimum(np.arange(start, start + batch), len(prefixes) - 1)
+    for start in range(0, len(tokens), batch):
+        rows = np.minimum(np.arange(start, start + batch), len(tokens) - 1)
         part = forward(lm.config, lm.params, tokens[rows], mask=mask[rows], logits="none", return_cache=True).cache
-        keep = min(batch, len(prefixes) - start)
+        keep = min(batch, len(tokens) - start)
         parts.append(KV(part.k[:, :keep], part.v[:, :keep], part.positions[:keep], part.mask[:keep]))
     return KV(
         *(jnp.concatenate(leaves, axis=1) for leaves in zip(*((p.k, p.v) for p in parts), strict=True)),

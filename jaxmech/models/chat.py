@@ -31,7 +31,7 @@ def encode(
     Raises:
       ValueError: no texts, one without tokens, or one longer than `length` or than the model takes; names the text.
     """
-    _require_list("texts", texts, str, "strings")
+    require_texts("texts", texts)
     rows = [text_ids(lm, text) if bos else token_ids(lm.tokenizer, text) for text in texts]
     return _left_padded(lm, "prompt", rows, texts, length)
 
@@ -109,6 +109,15 @@ def _check_conversations(conversations) -> None:
                 raise ValueError(
                     f"conversation {i}: expected messages {{'role': text, 'content': text}}, got {message!r:.80}"
                 )
+
+
+def require_texts(name: str, texts: Any) -> None:
+    """Refuses what is no list of strings: a single string would be taken letter by letter.
+
+    Raises:
+      ValueError: names the argument.
+    """
+    _require_list(name, texts, str, "strings")
 
 
 def _require_list(name: str, values: Any, kind, what: str) -> None:

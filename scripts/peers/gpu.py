@@ -17,10 +17,11 @@ import numpy as np
 
 import jaxmech as jm
 from jaxmech import edits as ed
-from jaxmech.choices import Prefix, Trie
+from jaxmech.choices import Prefix
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import param_shapes
 from jaxmech.models.families import config_from_hf
+from jaxmech.trie import Trie
 from peers.flops import text_flops, unembed_flops
 from peers.results import Row
 from peers.timing import seconds_of
@@ -110,16 +111,23 @@ def copies(size: int, repeats: int = 10) -> float:
 
 
 def answers(B: int, vocab_size: int) -> Trie:
-    """The amounts 0 to 10 as a small vocabulary of digits, tokens 10 to 19, would spell them."""
-    nodes = np.array([*range(10, 20), 10], np.int32)
-    ancestors = np.eye(11, dtype=bool)
-    ancestors[10, 1] = True
-    depth, parent = np.ones(11, np.int32), np.zeros(11, np.int32)
-    depth[10], parent[10] = 2, 2
-    ends = np.arange(1, 12, dtype=np.int32)[:, None]
-    continues = jnp.isin(jnp.arange(vocab_size), jnp.arange(10, 20))
-    every = (jnp.broadcast_to(a, (B, *a.shape)) for a in (nodes, depth, parent, ancestors, ends))
-    return Trie(*every, continues)
+    """The amounts 0 to 10 as a small vocabulary of digits, tokens 10 to 19, would spell them, each with two separators,
+    tokens 20 and 21, after it."""
+    amounts = np.array([*range(10, 20), 10], np.int32)
+    parent = np.array([*[0] * 10, 2, *np.repeat(np.arange(1, 12), 2)], np.int32)  # "10" stands under "1"
+    nodes = np.array([*amounts, *np.tile([20, 21], 11)], np.int32)
+    depth, ancestors = np.ones(len(nodes), np.int32), np.eye(len(nodes), dtype=bool)
+    for node, above in enumerate(parent):
+        if above:
+            depth[node] += depth[above - 1]
+            ancestors[node] |= ancestors[above - 1]
+    cells = np.zeros((11, 2, len(nodes) + 1), bool)
+    for n in range(11):
+        cells[n, 0, [n + 1, 12 + 2 * n, 13 + 2 * n]] = True
+    digit = np.uint8(1)
+    every = (nodes, depth, parent, ancestors, np.array([0] + [digit] * len(nodes), np.uint8), cells)
+    kinds = jnp.isin(jnp.arange(vocab_size), jnp.arange(10, 20)).astype(jnp.uint8) * digit
+    return Trie(*(jnp.broadcast_to(a, (B, *a.shape)) for a in every), kinds)
 
 
 def rates(*, quick: bool) -> dict[str, float]:

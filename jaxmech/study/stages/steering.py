@@ -11,7 +11,7 @@ import pandas as pd
 
 from jaxmech import steering as st
 from jaxmech.behavior.scoring import take, with_outcomes
-from jaxmech.choices import answer_ids, before_last, encode_prompts
+from jaxmech.choices import before_last, encode_prompts
 from jaxmech.collect import run_decision
 from jaxmech.engine import in_chunks
 from jaxmech.patching import matched_sets, random_directions
@@ -20,6 +20,7 @@ from jaxmech.statistics import mean_effect, p_from_normal_null, p_from_null
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages import effects as ef
+from jaxmech.trie import answer_ids
 
 
 def run(ctx: Context) -> Outcome:
