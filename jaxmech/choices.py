@@ -76,7 +76,14 @@ class Choices(NamedTuple):
         return jnp.exp(jax.nn.logsumexp(self.logprobs, axis=-1))
 
     def expected(self, values: jax.Array) -> jax.Array:
-        """The mean [B] of `values` [N] or [B,N] under `probs`."""
+        """The mean [B] of `values` [N] or [B,N] under `probs`.
+
+        Raises:
+          ValueError: values of another number of choices or prompts.
+        """
+        shape, given = self.logprobs.shape, jnp.shape(values)
+        if given[-1:] != shape[-1:] or given[:-1] not in ((), shape[:-1], shape[-2:-1]):
+            raise ValueError(f"values: expected [N] or [B,N] for choices {list(shape)}, got shape {list(given)}")
         return (self.probs * values).sum(-1)
 
 

@@ -13,7 +13,7 @@ features are read at the feed-forward sublayer's input and written at its output
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -22,6 +22,9 @@ import numpy as np
 from flax import struct
 
 from jaxmech.sae.module import SAE, normalise
+from jaxmech.selection import Selection, as_indices, check_selection
+from jaxmech.selection import select as select
+from jaxmech.selection import select_sets as select_sets
 
 _PRECISION = jax.lax.Precision.HIGHEST
 
@@ -159,7 +162,7 @@ class Gathered:
     def encode(self, x):
         x, *_ = normalise(self.normalize, x)
         pre = jnp.einsum("btd,dk->btk", x, self.W_enc, precision=_PRECISION) + self.b_enc
-        return jnp.where(pre > self.threshold, pre, 0.0)
+        return jnp.where(pre <= self.threshold, 0.0, pre)  # this way round a NaN stays one
 
 
 @struct.dataclass
@@ -263,7 +266,11 @@ def on_prefix(edits: Edits | None) -> Edits:
 def everywhere(n_layers: int, layers: Sequence[int] | jax.Array | None = None) -> dict[str, jax.Array]:
     """`where`, `after` and `before` for every token at `layers` (all by default), as keyword arguments of an edit.
 
-    `layers` may be a traced bool array [L].
+    Args:
+      layers: integers are indices, bools a mask [L], which may be traced.
+
+    Raises:
+      ValueError: a layer that does not exist, or something else.
     """
     active = _layer_mask(n_layers, layers)
     return {"where": active[:, None, None], "after": active[:, None], "before": active[:, None]}
@@ -278,53 +285,41 @@ def at_last(n_layers: int, length: int, layers: Sequence[int] | jax.Array | None
 def at_positions(
     n_layers: int, positions: jax.Array, layers: Sequence[int] | jax.Array | None = None
 ) -> dict[str, jax.Array]:
-    """`where` and `after` for the prompt tokens where `positions` [T] or [B,T] is True, and no others."""
+    """`where` and `after` for the prompt tokens where `positions` [T] or [B,T] is True, and no others.
+
+    Raises:
+      ValueError: positions that are no bools, or `layers` as for `everywhere`.
+    """
     active, positions = _layer_mask(n_layers, layers), jnp.asarray(positions)
+    if positions.dtype != bool or positions.ndim not in (1, 2):
+        raise ValueError(
+            f"positions: expected bools [T] or [B,T], True where to act, got {positions.dtype}{list(positions.shape)}; "
+            "for token 5 of T write np.arange(T) == 5"
+        )
     where = active[:, None, None] & (positions if positions.ndim == 2 else positions[None])
     return {"where": where, "after": jnp.zeros((n_layers, 1), bool)}
 
 
 def add_vector(vector: jax.Array, **spans: jax.Array) -> Add:
-    """Steering by `vector` [L,D] or [L,B,D]; `spans` as `everywhere` or `at_last` give them."""
-    return Add(vector=vector if vector.ndim == 3 else vector[:, None], **spans)
-
-
-class Selection(NamedTuple):
-    """Chosen features, padded to K a layer. index [L,K] int32; valid [L,K], False on padding."""
-
-    index: jax.Array
-    valid: jax.Array
-
-
-def select(pairs: Iterable[tuple[int, int]], n_layers: int, width: int | None = None) -> Selection:
-    """The features (layer, index) as a `Selection`, padded to `width` a layer (the fullest layer's count by default).
+    """Steering by `vector` [L,D] or [L,B,D]; `spans` as `everywhere` or `at_last` give them.
 
     Raises:
-      ValueError: a layer outside the model, a negative index, or more features at one layer than `width`.
+      ValueError: no spans, or a vector of other axes.
     """
-    by_layer: list[list[int]] = [[] for _ in range(n_layers)]
-    for layer, feature in pairs:
-        if not 0 <= layer < n_layers or feature < 0:
-            raise ValueError(
-                f"feature ({layer}, {feature}): expected a layer of 0..{n_layers - 1} and an index from 0 on"
-            )
-        by_layer[layer].append(feature)
-    fullest = max(map(len, by_layer), default=0)
-    width = max(fullest, 1) if width is None else width
-    if fullest > width:
-        raise ValueError(f"width: {fullest} features stand at one layer, which does not fit {width}")
-    index, valid = np.zeros((n_layers, width), np.int32), np.zeros((n_layers, width), bool)
-    for layer, chosen in enumerate(by_layer):
-        index[layer, : len(chosen)], valid[layer, : len(chosen)] = chosen, True
-    return Selection(jnp.asarray(index), jnp.asarray(valid))
+    vector = jnp.asarray(vector)
+    if vector.ndim not in (2, 3):
+        raise ValueError(f"vector: expected [L,D] or [L,B,D], got shape {vector.shape}; zeros at the layers left alone")
+    return Add(vector=vector if vector.ndim == 3 else vector[:, None], **_checked(spans))
 
 
-def select_sets(sets: Sequence[Iterable[tuple[int, int]]], n_layers: int, width: int | None = None) -> Selection:
-    """Feature sets as one `Selection` with the sweep axis in front, [S,L,K]; K as for `select`, the same for all."""
-    sets = [list(each) for each in sets]
-    if width is None:
-        width = max((np.bincount([layer for layer, _ in each]).max() for each in sets if each), default=1)
-    return jax.tree.map(lambda *a: jnp.stack(a), *(select(each, n_layers, int(width)) for each in sets))
+def _checked(spans: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The same spans, if they say where an edit acts."""
+    if not {"where", "after"} <= spans.keys() <= {"where", "after", "before"}:
+        raise ValueError(
+            f"spans: an edit has to know where it acts; give it **edits.everywhere(L), **edits.at_last(L, T) or "
+            f"**edits.at_positions(L, positions), got {sorted(spans) or 'nothing'}"
+        )
+    return spans
 
 
 def gather(saes: SAE, selection: Selection) -> tuple[Gathered | Full, jax.Array]:
@@ -339,9 +334,9 @@ def gather(saes: SAE, selection: Selection) -> tuple[Gathered | Full, jax.Array]
     if not saes.config.by_rank:
         return gather_features(saes, selection)
     saes = saes.as_stack()
-    check_exist(saes.config, selection)
-    _, valid, rows = _rows(saes, selection)
-    W_dec = jnp.where(valid[..., None], saes.params["W_dec"][rows], 0.0)
+    check_selection(saes.config, selection)
+    rows = _rows(saes, selection)
+    W_dec = rows.of(saes.params["W_dec"][rows.slot[:, None], selection.index])
     return Full(over_layers(saes, len(selection.index)), selection.index), W_dec
 
 
@@ -361,27 +356,43 @@ def gather_features(saes: SAE, selection: Selection) -> tuple[Gathered, jax.Arra
             " edits.gather and edits.features encode in full, and exactly; outside of edits: sae.encode(x)[..., index]"
         )
     saes = saes.as_stack()
-    check_exist(saes.config, selection)
+    check_selection(saes.config, selection)
     p, config = saes.params, saes.config
-    slot, valid, rows = _rows(saes, selection)
-    W_dec = jnp.where(valid[..., None], p["W_dec"][rows], 0.0)
-    W_enc = jnp.where(valid[..., None], p["W_enc"][slot[:, None], :, selection.index], 0.0)  # [L,K,D]
-    b_enc = p["b_enc"][rows]
+    rows = _rows(saes, selection)
+    place = rows.slot[:, None], selection.index
+    W_enc, W_dec = rows.of(p["W_enc"][place[0], :, place[1]]), rows.of(p["W_dec"][place])  # [L,K,D]
+    b_enc = rows.of(p["b_enc"][place])
     if config.subtract_b_dec:
-        b_enc = b_enc - jnp.einsum("lkd,ld->lk", W_enc, p["b_dec"][slot], precision=_PRECISION)
+        b_enc = b_enc - jnp.einsum("lkd,ld->lk", W_enc, p["b_dec"][rows.slot], precision=_PRECISION)
     # JumpReLU is relu(pre) where pre > threshold, so that a negative threshold counts as zero.
-    threshold = jnp.maximum(p["threshold"][rows], 0.0) if config.activation == "jumprelu" else jnp.zeros_like(b_enc)
-    b_enc, threshold = jnp.where(valid, b_enc, 0.0), jnp.where(valid, threshold, jnp.inf)
+    threshold = (
+        jnp.maximum(rows.of(p["threshold"][place]), 0.0) if config.activation == "jumprelu" else jnp.zeros_like(b_enc)
+    )
+    threshold = jnp.where(rows.valid, threshold, jnp.inf)
     return Gathered(jnp.moveaxis(W_enc, 1, 2), b_enc, threshold, config.normalize), W_dec
 
 
-def _rows(saes: SAE, selection: Selection) -> tuple[np.ndarray, jax.Array, tuple]:
-    """Each layer's place in the stack [L], which chosen features there are [L,K], and their place among the rows."""
+class _Rows(NamedTuple):
+    """Where chosen features stand: each layer's place in the stack [L]; which are chosen, and which of them exist
+    [L,K]."""
+
+    slot: np.ndarray
+    valid: jax.Array
+    exists: jax.Array
+
+    def of(self, rows: jax.Array) -> jax.Array:
+        """Rows [L,K,...] with 0 where nothing is chosen, and NaN for what does not exist."""
+        spread = (..., *[None] * (rows.ndim - 2))
+        return jnp.where(self.valid[spread], jnp.where(self.exists[spread], rows, jnp.nan), 0.0)
+
+
+def _rows(saes: SAE, selection: Selection) -> _Rows:
     layers, (index, valid) = np.asarray(saes.config.layers), selection
     slot = np.zeros(len(index), int)
     slot[layers] = np.arange(len(layers))
     has = jnp.zeros(len(index), bool).at[layers].set(True)
-    return slot, valid & has[:, None], (slot[:, None], index)
+    exists = has[:, None] & (index >= 0) & (index < saes.config.d_sae)
+    return _Rows(slot, valid, exists)
 
 
 def _refuse_batch_ranks(config) -> None:
@@ -402,34 +413,22 @@ def _placed(config) -> dict[str, str | None]:
     return {"site": config.site_out, "reads": None if config.site == config.site_out else config.site}
 
 
-def check_exist(config, selection: Selection) -> None:
-    """Refuses, by name, a selected feature that no dictionary of `config` has; a traced selection passes."""
-    if isinstance(selection.index, jax.core.Tracer) or isinstance(selection.valid, jax.core.Tracer):
-        return
-    index, valid = np.asarray(selection.index), np.asarray(selection.valid)
-    known = np.isin(np.arange(len(index)), config.layers)[:, None] & (index >= 0) & (index < config.d_sae)
-    if len(missing := np.argwhere(valid & ~known)):
-        layer, slot = missing[0]
-        raise ValueError(
-            f"feature ({layer}, {index[layer, slot]}) does not exist: there are dictionaries at layers "
-            f"{', '.join(map(str, config.layers))}, with features 0..{config.d_sae - 1}"
-        )
-
-
 def features(saes: SAE, selection: Selection, *, gain, shift, **spans: jax.Array) -> Features:
     """Chosen features become gain * z + shift; gain, shift broadcast to [L,B,K]; `spans` as `everywhere` gives them."""
     encoder, W_dec = gather(saes, selection)
     least = (W_dec.shape[0], 1, W_dec.shape[1])
     gain, shift = (jnp.broadcast_to(v, jnp.broadcast_shapes(jnp.shape(v), least)) for v in (gain, shift))
-    return Features(encoder=encoder, W_dec=W_dec, gain=gain, shift=shift, **_placed(saes.config), **spans)
+    return Features(encoder=encoder, W_dec=W_dec, gain=gain, shift=shift, **_placed(saes.config), **_checked(spans))
 
 
 def project(direction: jax.Array, *, shift, **spans: jax.Array) -> Features:
     """The component of x along unit vectors [L,D] is set to shift [L,B]: a one-feature linear dictionary."""
-    zeros = jnp.zeros(direction.shape[:1] + (1,))
+    spans, zeros = _checked(spans), jnp.zeros(direction.shape[:1] + (1,))
     encoder = Gathered(direction[..., None], zeros, jnp.full_like(zeros, -jnp.inf))
     shift = jnp.asarray(shift)[..., None]
-    return Features(encoder=encoder, W_dec=direction[:, None], gain=jnp.zeros_like(shift), shift=shift, **spans)
+    return Features(
+        encoder=encoder, W_dec=direction[:, None], gain=jnp.zeros_like(shift), shift=shift, **_checked(spans)
+    )
 
 
 def splice(saes: SAE, n_layers: int, **spans: jax.Array) -> Splice:
@@ -440,7 +439,7 @@ def splice(saes: SAE, n_layers: int, **spans: jax.Array) -> Splice:
     """
     _refuse_batch_ranks(saes.config)
     _refuse_transcoders(saes.config, "put what it gives there with edits.Replace")
-    return Splice(sae=over_layers(saes, n_layers), site=saes.config.site, **spans)
+    return Splice(sae=over_layers(saes, n_layers), site=saes.config.site, **_checked(spans))
 
 
 def patch_parts(
@@ -454,7 +453,9 @@ def patch_parts(
     _refuse_batch_ranks(saes.config)
     _refuse_transcoders(saes.config, "its output is no part of its input")
     stack = over_layers(saes, len(donor))
-    return PatchParts(sae=stack, donor=donor, whole=whole, explained=explained, site=saes.config.site, **spans)
+    return PatchParts(
+        sae=stack, donor=donor, whole=whole, explained=explained, site=saes.config.site, **_checked(spans)
+    )
 
 
 def over_layers(saes: SAE, n_layers: int) -> SAE:
@@ -467,9 +468,8 @@ def over_layers(saes: SAE, n_layers: int) -> SAE:
 def _layer_mask(n_layers: int, layers) -> jax.Array:
     if layers is None:
         return jnp.ones(n_layers, bool)
-    if isinstance(layers, jax.Array) and layers.dtype == bool:
+    if isinstance(layers, jax.core.Tracer) and layers.dtype == bool and layers.shape == (n_layers,):
         return layers
-    wrong = [layer for layer in layers if not 0 <= layer < n_layers]
-    if wrong:
-        raise ValueError(f"layers: expected 0..{n_layers - 1}, got {wrong}")
-    return jnp.zeros(n_layers, bool).at[jnp.asarray(list(layers), int)].set(True)
+    if isinstance(layers, jax.core.Tracer):
+        raise ValueError(f"layers: traced, it has to be a mask of {n_layers} bools, got {layers.dtype}{layers.shape}")
+    return jnp.zeros(n_layers, bool).at[as_indices("layers", layers, n_layers)].set(True)

@@ -12,6 +12,7 @@ are as large as the device's memory allows and run one after another in the same
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,8 +28,10 @@ from jax.tree_util import Partial
 from jaxmech.choices import Choices, Prompts, cache_before, lay_out, read_out
 from jaxmech.edits import Edits, from_slot, on_prefix, with_answers
 from jaxmech.models.config import ModelConfig
-from jaxmech.models.decoder import Params, Part, check_edits, embed, next_positions, run_layers
+from jaxmech.models.decoder import Params, Part, check_edits, check_groups, embed, next_positions, run_layers
 from jaxmech.models.sharding import shard_batch
+from jaxmech.sae.module import SAE
+from jaxmech.selection import Selection, check_selection
 from jaxmech.trie import Trie
 
 _BUCKET = 8
@@ -74,14 +77,17 @@ def sweep(
     else:
         build = edits if isinstance(edits, Partial) else Partial(edits)
     total = _count(points)
+    _check_selections(build, points)
     shapes = jax.eval_shape(lambda all_points: build(jax.tree.map(itemgetter(0), all_points)), points)
-    check_edits(config, shapes)
+    check_groups(shapes)
+    (B, T), M = prompts.tokens.shape, prompts.trie.tokens.shape[1]
+    check_edits(config, jax.eval_shape(lambda edits: with_answers(edits, T, M), shapes), (B, T + M))
     shared, entry = _prepare(config, params, prompts, shapes, build, points)
     if (size := chunk) is None:
         most = points_at_once(config, shared.parts, shapes)
-        size = -(-total // -(-total // most))  # as few chunks, and as few points computed in vain
+        size = math.ceil(total / math.ceil(total / most))  # as few chunks, and as few points computed in vain
     if mesh is not None:
-        size = -(-size // mesh.shape["data"]) * mesh.shape["data"]
+        size = math.ceil(size / mesh.shape["data"]) * mesh.shape["data"]
     order, layer, pieces = np.argsort(entry, kind="stable"), 0, []
     for places, keep in _chunks(total, size):
         rows = order[places]
@@ -130,6 +136,19 @@ def _count(points: Any) -> int:
             f" and at least one; got shapes {shapes}"
         )
     return leading.pop()[0]
+
+
+def _check_selections(build: Partial, points: Any) -> None:
+    """Refuses points that select features which none of the dictionaries given to `build` has, or one of them twice."""
+
+    def found(tree, kind):
+        leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind))
+        return [leaf for leaf in leaves if isinstance(leaf, kind)]
+
+    dictionaries = found((build.args, build.keywords), SAE)
+    if len({(saes.config.layers, saes.config.d_sae) for saes in dictionaries}) == 1:
+        for selection in found(points, Selection):
+            check_selection(dictionaries[0].config, selection)
 
 
 def _chunks(total: int, size: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -27,6 +27,15 @@ def donor_values(encoder: ed.Gathered | ed.Full, resid: jax.Array) -> jax.Array:
     return jax.vmap(lambda e, x: e.encode(x[:, None])[:, 0])(encoder, resid)
 
 
+def check_donors(config, prompts: Prompts, resid: jax.Array, site: str) -> None:
+    """Refuses donors' residuals that are not [L,B,D], as `collect.run_decision` gives them for as many prompts."""
+    expected = (config.n_layers, len(prompts.tokens), config.width(site))
+    if jnp.shape(resid) != expected:
+        raise ValueError(
+            f"resid: expected the donors' [L,B,D] = {list(expected)} at {site}, got shape {list(jnp.shape(resid))}"
+        )
+
+
 def patch_edit(selection: ed.Selection, saes: SAE, resid: jax.Array, spans: dict[str, jax.Array]) -> ed.Edits:
     """Sets the selection to its values at the donor's residuals [L,B,D], where `spans` says: `edits.at_last`."""
     edit = ed.features(saes, selection, gain=0.0, shift=0.0, **spans)
@@ -41,6 +50,7 @@ def patch_features(
 
     `options` as for `sweep`.
     """
+    check_donors(config, prompts, resid, saes.config.site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
     build = Partial(patch_edit, saes=saes, resid=resid, spans=spans)
     return sweep(config, params, prompts, build, selections, **options).logprobs
@@ -51,6 +61,7 @@ def patch_vectors(
     site: str = "resid_post", **options,
 ) -> np.ndarray:  # fmt: skip
     """log s(a) [S,B,N] with the component along unit directions [S,L,D] set to the donor's, at layers [L] bool."""
+    check_donors(config, prompts, resid, site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], layers)
     build = Partial(_project_at(site), resid=resid, spans=spans)
     return sweep(config, params, prompts, build, directions, **options).logprobs
@@ -73,6 +84,7 @@ def patch_parts(
     Args:
       parts: [S,2], the shares of the whole and of what the dictionary explains; see `edits.PatchParts`.
     """
+    check_donors(config, prompts, resid, saes.config.site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], saes.config.layers)
     build = Partial(_patch_parts, saes=saes, resid=resid, spans=spans)
     return sweep(config, params, prompts, build, parts, **options).logprobs

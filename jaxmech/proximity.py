@@ -22,7 +22,7 @@ from jaxmech import edits as ed
 from jaxmech.choices import Prompts, score
 from jaxmech.engine import sweep
 from jaxmech.models.decoder import Params
-from jaxmech.patching import patch_edit
+from jaxmech.patching import check_donors, patch_edit
 from jaxmech.sae.module import SAE
 
 
@@ -55,6 +55,7 @@ def direct_effects(
     The features are read off the frozen stream: with upstream patches of the same set already in it. `options` as for
     `sweep`.
     """
+    check_donors(config, prompts, resid, saes.config.site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
     build = Partial(_patch_frozen, saes=saes, resid=resid, spans=spans, base=base)
     return sweep(config, params, prompts, build, selections, **options).logprobs
@@ -70,6 +71,8 @@ def mediated_effect(
     config, params: Params, prompts: Prompts, saes: SAE, patched: ed.Selection, held: ed.Selection, resid, base_resid
 ) -> jax.Array:
     """log s(a) [B,N] with `patched` set to the donor's values while `held` stays at the base run's values."""
+    for donor in (resid, base_resid):
+        check_donors(config, prompts, donor, saes.config.site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
     edits = ed.merge(patch_edit(patched, saes, resid, spans), patch_edit(held, saes, base_resid, spans))
     return score(config, params, prompts, edits=edits)[0].logprobs
@@ -107,5 +110,7 @@ def within_layer_difference(
         return labels
 
     observed = statistic(is_s2)
+    if np.isnan(observed):
+        return float("nan"), float("nan"), len(shared)
     null = np.array([statistic(shuffled()) for _ in range(permutations)])
     return observed, float((1 + (np.abs(null) >= abs(observed) - 1e-12).sum()) / (1 + permutations)), len(shared)

@@ -24,6 +24,7 @@ from jaxmech.engine import sweep
 from jaxmech.models.decoder import Params
 from jaxmech.patching import patch_features
 from jaxmech.sae.module import SAE
+from jaxmech.selection import as_indices
 
 Feature = tuple[int, int]
 """Layer and index in its dictionary."""
@@ -62,10 +63,9 @@ def screen(
       options: as for `sweep`.
 
     Raises:
-      ValueError: a feature that does not exist.
+      ValueError: no sets, a feature that does not exist or stands twice in a set, donors of another shape.
     """
     selections = ed.select_sets(sets, config.n_layers)
-    ed.check_exist(saes.config, ed.select(sorted({tuple(f) for each in sets for f in each}), config.n_layers))
     return Choices(patch_features(config, params, prompts, saes, selections, resid, **options))
 
 
@@ -77,7 +77,8 @@ def patch_positions(
 
     Args:
       donor: [L,B,T,D] at `site`, at the tokens of `prompts`.
-      layers, positions: of the grid; all of them by default. Positions count slots of `prompts.tokens`.
+      layers, positions: of the grid, indices or masks; all of them by default. Positions count slots of
+        `prompts.tokens`.
       options: as for `sweep`.
 
     Returns:
@@ -87,13 +88,12 @@ def patch_positions(
       ValueError: a donor of other shape, a layer or a position that does not exist.
     """
     (B, T), L = prompts.tokens.shape, config.n_layers
-    layers = range(L) if layers is None else layers
-    positions = range(T) if positions is None else positions
+    layers = np.arange(L) if layers is None else as_indices("layers", layers, L)
+    positions = np.arange(T) if positions is None else as_indices("positions", positions, T)
+    if not layers.size or not positions.size:
+        raise ValueError("layers, positions: expected at least one of each, or there is nothing to patch")
     if donor.ndim != 4 or donor.shape[:3] != (L, B, T):
         raise ValueError(f"donor: expected [L,B,T,D] with L, B, T = {L}, {B}, {T}, got shape {donor.shape}")
-    for name, chosen, end in (("layers", layers, L), ("positions", positions, T)):
-        if wrong := [i for i in chosen if not 0 <= i < end]:
-            raise ValueError(f"{name}: expected 0..{end - 1}, got {wrong}")
     grid = np.array([(layer, position) for layer in layers for position in positions], np.int32)
     logprobs = sweep(config, params, prompts, Partial(_replace_at(site), donor=donor), grid, **options).logprobs
     return Choices(logprobs.reshape(len(layers), len(positions), *logprobs.shape[1:]))

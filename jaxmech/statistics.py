@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -67,9 +68,11 @@ def p_from_null(observed: float, null: np.ndarray) -> float:
 def p_from_normal_null(observed: float, null: np.ndarray) -> float:
     """One-sided p of `observed` as one more draw from the normal distribution that gave `null` [R]: t with R - 1 df.
 
-    For nulls too small to count in, where a rank-based p could not get below 1 / (R + 1).
+    For nulls too small to count in, where a rank-based p could not get below 1 / (R + 1). NaN if any of them is.
     """
     null = np.asarray(null, float)
+    if np.isnan(observed) or np.isnan(null).any():
+        return float("nan")
     spread = null.std(ddof=1) * np.sqrt(1 + 1 / len(null))
     if not spread > 0:
         return 1.0
@@ -129,13 +132,29 @@ def two_sided_p(t: np.ndarray, df: int) -> np.ndarray:
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """Adjusted p-values (q) of the family of tests p [m] (Benjamini & Hochberg 1995)."""
-    p = np.asarray(p, float)
+    """Adjusted p-values (q) of the family of tests p [m] (Benjamini & Hochberg 1995). A test without a p (NaN) is none:
+    its q is NaN, and the others are adjusted for their own number."""
+    return _adjusted(p, _step_up)
+
+
+def _step_up(p: np.ndarray) -> np.ndarray:
     order, ascending = _sorted(p)
     scaled = ascending * len(p) / np.arange(1, len(p) + 1)
     q = np.empty_like(scaled)
     q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
     return q
+
+
+def _adjusted(p: np.ndarray, adjust: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """`adjust` of the p-values that are numbers, NaN for the others."""
+    p = np.asarray(p, float)
+    if np.any((p < 0) | (p > 1)):
+        raise ValueError(f"p: expected p-values from 0 to 1, got {p[(p < 0) | (p > 1)][0]}")
+    if not (none := np.isnan(p)).any():
+        return adjust(p)
+    out = np.full_like(p, np.nan)
+    out[~none] = adjust(p[~none])
+    return out
 
 
 def _sorted(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -161,16 +180,21 @@ def _sorted(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def auroc(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """P(high > low) + P(tie) / 2 over all pairs of the leading axes: high [K, F], low [K', F] -> [F]."""
+    """P(high > low) + P(tie) / 2 over all pairs of the leading axes: high [K, F], low [K', F] -> [F]; NaN where any of
+    them is."""
+    high, low = np.asarray(high), np.asarray(low)
     wins = np.zeros(high.shape[1:])
     for row in high:
         wins += (row > low).sum(0) + 0.5 * (row == low).sum(0)
-    return wins / (len(high) * len(low))
+    return np.where(np.isnan(high).any(0) | np.isnan(low).any(0), np.nan, wins / (len(high) * len(low)))
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's step-down adjusted p-values (Holm 1979)."""
-    p = np.asarray(p, float)
+    """Holm's step-down adjusted p-values (Holm 1979); NaN as for `benjamini_hochberg`."""
+    return _adjusted(p, _step_down)
+
+
+def _step_down(p: np.ndarray) -> np.ndarray:
     order = np.argsort(p)
     out = np.empty_like(p)
     out[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 
@@ -167,24 +168,22 @@ def forward(
       An `Output`.
 
     Raises:
-      ValueError: an unknown site, a bad shape, or a bad `logits`.
+      ValueError: tokens that are no ids of the vocabulary, more of them than positions that were learned, an unknown
+        site, a bad shape, or a bad `logits`.
     """
-    if tokens.ndim != 2:
-        raise ValueError(f"tokens: expected [B,T], got shape {tokens.shape}; add a batch axis with tokens[None]")
-    if mask is not None and mask.shape != tokens.shape:
-        raise ValueError(f"mask: expected the shape of tokens {tokens.shape}, got {mask.shape}")
+    given = np.ones(np.shape(tokens), bool) if mask is None else mask
+    tokens, mask = check_tokens(config, tokens, mask)
     if isinstance(taps, str):
         raise ValueError(f"taps: expected names of sites in a tuple, such as ({taps!r},), got a string")
-    check_edits(config, edits)
+    check_edits(config, edits, tokens.shape)
     if not isinstance(taps, Mapping):
         taps = {name: Tap(name) for name in taps}
     _check_sites({t.site for t in taps.values()})
     if logits not in ("last", "all", "none") and not (isinstance(logits, int) and 0 < logits <= tokens.shape[1]):
         raise ValueError(f"logits: expected 'last', 'all', 'none' or 1..{tokens.shape[1]}, got {logits!r}")
-    if config.learned_positions and tokens.shape[1] > config.max_positions:
-        raise ValueError(f"tokens: {tokens.shape[1]} a row, yet {config.max_positions} positions were learned; "
-                         "shorten the text")  # fmt: skip
-    mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+    if positions is None and (longest := longest_text(config, given, cache)) > config.max_positions:
+        raise ValueError(f"tokens: a text has {longest} of them, yet {config.max_positions} positions were learned; "
+                         "shorten it")  # fmt: skip
     return _forward(
         config,
         params,
@@ -202,16 +201,100 @@ def forward(
     )
 
 
-def check_edits(config: ModelConfig, edits) -> None:
-    """Refuses edits that `forward` could not run: no groups, an unknown site, another number of layers."""
+def check_tokens(
+    config: ModelConfig, tokens, mask=None, *, names: tuple[str, str] = ("tokens", "mask")
+) -> tuple[jax.Array, jax.Array]:
+    """Tokens [B,T] as int32 and their mask as bools, all True by default.
+
+    What a mask leaves out may hold anything. Traced arrays cannot be looked into.
+
+    Raises:
+      ValueError: other shapes, tokens that are no whole numbers or outside of the vocabulary, a mask of anything but
+        bools, or of the ones and zeros that tokenizers give.
+    """
+    name, mask_name = names
+    if not hasattr(tokens, "dtype"):
+        tokens = np.asarray(tokens)
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(
+            f"{name}: expected token ids as integers [B,T], got {tokens.dtype} of shape {tokens.shape}; texts become "
+            "tokens by encode_prompts(lm, texts)"
+        )
+    if tokens.ndim != 2:
+        raise ValueError(f"{name}: expected [B,T], got shape {tokens.shape}; add a batch axis with {name}[None]")
+    if mask is None:
+        mask = jnp.ones(tokens.shape, bool)
+    elif not hasattr(mask, "dtype"):
+        mask = np.asarray(mask)
+    if mask.shape != tokens.shape:
+        raise ValueError(f"{mask_name}: expected the shape of {name} {tokens.shape}, got {mask.shape}")
+    if mask.dtype != bool and _readable(mask) and not np.isin(np.asarray(mask), (0, 1)).all():
+        raise ValueError(f"{mask_name}: expected bools, True on real tokens, or ones and zeros, got other numbers")
+    if _readable(tokens) and _readable(mask):
+        ids = np.asarray(tokens)
+        wrong = ((ids < 0) | (ids >= config.vocab_size)) & np.asarray(mask, bool)
+        if wrong.any():
+            row, slot = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"{name}: expected ids from 0 to {config.vocab_size - 1}, the model's vocabulary, got {ids[row, slot]} "
+                f"in row {row}, slot {slot}; slots that are no text are left out by the mask"
+            )
+    return jnp.asarray(tokens, jnp.int32), jnp.asarray(mask, bool)
+
+
+def _readable(array) -> bool:
+    """Whether the values are at hand: not while tracing, nor where other processes hold some of them."""
+    return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
+
+
+def longest_text(config: ModelConfig, mask: jax.Array, cache: Sequence[KV] = ()) -> int:
+    """Tokens of the longest text, those of `cache` included, where it matters, and 0 where it does not or cannot be
+    known: rotary positions have no last one, and where learned ones are traced the decoder answers with NaN."""
+    masks = [mask, *(segment.of(segment.mask) for segment in cache)]
+    if not config.learned_positions or not all(map(_readable, masks)):
+        return 0
+    return int(sum(np.asarray(m).sum(1) for m in masks).max())
+
+
+def check_edits(config: ModelConfig, edits, shape: tuple[int, int]) -> None:
+    """Refuses edits that cannot act on tokens of `shape` [B,T]: no groups, an unknown site, arrays of another size."""
     check_groups(edits)
     _check_sites(set(edits or ()))
     for site, group in (edits or {}).items():
         for edit in group:
             _check_place(site, edit)
-            if {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(edit)} - {(config.n_layers,)}:
+            leaves, tree = jax.tree.flatten(edit)
+            shapes = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+            if {leaf.shape[:1] for leaf in shapes} - {(config.n_layers,)}:
                 raise ValueError(f"edits[{site!r}]: every array leads with the model's {config.n_layers} layers, got "
-                                 f"{[jnp.shape(leaf) for leaf in jax.tree.leaves(edit)]}")  # fmt: skip
+                                 f"{_named_shapes(tree, shapes)}")  # fmt: skip
+            x = (*shape, config.width(edit.reads or site))
+            if not _fits(tree, shapes, x, (*shape, config.width(site))):
+                raise ValueError(
+                    f"edits[{site!r}]: {type(edit).__name__} does not fit the activations here, [B,T,D] = {list(x)}; "
+                    f"its arrays, layers first, are {_named_shapes(tree, shapes)}. Vectors, donors and dictionaries "
+                    f"have the width of their site, and an axis for prompts or tokens has as many as here, or 1"
+                )
+
+
+@lru_cache(maxsize=512)
+def _fits(tree, shapes: tuple, x: tuple[int, ...], out: tuple[int, ...]) -> bool:
+    """Whether an edit of arrays with `shapes` turns an x of one shape into a change of another."""
+
+    def change(leaves, x):
+        return jax.tree.unflatten(tree, leaves).delta(x)
+
+    one = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in shapes]
+    try:
+        delta = jax.eval_shape(change, one, jax.ShapeDtypeStruct(x, jnp.float32))
+        return np.broadcast_shapes(delta.shape, out) == out
+    except (TypeError, ValueError):  # JAX's words for shapes that do not go together
+        return False
+
+
+def _named_shapes(tree, shapes: Sequence) -> str:
+    named, _ = jax.tree_util.tree_flatten_with_path(jax.tree.unflatten(tree, shapes))
+    return ", ".join(f"{jax.tree_util.keystr(path)[1:]} {list(leaf.shape)}" for path, leaf in named)
 
 
 def _check_sites(sites: set[str]) -> None:

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmech.models.config import ModelConfig
-from jaxmech.models.decoder import KV, Params, check_groups, forward
+from jaxmech.models.decoder import KV, Params, check_edits, check_tokens, forward, longest_text
 
 
 class _Rules(NamedTuple):
@@ -74,8 +75,8 @@ def generate(
       ValueError: a temperature without a key, a setting outside its range, misshapen tokens or mask, or a text longer
         than the positions that a model has learned (rotary ones have no end).
     """
-    mask = jnp.ones(jnp.shape(tokens), bool) if mask is None else mask
-    _check(tokens, mask, max_new_tokens, temperature, top_k, top_p, key)
+    tokens, mask = check_tokens(config, tokens, mask)
+    _check(max_new_tokens, temperature, top_k, top_p, key)
     _check_length(config, mask, cache, max_new_tokens)
     T = tokens.shape[1]
     # Never past the model's own limit: a model with learned positions refuses rows that are longer.
@@ -95,19 +96,30 @@ def generate(
         run = _generate_recomputing
     else:
         run = partial(_generate, cache=tuple(cache))
-    check_groups(edits)
+    check_edits(config, edits, tokens.shape)
     ids = run(
         config,
         params,
-        jnp.pad(jnp.asarray(tokens, jnp.int32), ((0, 0), (front, 0))),
-        jnp.pad(jnp.asarray(mask, bool), ((0, 0), (front, 0))),
+        jnp.pad(tokens, ((0, 0), (front, 0))),
+        jnp.pad(mask, ((0, 0), (front, 0))),
         {site: tuple(edit.pad_prompt(front) for edit in group) for site, group in (edits or {}).items()},
         rules,
         jnp.asarray(config.eos_ids if eos_ids is None else tuple(eos_ids), jnp.int32),
         jnp.int32(max_new_tokens),
         bucket(max_new_tokens),
     )
-    return ids[:, :max_new_tokens]
+    ids = ids[:, :max_new_tokens]
+    if not isinstance(ids, jax.core.Tracer) and ids.is_fully_addressable and (broken := np.argwhere(ids == _NONE)).size:
+        row, step = broken[0]
+        raise ValueError(
+            f"row {row}: the logits of new token {step} are NaN, so that there is no next token; the edits, the "
+            "weights or the dtype (float16 overflows) make the activations infinite"
+        )
+    return ids
+
+
+_NONE = -1
+"""In place of a token where there is none: what follows it is the same, as after an end."""
 
 
 def bucket(n: int) -> int:
@@ -118,31 +130,24 @@ def bucket(n: int) -> int:
     return size
 
 
-def _check(tokens, mask, max_new_tokens, temperature, top_k, top_p, key) -> None:
-    if jnp.ndim(tokens) != 2:
-        raise ValueError(f"tokens: expected [B,T], got shape {jnp.shape(tokens)}; add a batch axis with tokens[None]")
-    if jnp.shape(mask) != jnp.shape(tokens):
-        raise ValueError(f"mask: expected the shape of tokens {jnp.shape(tokens)}, got {jnp.shape(mask)}")
+def _check(max_new_tokens, temperature, top_k, top_p, key) -> None:
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens: expected 0 or more, got {max_new_tokens}")
     if not (temperature >= 0 and 0 < top_p <= 1):
         raise ValueError(f"expected temperature >= 0 and 0 < top_p <= 1, got {temperature} and {top_p}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k: expected at least 1, or None to keep all tokens, got {top_k}")
-    if temperature > 0 and key is None:
-        raise ValueError("key: sampling at temperature > 0 needs a jax.random.key; or pass temperature=0")
+    if temperature > 0 and not hasattr(key, "dtype"):
+        raise ValueError(
+            f"key: sampling at temperature > 0 needs a jax.random.key(0), got {key!r}; or pass temperature=0"
+        )
 
 
 def _check_length(config: ModelConfig, mask, cache, max_new_tokens: int) -> None:
     """Refuses texts that run past learned positions; rotary ones have no last one."""
-    masks = [mask, *(segment.of(segment.mask) for segment in cache)]
     most = config.max_positions + 1  # nothing is computed at the last new token
-    if not config.learned_positions or sum(m.shape[1] for m in masks) + max_new_tokens <= most:
-        return
-    if any(isinstance(m, jax.core.Tracer) for m in masks):  # cannot be known; the decoder answers with NaN
-        return
-    longest = int(sum(m.sum(1) for m in masks).max())
-    if longest + max_new_tokens > most:
+    longest = longest_text(config, mask, cache)
+    if longest and longest + max_new_tokens > most:
         raise ValueError(
             f"max_new_tokens: the longest prompt has {longest} tokens and the model {config.max_positions} positions, "
             f"so that at most {max(most - longest, 0)} new tokens fit, got {max_new_tokens}; shorten either"
@@ -190,11 +195,14 @@ def _decode(logits, follow, buffer, rules, ends, steps, room):
         last = jax.lax.dynamic_index_in_dim(state.ids, state.step - 1, 1, keepdims=False)
         token = jnp.where(state.done, last, _pick(logits, rules, state.step))
         ids = jax.lax.dynamic_update_slice_in_dim(state.ids, token[:, None], state.step, 1)
-        return _State(state.step + 1, ids, state.done | jnp.isin(token, ends), buffer)
+        return _State(state.step + 1, ids, state.done | ended(token), buffer)
+
+    def ended(token):
+        return jnp.isin(token, ends) | (token == _NONE)
 
     first = _pick(logits, rules, 0)
     ids = jnp.zeros((logits.shape[0], room), jnp.int32).at[:, 0].set(first)
-    end = jax.lax.while_loop(going, advance, _State(jnp.int32(1), ids, jnp.isin(first, ends), buffer))
+    end = jax.lax.while_loop(going, advance, _State(jnp.int32(1), ids, ended(first), buffer))
     last = jax.lax.dynamic_index_in_dim(end.ids, end.step - 1, 1)
     return jnp.where(jnp.arange(room) < end.step, end.ids, last)
 
@@ -222,15 +230,17 @@ def _empty_like(cache: KV, room: int) -> KV:
 
 
 def _pick(logits: jax.Array, rules: _Rules, step: jax.Array | int) -> jax.Array:
-    """The next token of each row, from logits [B,V]: [B] int32."""
-    if rules.temperature is None:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    """The next token of each row, from logits [B,V]: [B] int32, `_NONE` where they are NaN."""
 
     def uniform(row):
         return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(rules.key, row), step))
 
-    logits = filter_logits(logits / rules.temperature, rules.top_k, rules.top_p)
-    return draw(logits, jax.vmap(uniform)(jnp.arange(logits.shape[0])))
+    if rules.temperature is None:
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    else:
+        filtered = filter_logits(logits / rules.temperature, rules.top_k, rules.top_p)
+        token = draw(filtered, jax.vmap(uniform)(jnp.arange(logits.shape[0])))
+    return jnp.where(jnp.isnan(logits.max(axis=-1)), _NONE, token)
 
 
 def filter_logits(logits: jax.Array, top_k: jax.Array | None = None, top_p: jax.Array | None = None) -> jax.Array:
