@@ -132,13 +132,13 @@ def decision_gradient(
         edits = {site: (ed.Add(vector=vector, **spans),)}
         return score(config, params, prompts, edits=edits, remat=remat)[0].expected(values).sum()
 
-    return jax.grad(outcome)(jnp.zeros((config.n_layers, len(prompts.tokens), config.width(site))))
+    return jax.grad(outcome)(jnp.zeros((config.n_layers, len(prompts.tokens), config.width(site)), jnp.float32))
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
 def _own_gradients(config, params, prompts, values, site, remat):
     """Gradients [L,B,T,D] at the prompts' own tokens, and with respect to the keys and values of each cache."""
-    nothing = jnp.zeros((config.n_layers, *prompts.tokens.shape, config.width(site)))
+    nothing = jnp.zeros((config.n_layers, *prompts.tokens.shape, config.width(site)), jnp.float32)
 
     def outcome(vector, cached):
         cache = tuple(s._replace(k=k, v=v) for s, (k, v) in zip(prompts.cache, cached, strict=True))
@@ -160,7 +160,7 @@ def _shared_gradients(config, params, prompts, values, site, remat):
         )  # fmt: skip
         return (out.cache.k, out.cache.v), out.cache
 
-    nothing = jnp.zeros((config.n_layers, *prefix.tokens.shape, config.width(site)))
+    nothing = jnp.zeros((config.n_layers, *prefix.tokens.shape, config.width(site)), jnp.float32)
     (k, v), back, cache = jax.vjp(examples, nothing, has_aux=True)
     rows = prefix.rows
     apart = KV(k[:, rows], v[:, rows], cache.positions[rows], cache.mask[rows])  # a prompt's gradient is its own
@@ -191,6 +191,8 @@ def attribute(
         from zero to their values in the base.
       by_prompt: [L',B,F] instead.
     """
+
+    _check_shapes(saes, gradient=gradient, base=base, donor=donor)
 
     def layer(_, inputs):
         sae, slope, base, donor = inputs
@@ -226,8 +228,10 @@ def path_gradient(
       base, donor: [L',B,D], as for `attribute`, which turns the result into integrated gradients.
       points: [n], such as `midpoints(n)`; [0.] gives the gradient of plain attribution.
     """
+    _check_shapes(saes, base=base, donor=donor)
     prompts = before_last(config, params, prompts)
     stack, layers, site = saes.as_stack(), jnp.asarray(saes.config.layers), saes.config.site
+    points = jnp.asarray(points, jnp.float32)
 
     def spread(a):
         return jnp.zeros((config.n_layers, *a.shape[1:]), a.dtype).at[layers].set(a)
@@ -238,7 +242,7 @@ def path_gradient(
 
     _, whole = jax.lax.scan(way, None, (stack, base, donor))
     held = spread(jnp.ones((len(stack.config.layers), 1, 1, 1), bool))
-    nothing = jnp.zeros((config.n_layers, len(prompts.tokens), base.shape[-1]))
+    nothing = jnp.zeros((config.n_layers, len(prompts.tokens), base.shape[-1]), jnp.float32)
 
     def gradient(total, point):
         target = spread(base + (point if donor is not None else point - 1.0) * whole)
@@ -254,7 +258,18 @@ def path_gradient(
 
 def midpoints(n: int) -> jax.Array:
     """The points at which the integral over a path is taken: the midpoints of n equal steps."""
-    return (jnp.arange(n) + 0.5) / n
+    return (jnp.arange(n, dtype=jnp.float32) + 0.5) / n
+
+
+def _check_shapes(saes: SAE, **arrays: jax.Array | None) -> None:
+    """Refuses arrays that are not [L',B,D] over the layers of `saes`, or not all of the same prompts."""
+    L, D = len(saes.config.layers), saes.config.d_in
+    shapes = {name: a.shape for name, a in arrays.items() if a is not None}
+    if len(set(shapes.values())) > 1 or any(len(s) != 3 or (s[0], s[2]) != (L, D) for s in shapes.values()):
+        raise ValueError(
+            f"{', '.join(shapes)}: expected [L',B,D] for the same prompts, with D = {D} and the L' = {L} layers of saes "
+            f"({', '.join(map(str, saes.config.layers))}), got {', '.join(f'{n} {list(s)}' for n, s in shapes.items())}"
+        )
 
 
 def _change(sae: SAE, base: jax.Array, donor: jax.Array | None) -> jax.Array:

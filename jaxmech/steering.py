@@ -16,7 +16,7 @@ from scipy import optimize, stats
 from jaxmech import edits as ed
 from jaxmech.choices import Prompts
 from jaxmech.engine import sweep
-from jaxmech.models.decoder import Params, forward
+from jaxmech.models.decoder import Params, check_tokens, forward
 from jaxmech.sae.module import SAE
 
 
@@ -41,7 +41,6 @@ def _add_at(site: str):
     return lambda vector, spans: {site: (ed.add_vector(vector, **spans),)}
 
 
-@partial(jax.jit, static_argnums=0)
 def language_cost(config, params: Params, tokens: jax.Array, mask: jax.Array, vectors: jax.Array):
     """What steering at every token costs on text.
 
@@ -52,6 +51,11 @@ def language_cost(config, params: Params, tokens: jax.Array, mask: jax.Array, ve
     Returns:
       nll [S], mean negative log-likelihood in nats a token, and kl [S], mean KL(unsteered || steered) in nats a token.
     """
+    return _language_cost(config, params, *check_tokens(config, tokens, mask), vectors)
+
+
+@partial(jax.jit, static_argnums=0)
+def _language_cost(config, params, tokens, mask, vectors):
     counted = mask[:, 1:] & mask[:, :-1]
 
     def logprobs(vector):
@@ -71,9 +75,13 @@ def language_cost(config, params: Params, tokens: jax.Array, mask: jax.Array, ve
     return jax.lax.map(one, vectors)
 
 
-@partial(jax.jit, static_argnums=0)
 def next_token(config, params: Params, tokens: jax.Array, mask: jax.Array, vectors: jax.Array) -> jax.Array:
     """The likeliest next token [S,B] of each row with vectors [S,L,D] added at every token."""
+    return _next_token(config, params, *check_tokens(config, tokens, mask), vectors)
+
+
+@partial(jax.jit, static_argnums=0)
+def _next_token(config, params, tokens, mask, vectors):
 
     def one(vector):
         edits = {"resid_post": (ed.add_vector(vector, **ed.everywhere(config.n_layers)),)}

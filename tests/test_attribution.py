@@ -156,3 +156,29 @@ def test_no_array_over_layers_prompts_and_features(lm, saes, runs):
     base, donor = runs["base"][1], runs["donor"][1]
     traced = jax.make_jaxpr(at.attribute)(saes, base.resid[LAYERS], base.resid[LAYERS], donor.resid[LAYERS])
     assert "f32[2,2,24]" not in str(traced) and "f32[2,24]" in str(traced)
+
+
+def test_double_precision_switched_on_changes_nothing(lm, saes, runs):
+    """JAX_ENABLE_X64 makes new arrays float64, which a loop that began in float32 cannot carry."""
+    (p, base), (_, donor) = runs["base"], runs["donor"]
+    resid = base.resid[LAYERS], donor.resid[LAYERS]
+    shared = ch.make_prompts(lm, BASE, AMOUNTS, prefixes=["a b\n"] * 2)
+
+    def results(points):
+        along = at.path_gradient(lm.config, lm.params, p, VALUES, saes, *resid, points())
+        everywhere = at.residual_gradient(lm.config, lm.params, shared, VALUES, everywhere=True)
+        return along, everywhere, at.attribute(saes, along, *resid)
+
+    want = results(lambda: at.midpoints(2))
+    with jax.enable_x64(True):
+        for points in (lambda: at.midpoints(2), lambda: np.array([0.25, 0.75])):
+            for got, once in zip(results(points), want, strict=True):
+                assert got.dtype == jnp.float32
+                np.testing.assert_allclose(got, once, rtol=1e-4, atol=1e-6)
+
+
+def test_arrays_of_other_layers_or_prompts_are_named(saes):
+    right = jnp.zeros((2, 3, 32))
+    for wrong in (jnp.zeros((4, 3, 32)), jnp.zeros((2, 3, 16)), jnp.zeros((2, 5, 32)), jnp.zeros((2, 32))):
+        with pytest.raises(ValueError, match=r"gradient, base: expected \[L',B,D\] .* layers of saes \(1, 3\), got"):
+            at.attribute(saes, right, wrong)

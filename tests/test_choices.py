@@ -1,11 +1,13 @@
 """Exact answers against naive teacher forcing, sampling, and finite differences."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
@@ -13,8 +15,10 @@ from transformers import PreTrainedTokenizerFast
 import jaxmech.choices as ch
 import jaxmech.trie as tries
 from jaxmech import edits as ed
-from jaxmech.models.decoder import forward
+from jaxmech.behavior.scoring import encode_table
+from jaxmech.models.decoder import forward, init_params
 from jaxmech.models.generate import generate
+from tests.conftest import tiny_config
 
 PROMPTS = ["how much? $", "a kind player gives $", "so $"]
 AMOUNTS = ["0", "1", "5", "10", "15", "100"]
@@ -240,3 +244,30 @@ def test_bad_choices_are_named(lm):
         ch.choice_distribution(lm, PROMPTS, ["5", ""])
     with pytest.raises(ValueError, match="at most 256"):
         ch.choice_distribution(lm, ["a" * 300], ["5"])
+
+
+def test_positions_count_and_slots_do_not(lm, tokenizer):
+    """A text may fill the learned positions up, however many nodes its answers have; what runs past them is named."""
+    config = tiny_config(learned_positions=True, rope=None, rope_local=None, max_positions=24, is_local=(False,) * 4)
+    model = replace(lm, config=config, params=init_params(config, jax.random.key(0)))
+    short = ch.choice_distribution(model, ["a" * 20], [str(a) for a in range(10)])
+    assert np.isfinite(short.logprobs).all()
+    want = [naive(model, "a" * 20, [str(a)]) for a in range(10)]
+    np.testing.assert_allclose(short.logprobs[0], want, atol=1e-4)
+    with pytest.raises(ValueError, match="^prompt 0: 23 tokens, worked examples included, and 2 of its longest answer"):
+        ch.choice_distribution(model, ["a" * 22], ["1"])
+    with pytest.raises(ValueError, match="^prompt 1: 24 tokens, worked examples included, and 2 .* 24 positions"):
+        ch.make_prompts(model, ["a", "a" * 13], ["1"], prefixes=["b" * 10, "b" * 10])
+    table = pd.DataFrame(
+        dict(prefix=["b" * 10] * 2, query=["a", "a" * 13], stake=1, amounts=[[0, 1]] * 2, reverse=False)
+    )
+    with pytest.raises(ValueError, match="^prompt 1: 24 tokens"):
+        encode_table(model, table)
+
+
+def test_values_of_another_number_of_choices_are_named(lm):
+    dist = ch.choice_distribution(lm, PROMPTS, AMOUNTS)
+    assert dist.expected(np.ones(6)).shape == dist.expected(np.ones((3, 6))).shape == (3,)
+    for values in (np.ones(5), np.ones((2, 6)), 1.0, np.ones((6, 3))):
+        with pytest.raises(ValueError, match=r"values: expected \[N\] or \[B,N\] for choices \[3, 6\], got shape"):
+            dist.expected(values)

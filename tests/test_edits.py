@@ -8,6 +8,7 @@ import pytest
 from jaxmech import edits as ed
 from jaxmech.models.decoder import forward
 from jaxmech.sae.module import SAE, SAEConfig
+from jaxmech.steering import feature_direction
 
 L = 4
 
@@ -116,6 +117,106 @@ def test_bad_selections_are_named(saes):
         ed.select([(1, 1), (1, 2)], L, width=1)
     with pytest.raises(ValueError, match="layers"):
         ed.everywhere(L, (9,))
+
+
+def test_a_feature_acts_once(saes):
+    """Listed twice it is refused, by whichever way it comes in."""
+    for make in (
+        lambda: ed.select([(1, 5), (1, 2), (1, 5)], L),
+        lambda: ed.select_sets([[(1, 2)], [(1, 5), (np.int64(1), np.int64(5))]], L),
+        lambda: ed.features(saes, by_hand([5, 2, 5]), gain=0.0, shift=0.0, **ed.everywhere(L)),
+        lambda: feature_direction(saes, by_hand([5, 5, 2]), jnp.ones((L, 3))),
+    ):
+        with pytest.raises(ValueError, match=r"feature \(1, 5\) is listed twice"):
+            make()
+    ed.gather(saes, by_hand([5, 2, 2], valid=[True, True, False]))  # what is not valid is padding
+
+
+def by_hand(features, valid=(True, True, True)):
+    index, chosen = np.zeros((L, 3), np.int32), np.zeros((L, 3), bool)
+    index[1], chosen[1] = features, valid
+    return ed.Selection(jnp.asarray(index), jnp.asarray(chosen))
+
+
+def test_bools_are_masks_and_integers_indices():
+    want = np.array([False, True, False, True])
+    for layers in (want, want.tolist(), jnp.asarray(want), [1, 3], (3, 1), np.array([1, 3]), jnp.array([1, 3]), {1, 3}):
+        np.testing.assert_array_equal(ed.everywhere(L, layers)["before"][:, 0], want)
+    np.testing.assert_array_equal(ed.everywhere(L, range(2))["before"][:, 0], [True, True, False, False])
+    assert not ed.everywhere(L, ())["before"].any() and not ed.everywhere(L, np.zeros(0, int))["before"].any()
+    traced = jax.jit(lambda mask: ed.everywhere(L, mask)["before"][:, 0])
+    np.testing.assert_array_equal(traced(want), want)
+    for layers in (np.ones(3, bool), [True], 2, "12", np.array([1.0]), [[1, 3]], [0, 4], [-1], np.bool_(True)):
+        with pytest.raises(ValueError, match="^layers: expected"):
+            ed.everywhere(L, layers)
+    with pytest.raises(ValueError, match="^layers: traced, it has to be a mask of 4 bools"):
+        jax.jit(lambda chosen: ed.everywhere(L, chosen))(jnp.array([1, 3]))
+
+
+def test_positions_are_masks():
+    want = np.arange(6) >= 4
+    for positions in (want, want.tolist(), jnp.asarray(want)):
+        np.testing.assert_array_equal(ed.at_positions(L, positions)["where"][0, 0], want)
+    for positions in (jnp.array([5]), np.array([0, 0, 0, 0, 1, 1]), [5], 5, want.astype(float), np.True_):
+        with pytest.raises(ValueError, match="^positions: expected bools .* for token 5 of T write np.arange"):
+            ed.at_positions(L, positions)
+
+
+def test_what_does_not_fit_is_named(lm, tokens, saes):
+    """Widths, numbers of prompts and tokens, and edits that do not know where they act."""
+    spans, other = ed.everywhere(L), SAEConfig(d_in=16, d_sae=24, layers=(1, 3))
+    narrow = SAE({n: a[..., :16] if n in ("W_dec", "b_dec") else a for n, a in saes.params.items()}, other)
+    narrow.params["W_enc"] = narrow.params["W_enc"][:, :16]
+    here = r"^edits\['resid_post'\]: {} does not fit the activations here, \[B,T,D\] = \[3, 12, 32\]; its arrays"
+    for name, edit in {
+        "Add": ed.add_vector(jnp.ones((L, 31)), **spans),
+        "Add ": ed.add_vector(jnp.ones((L, 2, 32)), **spans),
+        "Add  ": ed.add_vector(jnp.ones((L, 32)), **ed.at_last(L, 11)),
+        "Replace": ed.Replace(donor=jnp.ones((L, 3, 5, 32)), **spans),
+        "Replace ": ed.Replace(donor=jnp.ones((L, 1, 1, 8)), **spans),
+        "Features": ed.features(narrow, ed.select([(1, 2)], L), gain=0.0, shift=0.0, **spans),
+        "Features ": ed.features(saes, ed.select([(1, 2)], L), gain=jnp.ones((L, 5, 1)), shift=0.0, **spans),
+        "PatchParts": ed.patch_parts(saes, jnp.ones((L, 2, 32)), whole=jnp.ones(L), explained=jnp.ones(L), **spans),
+    }.items():
+        with pytest.raises(ValueError, match=here.format(name.strip())):
+            run(lm, tokens, {"resid_post": (edit,)})
+    for make in (
+        lambda spans: ed.add_vector(jnp.ones((L, 32)), **spans),
+        lambda spans: ed.features(saes, ed.select([(1, 2)], L), gain=0.0, shift=0.0, **spans),
+        lambda spans: ed.project(jnp.ones((L, 32)), shift=jnp.ones((L, 1)), **spans),
+        lambda spans: ed.splice(saes, L, **spans),
+    ):
+        with pytest.raises(ValueError, match=r"^spans: an edit has to know where it acts; .*, got nothing"):
+            make({})
+    with pytest.raises(ValueError, match=r"^vector: expected \[L,D\] or \[L,B,D\], got shape \(32,\)"):
+        ed.add_vector(np.ones(32), **spans)
+
+
+def test_a_traced_feature_that_does_not_exist_is_nan(saes):
+    """Not the last feature's numbers, nor nothing."""
+
+    def code(index, layer, activation="jumprelu"):
+        config = SAEConfig(32, 24, activation=activation, k=3 if activation == "topk" else None, layers=(1, 3))
+        stack = SAE({n: a for n, a in saes.params.items() if n != "threshold" or activation == "jumprelu"}, config)
+        selection = ed.Selection(
+            jnp.zeros((L, 1), int).at[layer].set(index), jnp.zeros((L, 1), bool).at[layer].set(True)
+        )
+        edit = ed.features(stack, selection, gain=0.0, shift=1.0, **ed.everywhere(L))
+        return jax.vmap(lambda e: e.delta(jnp.ones((1, 1, 32))))(edit)[:, 0, 0]
+
+    for activation in ("jumprelu", "topk"):
+        fine = jax.jit(code, static_argnums=2)(23, 1, activation)
+        assert jnp.isfinite(fine).all() and fine[1].any()
+        for index, layer in ((24, 1), (9999, 3), (-1, 1), (5, 2)):
+            got = jax.jit(code, static_argnums=2)(index, layer, activation)
+            assert jnp.isnan(got[layer]).all() and jnp.isfinite(jnp.delete(got, layer, 0)).all()
+
+
+def test_nan_activations_stay_nan(saes):
+    encoder, _ = ed.gather(saes, ed.select([(1, 3)], L))
+    x = jnp.ones((L, 1, 2, 32)).at[:, 0, 1, 5].set(jnp.nan)
+    got = jax.vmap(lambda e, v: e.encode(v))(encoder, x)[1, 0, :, 0]
+    assert jnp.isfinite(got[0]) and jnp.isnan(got[1])
 
 
 def test_features_that_do_not_exist_are_refused(saes):

@@ -170,5 +170,18 @@ def test_bad_points_are_named(lm, prompts):
         engine.sweep(lm.config, lm.params, prompts, {"resid_post": (add_vector(v, **spans),)})
     with pytest.raises(ValueError, match="leads with the model's 4 layers"):
         engine.sweep(lm.config, lm.params, prompts, Partial(alone, spans=spans), v[:, :2])
+    with pytest.raises(ValueError, match=r"Add does not fit the activations here, \[B,T,D\] = .*vector \[4, 1, 31\]"):
+        engine.sweep(lm.config, lm.params, prompts, Partial(alone, spans=spans), v[..., :31])
     with pytest.raises(ValueError, match="unknown site"):
         engine.sweep(lm.config, lm.params, prompts, lambda v: {"resid": (add_vector(v, **spans),)}, v)
+
+
+def test_features_that_do_not_exist_are_named_before_anything_runs(lm, saes, prompts):
+    build = Partial(chosen_alone, saes=saes, spans=at_last(L, prompts.tokens.shape[1]))
+    for pair in ((1, 9999), (2, 0)):
+        with pytest.raises(ValueError, match=rf"feature \({pair[0]}, {pair[1]}\) does not exist"):
+            engine.sweep(lm.config, lm.params, prompts, build, ed.select_sets([[(1, 2)], [pair]], L))
+
+
+def chosen_alone(selection, saes, spans):
+    return {"resid_post": (ed.features(saes, selection, gain=0.0, shift=1.0, **spans),)}

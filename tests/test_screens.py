@@ -1,5 +1,7 @@
 """Screens against single runs, in both directions at once, and the grid of layers and positions against a loop."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,3 +76,27 @@ def test_a_vector_one_layer_at_a_time():
     points = screens.each_layer_alone(vector)
     np.testing.assert_array_equal(points.sum(0), vector)
     np.testing.assert_array_equal(points[2, 2], vector[2])
+
+
+def test_nothing_to_screen_is_said(lm, saes, prompts):
+    donor = screens.twins(run_decision(lm.config, lm.params, prompts).resid)
+    for sets in ([], screens.each_pair([(1, 3)])):
+        with pytest.raises(ValueError, match="^sets: expected at least one set of features, got none"):
+            screens.screen(lm.config, lm.params, prompts, saes, sets, donor)
+    for wrong, message in (([[(1, 3), (1, 3)]], "listed twice"), ([[(2, 3)]], "does not exist"), ([[3]], "pairs")):
+        with pytest.raises(ValueError, match=message):
+            screens.screen(lm.config, lm.params, prompts, saes, wrong, donor)
+    with pytest.raises(ValueError, match=r"resid: expected the donors' \[L,B,D\] = \[4, 4, 32\].*got .*\[4, 2, 32\]"):
+        screens.screen(lm.config, lm.params, prompts, saes, [[(1, 3)]], donor[:, :2])
+
+
+def test_a_grid_takes_masks(lm, prompts):
+    T = prompts.tokens.shape[1]
+    donor = jax.random.normal(jax.random.key(0), (L, 4, T, D))
+    run = partial(screens.patch_positions, lm.config, lm.params, prompts, donor)
+    want = run(layers=[2], positions=[T - 1]).logprobs
+    got = run(layers=np.arange(L) == 2, positions=[False] * (T - 1) + [True]).logprobs
+    np.testing.assert_array_equal(got, want)
+    for wrong in (dict(layers=[4]), dict(positions=np.ones(3, bool)), dict(layers=1)):
+        with pytest.raises(ValueError, match=f"^{next(iter(wrong))}: expected"):
+            run(**wrong)

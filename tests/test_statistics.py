@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from jaxmech import statistics as js
+from jaxmech.proximity import within_layer_difference
 
 RNG = np.random.default_rng(0)
 
@@ -80,3 +81,27 @@ def test_ratio_of_sums_is_not_a_mean_of_ratios():
     some = js.ratio_of_sums(np.array([1.0, 0.0, 0.0]), np.array([2.0, 0.0, 0.0]), seed=0)
     assert (some.value, some.low, some.high) == (0.5, 0.5, 0.5)
     assert np.isnan(js.ratio_of_sums(np.ones(2), np.zeros(2), seed=0).value)
+
+
+def test_a_test_without_a_p_value_is_none():
+    """As R's p.adjust: the others are adjusted for their own number."""
+    p = np.array([0.001, 0.002, np.nan, 0.5, 0.9])
+    np.testing.assert_allclose(js.benjamini_hochberg(p), [0.004, 0.004, np.nan, 2 / 3, 0.9])
+    np.testing.assert_allclose(js.holm(p), [0.004, 0.006, np.nan, 1.0, 1.0])
+    assert np.isnan(js.holm(np.full(2, np.nan))).all() and np.isnan(js.benjamini_hochberg([np.nan])).all()
+    for wrong in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=f"p: expected p-values from 0 to 1, got {wrong}"):
+            js.benjamini_hochberg([0.1, wrong])
+
+
+def test_what_is_not_a_number_stays_none():
+    high, low = np.array([[1.0, np.nan], [2.0, 3.0]]), np.array([[0.0, 0.0], [1.0, 0.0]])
+    np.testing.assert_array_equal(js.auroc(high, low), [0.875, np.nan])
+    assert np.isnan(js.p_from_normal_null(np.nan, [0.0, 1.0, 2.0]))
+    assert np.isnan(js.p_from_normal_null(5.0, [0.0, np.nan, 2.0]))
+    assert js.p_from_null(np.nan, [0.0, 1.0]) == 1.0
+    labels, layer = np.array([True, False] * 4), np.repeat([0, 1], 4)
+    difference, p, _ = within_layer_difference(
+        np.array([np.nan, *np.arange(7.0)]), layer, labels, permutations=50, seed=0
+    )
+    assert np.isnan(difference) and np.isnan(p)

@@ -10,7 +10,9 @@ import pytest
 
 from jaxmech import edits as ed
 from jaxmech.models import decoder
-from jaxmech.models.decoder import Tap, forward
+from jaxmech.models.decoder import Tap, forward, init_params
+from jaxmech.models.generate import generate
+from jaxmech.steering import language_cost, next_token
 from tests.conftest import tiny_config
 
 TIGHT = dict(rtol=2e-5, atol=2e-5)
@@ -154,3 +156,56 @@ def test_one_trace_whatever_changes_in_an_edit(lm, tokens):
 def test_bad_calls_name_what_is_wrong(lm, tokens, call, message):
     with pytest.raises(ValueError, match=message):
         forward(lm.config, lm.params, tokens, **call)
+
+
+V = 43  # of the fixture's vocabulary
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.array([[1, V + 1000]]), "expected ids from 0 to 42, the model's vocabulary, got 1043 in row 0, slot 1"),
+        (np.array([[3, 1], [-1, 2]]), "got -1 in row 1, slot 0"),
+        (np.array([[-100]]), "got -100"),
+        (np.array([[2**32 + 5]]), "got 4294967301"),
+        (np.array([[1.0, 2.0]]), "expected token ids as integers .* got float64"),
+        ("hello", "expected token ids as integers .*encode_prompts"),
+        (["hello"], "expected token ids as integers"),
+        (np.array([[True]]), "got bool"),
+        (np.array([1, 2]), r"add a batch axis with tokens\[None\]"),
+    ],
+)
+def test_tokens_are_ids_of_the_vocabulary(lm, bad, message):
+    for run in (
+        lambda t: forward(lm.config, lm.params, t),
+        lambda t: generate(lm.config, lm.params, t, max_new_tokens=1),
+        lambda t: language_cost(lm.config, lm.params, t, None, np.zeros((1, 4, 32))),
+        lambda t: next_token(lm.config, lm.params, t, None, np.zeros((1, 4, 32))),
+    ):
+        with pytest.raises(ValueError, match=f"^tokens: .*{message}"):
+            run(bad)
+
+
+def test_what_the_mask_leaves_out_may_hold_anything(lm, tokens):
+    mask = np.ones((3, 12), bool)
+    mask[:, :4] = False
+    want = forward(lm.config, lm.params, tokens, mask=mask).logits
+    filled = np.where(mask, np.asarray(tokens), -100)
+    for given in (mask, mask.astype(int), mask.tolist(), mask.astype(np.float32)):
+        np.testing.assert_array_equal(forward(lm.config, lm.params, filled.tolist(), mask=given).logits, want)
+    with pytest.raises(ValueError, match="mask: expected bools, True on real tokens, or ones and zeros"):
+        forward(lm.config, lm.params, tokens, mask=np.asarray(tokens))
+
+
+def test_padding_takes_no_learned_positions(lm, tokens):
+    config = tiny_config(learned_positions=True, rope=None, rope_local=None, max_positions=12, is_local=(False,) * 4)
+    params = init_params(config, jax.random.key(0))
+    padded = jnp.pad(tokens, ((0, 0), (5, 0)))
+    mask = jnp.pad(jnp.ones(tokens.shape, bool), ((0, 0), (5, 0)))
+    want = forward(config, params, tokens).logits
+    np.testing.assert_allclose(forward(config, params, padded, mask=mask).logits, want, atol=1e-5)
+    with pytest.raises(ValueError, match="a text has 17 of them, yet 12 positions were learned"):
+        forward(config, params, padded)
+    cache = forward(config, params, tokens, return_cache=True).cache
+    with pytest.raises(ValueError, match="a text has 13 of them"):
+        forward(config, params, tokens[:, :1], cache=(cache,))

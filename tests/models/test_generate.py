@@ -297,6 +297,10 @@ def test_no_row_is_padded_past_learned_positions(lm, tokens):
         (dict(temperature=1.0, top_p=0.0, key=KEY), "top_p"),
         (dict(temperature=1.0, top_k=0, key=KEY), "top_k: expected at least 1, or None"),
         (dict(mask=jnp.ones((3, 5), bool)), r"mask: expected the shape of tokens \(3, 12\), got \(3, 5\)"),
+        (
+            dict(temperature=1.0, key=0),
+            r"key: sampling .* needs one, such as jax.random.key\(0\), got 0",
+        ),
         (dict(max_new_tokens=-1), "max_new_tokens: expected 0 or more, got -1"),
     ],
 )
@@ -327,3 +331,13 @@ def test_crossing_longropes_original_context_recomputes_the_text(pad):
     prefix = forward(phi.config, phi.params, tokens, mask=mask, return_cache=True).cache
     with pytest.raises(ValueError, match="cache: with it the text would cross"):
         generate(phi.config, phi.params, prompt[:, :2], max_new_tokens=12, cache=(prefix,))
+
+
+@pytest.mark.parametrize("how", [dict(), dict(temperature=1.0, key=KEY), dict(temperature=1.0, top_p=0.9, key=KEY)])
+def test_there_is_no_next_token_after_nan(lm, tokens, how):
+    """In one row of three, from the second new token on."""
+    vector = jnp.zeros((4, 3, 32)).at[:, 1].set(jnp.nan)
+    later = dict(where=jnp.zeros((4, 1, 1), bool), after=jnp.ones((4, 1), bool))
+    edits = {"resid_post": (ed.add_vector(vector, **later),)}
+    with pytest.raises(ValueError, match="^row 1: the logits of new token 1 are NaN, so that there is no next token"):
+        write(lm, tokens, max_new_tokens=4, edits=edits, **how)
