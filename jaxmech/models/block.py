@@ -37,6 +37,12 @@ def precision(dtype) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
+def _as_two_rows(product, x, kernel):
+    """`product` of a single token x [1,1,...]. A CPU takes a product of one row with a slice of stacked kernels in its
+    own loop, on one core and against the grain of the kernel; of two rows, in the library's, ten times as fast."""
+    return product(jax.lax.optimization_barrier(jnp.concatenate([x, x], axis=1)), kernel)[:, :1]
+
+
 class _Linear(nn.Module):
     """An einsum with a kernel of `shape` whose logical axes are `axes`; the bias spans its last `bias_dims` axes."""
 
@@ -49,7 +55,11 @@ class _Linear(nn.Module):
     def __call__(self, x):
         init, zeros, n = nn.initializers.normal(0.02), nn.initializers.zeros_init(), self.bias_dims
         kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape)
-        y = jnp.einsum(self.equation, x, kernel, precision=precision(x.dtype))
+        product = partial(jnp.einsum, self.equation, precision=precision(x.dtype))
+        if x.shape[0] * x.shape[1] > 1:
+            y = product(x, kernel)
+        else:
+            y = jax.lax.platform_dependent(x, kernel, cpu=partial(_as_two_rows, product), default=product)
         if n:
             y += self.param("bias", nn.with_logical_partitioning(zeros, self.axes[-n:]), self.shape[-n:])
         return y

@@ -31,14 +31,17 @@ class Tree:
 
     def expected(self, logits: torch.Tensor, rows: slice) -> torch.Tensor:
         """The expected amount, summed over prompts, from the logits [B,1+M,V] of the decision token and all nodes."""
-        ids, _, parent, ancestors, ends = (a[rows] for a in self.trie[:-1])
-        whole = logits.logsumexp(-1)
-        goes_on = logits[..., self.trie[-1]].logsumexp(-1) - whole
+        ids, _, parent, ancestors, continues, cells = (a[rows] for a in self.trie[:-1])
+        whole, slots = logits.logsumexp(-1), torch.arange(logits.shape[1])
         at = torch.arange(len(ids))[:, None]
         step = logits[at, parent.long(), ids.long()] - whole[at, parent.long()]  # [B,M]
-        path = torch.einsum("bmn,bn->bm", ancestors.float(), step)
-        arrive = torch.cat([torch.zeros(len(ids), 1), path], 1) + torch.log1p(-goes_on.exp())
-        return (arrive[at, ends[..., 0].long()].softmax(-1) * to_torch(AMOUNTS)).sum()
+        path = torch.cat([torch.zeros(len(ids), 1), torch.einsum("bmn,bn->bm", ancestors.float(), step)], 1)
+        # Numbers end where the tree is left with a token that does not go on with them.
+        children = torch.where(parent[:, None] == slots[:, None], -torch.inf, 0.0)
+        leaving = logits.scatter_add(2, ids.long()[:, None].expand(*logits.shape[:2], -1), children)
+        ends = leaving.masked_fill((self.trie[-1] & continues[..., None]) != 0, -torch.inf).logsumexp(-1) - whole
+        given = (path + ends)[:, None].masked_fill(~cells[:, :, 0], -torch.inf).logsumexp(-1)  # [B,N]
+        return (given.softmax(-1) * to_torch(AMOUNTS)).sum()
 
 
 def by_autograd(model, tree: Tree) -> torch.Tensor:
