@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
-from jaxmech.disk import disk_errors, read_json, require_space, whole
+from jaxmech.disk import disk_errors, read_json, reason, require_space, whole
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import SITES, Params, Tap, forward
 from jaxmech.progress import progress
@@ -273,7 +273,7 @@ def load_activations(folder: str | Path) -> Activations:
         tokens, mask = (_open(folder / name).read().result() for name in ("tokens", "mask"))
         arrays = {site: _open(folder / site) for site in facts["sites"]}
     except ValueError as error:
-        raise ValueError(f"{folder} is damaged ({error}); write the activations again") from error
+        raise ValueError(f"{folder} is damaged ({reason(error)}); write the activations again") from error
     return Activations(folder, facts, tokens, mask, arrays)
 
 
@@ -318,7 +318,9 @@ class Activations:
         try:
             x = part.read().result()
         except ValueError as error:
-            raise ValueError(f"{self.folder / site} is damaged ({error}); write the activations again") from error
+            raise ValueError(
+                f"{self.folder / site} is damaged ({reason(error)}); write the activations again"
+            ) from error
         return x.view(jnp.bfloat16) if self.facts["dtype"] == "bfloat16" else x
 
     def site(self, name: str | None) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,24 @@ def is_lfs_pointer(path: Path) -> bool:
     """Whether a file is Git LFS's note of where its content is, as a clone without LFS leaves it."""
     with path.open("rb") as start:
         return start.read(23) == b"version https://git-lfs"
+
+
+def reason(error: BaseException) -> str:
+    """An error in one short line: TensorStore's go on for a page."""
+    first = next(iter(str(error).splitlines()), "").partition(" [tensorstore_spec=")[0]
+    return f"{type(error).__name__}: {first:.200}" if first else type(error).__name__
+
+
+@contextlib.contextmanager
+def plain(folder: Path) -> Iterator[Path]:
+    """The folder, which exists, by a name without what Orbax takes for a pattern of names ("*", "?", brackets)."""
+    if not set(str(folder)) & set("*?[]"):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxmech-") as place:
+        link = Path(place) / "folder"
+        link.symlink_to(folder.absolute(), target_is_directory=True)
+        yield link
 
 
 @contextlib.contextmanager

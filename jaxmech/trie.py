@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmech.models.chat import token_ids
+from jaxmech.models.chat import check_rows, require_tokenizer, token_ids
 from jaxmech.models.load import LanguageModel
 
 _DIGIT, _LETTER, _JOINED_DIGIT, _JOINED_LETTER = 1, 2, 4, 8
@@ -68,13 +68,16 @@ def build_tries(
 
     Raises:
       ValueError: choices that are no strings, a choice that re-tokenises the prompt it follows, is empty, or stands
-        twice.
+        twice or has a token without a row in the model's embedding.
     """
+    require_tokenizer(lm.tokenizer)
     groups = [_spellings(lm.tokenizer, row) for row in choices]
     kinds, joins = _token_kinds(lm.tokenizer, lm.config.vocab_size)
     tries = [
         _Builder(lm.tokenizer, kinds, joins).build(prompt, row) for prompt, row in zip(prompts, groups, strict=True)
     ]
+    for trie, row in zip(tries, groups, strict=True):
+        check_rows(lm, trie.tokens, ", ".join(string for strings in row for string in strings))
     most = max(len(t.tokens) for t in tries)
     nodes = most if nodes is None else nodes
     if most > nodes:

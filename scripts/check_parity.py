@@ -7,7 +7,8 @@ Needs torch besides jaxmech. Compared with what transformers computes for each t
 logits and every layer's residual stream (largest error over the spread of what is compared, at most 2e-4), as they are
 and padded on either side; greedy continuations, which jaxmech decodes with its cache from a left-padded batch. Where
 there is a real tokenizer: its tokens, the five likeliest next tokens, and the absolute error of logits, below 1e-3. For
-.gguf files the residual stream's limit is 1e-3 as well.
+.gguf files the residual stream's limit is 1e-3 as well. Tokens are compared with those of the library `tokenizers`
+reading `tokenizer.json` itself, or with transformers' where there is no such file, as for .gguf.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from random_models import FAMILIES, LONGEST, write_random
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers.utils import cached_file
 
 from jaxmech.models.decoder import forward
 from jaxmech.models.generate import generate
@@ -38,6 +41,15 @@ RELATIVE, ABSOLUTE, NEW = 2e-4, 1e-3, 8
 LENGTHS = (LONGEST, LONGEST - 5, LONGEST // 3, 3)
 """Of random texts. A window or an original context lies between some of them."""
 REAL_VOCABULARY = 1000
+TOKENISED = (
+    *TEXTS,
+    "\n\n12\n   3,  1,000.50",
+    "def f(x):\n    return x**2",
+    "naïve Å DON'T I'LL camelCase 🙂",
+    "  ",
+    "",
+)
+"""Where ways to split, to normalise and to add a space differ."""
 
 
 @dataclass
@@ -170,6 +182,19 @@ def random_texts(vocabulary: int, seed: int) -> list[np.ndarray]:
     return [rng.integers(4, vocabulary, n).astype(np.int32) for n in LENGTHS]
 
 
+def reference_tokens(source: str, theirs, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, no special tokens added."""
+    path = Path(source) / "tokenizer.json"
+    if not path.is_file() and not Path(source).exists():
+        path = Path(cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False) or path)
+    if not path.is_file():
+        return [theirs(text, add_special_tokens=False).input_ids for text in texts]
+    backend = Tokenizer.from_file(str(path))  # and not transformers' class, which may have a splitting of its own
+    backend.no_truncation()
+    backend.no_padding()
+    return [backend.encode(text, add_special_tokens=False).ids for text in texts]
+
+
 def check(source: str, seed: int, row: Row, tokenizer: str | None) -> None:
     lm = load_model(source)
     model, theirs = load_reference(source)
@@ -177,11 +202,11 @@ def check(source: str, seed: int, row: Row, tokenizer: str | None) -> None:
     real = len(theirs) > REAL_VOCABULARY
     if real:
         start = [] if lm.config.bos_id is None else [lm.config.bos_id]
-        ids = [theirs(text, add_special_tokens=False).input_ids for text in TEXTS]
-        mine = [lm.tokenizer(text, add_special_tokens=False).input_ids for text in TEXTS]
-        other = [text for text, a, b in zip(TEXTS, ids, mine, strict=True) if a != b]
+        ids = reference_tokens(tokenizer or source, theirs, TOKENISED)
+        mine = [lm.tokenizer(text, add_special_tokens=False).input_ids for text in TOKENISED]
+        other = [text for text, a, b in zip(TOKENISED, ids, mine, strict=True) if a != b]
         row.equal("tokens", not other, f"tokens differ for {other}")
-        texts = [np.array(start + text, np.int32) for text in ids]
+        texts = [np.array(start + text, np.int32) for text in ids[: len(TEXTS)]]
     else:
         texts = random_texts(lm.config.vocab_size, seed)
     compare(row, lm, refer(model, texts), real)

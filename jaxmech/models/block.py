@@ -92,7 +92,7 @@ _BLOCK = 104
 many: keys behind them are not computed with. Shorter blocks cost a CPU more than they save."""
 
 
-def _attend(config: ModelConfig, q, segments, masks, causal: bool) -> jax.Array:
+def _attend(config: ModelConfig, q, segments, masks, causal: bool, scale=None) -> jax.Array:
     """Grouped attention over several segments of keys, whose arrays are never joined.
 
     Args:
@@ -100,13 +100,14 @@ def _attend(config: ModelConfig, q, segments, masks, causal: bool) -> jax.Array:
       segments: pairs of k, v [B,S,G,h]; the last pair is the call's own tokens.
       masks: for each segment [B,T,S], True where the query may look.
       causal: whether no query looks at own tokens in later slots.
+      scale: the layer's own factor on scores besides the model's, if it has one.
 
     Returns:
       [B,T,H,h]. A query that may look nowhere (padding) gets the mean of the values, which nobody reads.
     """
     T = q.shape[1]
     if not causal or T < 2 * _BLOCK:
-        return _attend_at_once(config, q, segments, masks)
+        return _attend_at_once(config, q, segments, masks, scale)
     (*earlier, (k, v)), (*earlier_masks, mask) = segments, masks
     step = -(-T // min(T // _BLOCK, 4))
     blocks = []
@@ -114,11 +115,11 @@ def _attend(config: ModelConfig, q, segments, masks, causal: bool) -> jax.Array:
         here, stop = slice(start, start + step), min(start + step, T)
         seen = [*earlier, (k[:, :stop], v[:, :stop])]
         looks = [*(m[:, here] for m in earlier_masks), mask[:, here, :stop]]
-        blocks.append(_attend_at_once(config, q[:, here], seen, looks))
+        blocks.append(_attend_at_once(config, q[:, here], seen, looks, scale))
     return jnp.concatenate(blocks, axis=1)
 
 
-def _attend_at_once(config: ModelConfig, q, segments, masks) -> jax.Array:
+def _attend_at_once(config: ModelConfig, q, segments, masks, scale) -> jax.Array:
     B, T, H, h = q.shape
     groups = config.n_kv_heads
     product = partial(jnp.einsum, precision=precision(q.dtype), preferred_element_type=jnp.float32)
@@ -127,6 +128,7 @@ def _attend_at_once(config: ModelConfig, q, segments, masks) -> jax.Array:
     for (k, _), mask in zip(segments, masks, strict=True):
         s = product("btgrh,bsgh->bgrts", q, k)
         s *= config.query_scale  # in float32: in bfloat16 the rounded factor would sharpen or flatten every head
+        s = s if scale is None else s * scale
         if config.attn_softcap is not None:
             s = config.attn_softcap * jnp.tanh(s / config.attn_softcap)
         scores.append(jnp.where(mask[:, None, None], s, jnp.finfo(jnp.float32).min))
@@ -141,7 +143,7 @@ class _Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, cached, cos_sin, masks, causal, visit):
+    def __call__(self, x, cached, cos_sin, masks, causal, visit, scale=None):
         c = self.config
 
         def project(name, heads, axis):
@@ -154,7 +156,7 @@ class _Attention(nn.Module):
             q, k = Norm(c, axes[0], name="q_norm")(q), Norm(c, axes[1], name="k_norm")(k)
         if c.rope is not None:
             q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
-        z = _attend(c, q, [*cached, (k, v)], masks, causal)
+        z = _attend(c, q, [*cached, (k, v)], masks, causal, scale)
         z = visit("attn_z", z.reshape(*z.shape[:2], -1)).reshape(z.shape)
         shape, axes = (c.n_heads, c.head_dim, c.d_model), ("heads", "head_dim", "embed")
         return _Linear("btnh,nhd->btd", shape, axes, int(c.output_bias), name="o")(z), (k, v)
@@ -178,14 +180,15 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, cached, cos_sin, masks, causal, visit):
+    def __call__(self, x, cached, cos_sin, masks, causal, visit, scale=None):
         c = self.config
 
         def norm(name, x, present, visit=lambda normed: normed):
             return Norm(c, name=name)(x, visit) if present else visit(x)
 
         x = visit("resid_pre", x)
-        out, kv = _Attention(c, name="attn")(norm("attn_norm", x, c.pre_norms), cached, cos_sin, masks, causal, visit)
+        read = norm("attn_norm", x, c.pre_norms)
+        out, kv = _Attention(c, name="attn")(read, cached, cos_sin, masks, causal, visit, scale)
         mid = visit("resid_mid", x + visit("attn_out", norm("attn_post_norm", out, c.post_norms)))
         read = norm("mlp_norm", x if c.parallel else mid, c.pre_norms, partial(visit, "mlp_normed"))
         read = visit("mlp_in", read)

@@ -36,7 +36,7 @@ class ModelConfig:
       attention_bias: biases on q, k and v; output_bias: a bias on the attention output; mlp_bias: on all of the MLP.
       tied: the unembedding is the embedding transposed.
       embed_scale: factor on token embeddings (Gemma's sqrt(D)), rounded to the parameters' dtype when applied.
-      query_scale: factor on attention scores.
+      query_scale: factor on attention scores; score_scales: [L], each layer's own besides it, None without.
       learned_positions: position embeddings are parameters (GPT-2) and the longest text is `max_positions`.
       window: positions a local layer may look back, itself included; None when no layer is local.
       is_local: [L], True on sliding-window layers.
@@ -79,6 +79,7 @@ class ModelConfig:
     embed_scale: float = 1.0
     attn_softcap: float | None = None
     final_softcap: float | None = None
+    score_scales: tuple[float, ...] | None = None
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
 

@@ -18,6 +18,14 @@ _LISTED = 20  # names printed per kind of problem
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
+def _same(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+class Misfit(ValueError):
+    """A checkpoint that is not of the model that its configuration describes."""
+
+
 class Rule(NamedTuple):
     """One line of a table.
 
@@ -30,7 +38,7 @@ class Rule(NamedTuple):
 
     pattern: str
     path: str
-    transform: Transform = lambda x: x
+    transform: Transform = _same
 
 
 class Table(NamedTuple):
@@ -40,12 +48,14 @@ class Table(NamedTuple):
       rules: every rule that matches a name takes its part of the tensor (q, k and v may be stored as one).
       strays: patterns of tensors that are known to occur and are not parameters.
       twins: pairs (pattern, path) of tensors that repeat a parameter (a stored unembedding of a tied model); they must
-        be equal to it.
+        be equal to it, and stand for it where it is not stored.
+      names: path -> what a message says of the parameter when it is missing.
     """
 
     rules: tuple[Rule, ...]
     strays: tuple[str, ...] = ()
     twins: tuple[tuple[str, str], ...] = ()
+    names: Mapping[str, str] = {}
 
 
 class Source(Protocol):
@@ -103,14 +113,18 @@ def convert(source: Source, table: Table, target: Mapping[str, Any]) -> dict:
     wanted = flatten(target)
     places, twins, problems = _plan(source, table, {path: tuple(leaf.shape) for path, leaf in wanted.items()})
     if problems:
-        raise ValueError("the checkpoint does not fit the model:\n" + "\n".join(problems))
+        raise Misfit("the checkpoint does not fit the model:\n" + "\n".join(problems))
     by_path: dict[str, list[_Place]] = {path: [] for path in wanted}
     for place in places:
         by_path[place.path].append(place)
     for name, path in twins.items():
         (place,) = by_path[path]
         if _digest(source.read(name)) != _digest(place.transform(source.read(place.name))):
-            raise ValueError(f"the model ties {name!r} to {path!r}, yet the checkpoint stores different values")
+            raise ValueError(
+                f"the model ties {name!r} to {path!r} (tie_word_embeddings is true), yet the checkpoint stores other "
+                "values; if the unembedding was trained apart, set tie_word_embeddings to false in config.json, else "
+                f"take {name!r} out of the checkpoint"
+            )
     return unflatten({path: _fill(source, by_path[path], leaf) for path, leaf in wanted.items()})
 
 
@@ -190,16 +204,26 @@ def _plan(source: Source, table: Table, wanted: Mapping[str, tuple[int, ...]]):
                 taken[key] = name
                 misshapen += _shape_problem(source.shape(name), place, wanted[place.path])
             places += found
-            if (kind := source.kind(name)) not in FLOATS:
-                coarse.append(f"{name} is {kind}")
+            coarse += _not_floats(source, name)
         elif twin := next((path for pattern, path in table.twins if re.fullmatch(pattern, name)), None):
             twins[name] = twin
+            coarse += _not_floats(source, name)
         elif not any(stray.fullmatch(name) for stray in strays):
             unknown.append(f"{name} {list(source.shape(name))}")
-    missing = [_named(*key) for key in _slots(wanted) if key not in taken]
+    for name, path in list(twins.items()):
+        if (path, None) not in taken:
+            taken[path, None] = name
+            places.append(_Place(name, path, None, _same))
+            misshapen += _shape_problem(source.shape(name), places[-1], wanted[path])
+            del twins[name]
+    missing = [table.names.get(key[0], _named(*key)) for key in _slots(wanted) if key not in taken]
     kinds = {"unknown": unknown, "missing": missing, "given twice": twice, "of a wrong shape": misshapen}
     kinds["not floating point (quantised checkpoints are not read)"] = coarse
     return places, twins, [_lines(kind, found) for kind, found in kinds.items() if found]
+
+
+def _not_floats(source: Source, name: str) -> list[str]:
+    return [] if (kind := source.kind(name)) in FLOATS else [f"{name} is {kind}"]
 
 
 def _match(name: str, rules) -> list[_Place]:

@@ -328,13 +328,13 @@ def _forward(
     tables, last = _position_tables(config, part), config.n_layers - 1
 
     def layer(x, inputs):
-        params_l, is_local, cached, edits_l, tap_args = inputs
+        params_l, facts, cached, edits_l, tap_args = inputs
         seen = {}
 
         def keep(site, x):
             seen.update({n: t.reduce(tap_args[n], x) for n, t in taps.items() if t.site == site})
 
-        x, kv = _run_block(config, params_l, is_local, part._replace(x=x), cached, tables, edits_l, keep)
+        x, kv = _run_block(config, params_l, facts, part._replace(x=x), cached, tables, edits_l, keep)
         return x, (seen, kv if return_cache else None)
 
     def indexed(x, inputs):  # a slice of the stacked parameters would be a copy of them
@@ -343,7 +343,7 @@ def _forward(
     # A scan's own barrier keeps what is computed anew apart, so checkpoint need not.
     sparing = partial(jax.checkpoint, prevent_cse=False, policy=None if remat else _PRODUCTS)
     tap_args = {name: tap.args for name, tap in taps.items()}
-    xs = (jnp.asarray(config.is_local), _keys_and_values(cache), edits, tap_args)
+    xs = (_facts(config), _keys_and_values(cache), edits, tap_args)
     if ends_apart and last:
         first, middle, end = (
             jax.tree.map(lambda a, s=s: a[s], (jnp.arange(last + 1), xs)) for s in (0, slice(1, last), last)
@@ -388,15 +388,15 @@ def run_layers(
       while `start` or `stop` is traced.
     """
     tables = [_position_tables(config, part, parts[:i]) for i, part in enumerate(parts)]
-    stacked = (params["layers"], jnp.asarray(config.is_local), [_keys_and_values(p.cache) for p in parts], list(edits))
+    stacked = (params["layers"], _facts(config), [_keys_and_values(p.cache) for p in parts], list(edits))
 
     def layer(index, xs):
-        params_l, is_local, cached, edits_l = _at_layer(stacked, index)
+        params_l, facts, cached, edits_l = _at_layer(stacked, index)
         out, earlier = [], []
         for i, part in enumerate(parts):
             before = [(k[part.rows], v[part.rows]) for k, v in earlier]
             part = part._replace(x=xs[i])
-            x, kv = _run_block(config, params_l, is_local, part, cached[i], tables[i], edits_l[i], before=before)
+            x, kv = _run_block(config, params_l, facts, part, cached[i], tables[i], edits_l[i], before=before)
             out.append(x)
             earlier.append(kv)
         return tuple(out)
@@ -404,9 +404,15 @@ def run_layers(
     return jax.lax.fori_loop(start, config.n_layers if stop is None else stop, layer, tuple(p.x for p in parts))
 
 
-def _run_block(config, params_l, is_local, part, cached, tables, edits_l, keep=lambda site, x: None, before=()):
+def _facts(config: ModelConfig):
+    """What differs between layers besides their parameters: arrays [L], None where it does not differ."""
+    scales = config.score_scales
+    return jnp.asarray(config.is_local), None if scales is None else jnp.asarray(scales, jnp.float32)
+
+
+def _run_block(config, params_l, facts, part, cached, tables, edits_l, keep=lambda site, x: None, before=()):
     """One layer over one part: edits where they act, `keep(site, x)` shown what they left."""
-    here = {}
+    (is_local, scale), here = facts, {}
 
     def visit(site, x):
         here[site] = x  # what edits here read; those further on read what they left
@@ -421,7 +427,7 @@ def _run_block(config, params_l, is_local, part, cached, tables, edits_l, keep=l
         cos_sin, masks = choose((cos_sin, masks), local[0])
     looks_at = [(segment.of(k), segment.of(v)) for segment, (k, v) in zip(part.cache, cached, strict=True)]
     return Block(config).apply(
-        {"params": params_l}, part.x, [*looks_at, *before], cos_sin, masks, part.within is None, visit
+        {"params": params_l}, part.x, [*looks_at, *before], cos_sin, masks, part.within is None, visit, scale
     )
 
 
@@ -438,6 +444,8 @@ def next_positions(mask: jax.Array, cache: Sequence[KV]) -> jax.Array:
 def embed(config: ModelConfig, params: Params, tokens: jax.Array, positions: jax.Array) -> jax.Array:
     """What the first layer reads: x [B,T,D] of tokens [B,T] at positions [B,T]."""
     x = params["embed"]["embedding"][tokens]
+    if x.dtype == jnp.float16:  # which Gemma's residual stream exceeds: only parameters are kept in it
+        x = x.astype(jnp.float32)
     if config.embed_scale != 1.0:
         x = x * jnp.asarray(config.embed_scale, x.dtype)
     if config.learned_positions:  # beyond the last one: NaN, rather than the last one again

@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxmech import hub
-from jaxmech.disk import disk_errors, read_json, require_space, whole
+from jaxmech.disk import disk_errors, plain, read_json, reason, require_space, whole
 from jaxmech.models import tokenizer as tokenizers
 from jaxmech.models.config import ModelConfig, Rope
-from jaxmech.models.convert import convert
+from jaxmech.models.convert import Misfit, convert
 from jaxmech.models.decoder import param_shapes
 from jaxmech.models.families import config_from_hf, table_for
 from jaxmech.models.gguf import GGUFFile
@@ -52,7 +52,8 @@ class LanguageModel:
       name: what it was loaded as.
       config: static structure.
       params: tree of arrays, as `param_shapes(config)`.
-      tokenizer: a transformers fast tokenizer; `jaxmech.models.chat` encodes texts and conversations with it.
+      tokenizer: a transformers fast tokenizer; `jaxmech.models.chat` encodes texts and conversations with it. None for
+        a model that was loaded without one, which takes tokens only.
     """
 
     name: str
@@ -97,17 +98,27 @@ _PACKAGED = {
 }
 
 
+_OWN = "its own"
+
+
 def load_model(
-    name_or_path: str | Path, dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
+    name_or_path: str | Path,
+    dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    tokenizer: Any = _OWN,
 ) -> LanguageModel:
     """Loads a model.
 
     Args:
       name_or_path: a packaged name ("gemma-3-270m", "smollm2-135m-instruct"), a `.gguf` file, a Hugging Face folder
         with safetensors, a folder written by `save_model`, or a Hugging Face hub id ("org/name").
-      dtype: of the parameters: "float32", "bfloat16" or "float16".
+      dtype: of the parameters: "float32", "bfloat16" or "float16". What is computed has the same, but for float16, with
+        which it is float32: the residual stream of many models does not fit.
       mesh: devices to spread the parameters over (`jaxmech.models.sharding`), each shard going straight to its device;
         the default device without one.
+      tokenizer: what to use instead of the model's own: a folder, a hub id, a transformers fast tokenizer, or None for
+        a model that is given tokens only.
 
     Returns:
       A `LanguageModel`. Models from GGUF are converted once and then read from the user's cache ($JAXMECH_CACHE, or
@@ -118,22 +129,57 @@ def load_model(
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype!r}")
+    own = isinstance(tokenizer, str) and tokenizer == _OWN
+    other = None if own else _tokenizer_of(tokenizer)  # asked for first: it is small, and a wrong name shows at once
+    lm = _load(name_or_path, dtype, mesh, own)
+    if own:
+        return lm
+    config = lm.config if other is None else dataclasses.replace(lm.config, bos_id=tokenizers.first_id(other))
+    return dataclasses.replace(lm, config=config, tokenizer=other)
+
+
+def _load(name_or_path: str | Path, dtype: str, mesh, own: bool) -> LanguageModel:
+    """own: whether the model's own tokenizer is wanted, and missed where there is none."""
     name = str(name_or_path)
     if name in _PACKAGED:
-        return _load_packaged(name, dtype, mesh)
+        return _load_packaged(name, dtype, mesh, own)
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
-        return _load_gguf(path.stem, [path], _remembered_sha256(path), dtype, mesh)
+        return _load_gguf(path.stem, [path], _remembered_sha256(path), dtype, mesh, own)
     if (path / _MANIFEST).is_file():
-        return load_saved(path, dtype, mesh)
+        return load_saved(path, dtype, mesh, own)
     if (path / "config.json").is_file():
-        return _load_hf(name, path, dtype, mesh)
+        return _load_hf(name, path, dtype, mesh, own)
     if path.exists():
-        raise ValueError(f"{path} is not a model: expected a .gguf file, or a folder with config.json or {_MANIFEST}")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) or name.endswith(".gguf"):
+        found = _adapter(path) or "expected a .gguf file, or a folder with config.json or " + _MANIFEST
+        raise ValueError(f"{path} is not a model: {found}")
+    if not _is_hub_id(name):
         raise ValueError(f"name_or_path: {name!r} does not exist; expected a file, a folder, a hub id 'org/name', or "
                          f"one of {', '.join(_PACKAGED)}")  # fmt: skip
-    return _load_hf(name, _download(name), dtype, mesh)
+    return _load_hf(name, _download(name), dtype, mesh, own)
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not name.endswith(".gguf")
+
+
+def _tokenizer_of(given: Any):
+    """The tokenizer that was asked for by name, or as it is."""
+    if given is None or hasattr(given, "backend_tokenizer"):
+        return given
+    if not isinstance(given, str | Path):
+        raise ValueError(f"tokenizer: expected a folder, a hub id, a transformers fast tokenizer or None, got "
+                         f"{type(given).__name__}")  # fmt: skip
+    path = Path(given).expanduser()
+    if (path / _MANIFEST).is_file():
+        path = path / "tokenizer"
+    if path.is_dir():
+        return tokenizers.from_folder(path)
+    if path.exists() or not _is_hub_id(str(given)):
+        raise ValueError(
+            f"tokenizer: {str(given)!r} is no folder; expected one with a tokenizer, or a hub id 'org/name'"
+        )
+    return tokenizers.from_folder(hub.fetch(str(given), tokenizers.FILES, ignore=["*/*"]))
 
 
 def packaged_models() -> list[tuple[str, str]]:
@@ -157,7 +203,7 @@ def cache_dir() -> Path:
 # Sources ------------------------------------------------------------------------------------------------------------
 
 
-def _load_packaged(name: str, dtype: str, mesh) -> LanguageModel:
+def _load_packaged(name: str, dtype: str, mesh, own: bool) -> LanguageModel:
     package = _PACKAGED[name]
     try:
         paths, expected = package.locate(package.module)
@@ -169,15 +215,20 @@ def _load_packaged(name: str, dtype: str, mesh) -> LanguageModel:
             f"the package of {name!r} lacks its files {', '.join(missing) or '*.gguf'}; reinstall it: {package.hint}"
         )
     if expected is None:
-        return _load_gguf(name, paths, _remembered_sha256(paths[0]), dtype, mesh)
+        return _load_gguf(name, paths, _remembered_sha256(paths[0]), dtype, mesh, own)
     # The expected digest keys the cache: the files are hashed only when there is something to convert.
-    return _load_gguf(name, paths, expected, dtype, mesh, check=True)
+    return _load_gguf(name, paths, expected, dtype, mesh, own, check=True)
 
 
-def _load_gguf(name: str, paths: Sequence[Path], sha256: str, dtype: str, mesh, check: bool = False) -> LanguageModel:
+def _load_gguf(
+    name: str, paths: Sequence[Path], sha256: str, dtype: str, mesh, own: bool, check: bool = False
+) -> LanguageModel:
     folder = cache_dir() / "models" / f"{name}-{sha256[:16]}-{dtype}-v{CONVERTER_VERSION}"
     if (folder / _MANIFEST).is_file():
-        return dataclasses.replace(load_saved(folder, dtype, mesh), name=name)
+        lm = dataclasses.replace(load_saved(folder, dtype, mesh, own), name=name)
+        if own and lm.tokenizer is None:  # kept by a load that wanted another
+            return dataclasses.replace(lm, tokenizer=tokenizers.from_gguf(GGUFFile(paths).metadata))
+        return lm
     _log.info("converting %s, once; kept in %s", name, folder)
     if check and (got := _sha256(paths)) != sha256:
         raise ValueError(
@@ -188,39 +239,71 @@ def _load_gguf(name: str, paths: Sequence[Path], sha256: str, dtype: str, mesh, 
     with ThreadPoolExecutor(1) as pool:
         tokenizer = pool.submit(tokenizers.from_gguf, file.metadata)
         params = _converted(file, config, dtype, mesh, gguf=True)
-        lm = LanguageModel(name, config, params, tokenizer.result())
+        if not own and tokenizer.exception() is not None:
+            lm = LanguageModel(name, config, params, None)
+        else:
+            lm = LanguageModel(name, config, params, tokenizer.result())
     _write(lm, folder, {"source_sha256": sha256, "converter_version": CONVERTER_VERSION}, replace=False)
     return lm
 
 
-def _load_hf(name: str, folder: Path, dtype: str, mesh) -> LanguageModel:
+def _load_hf(name: str, folder: Path, dtype: str, mesh, own: bool) -> LanguageModel:
+    if adapter := _adapter(folder):
+        raise ValueError(f"{name}: {adapter}")
     try:
         config = config_from_hf(read_json(folder / "config.json"))
     except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from None
+        hint = "" if Path(name).expanduser().exists() else (
+            f"\nTo change the file of a hub model: hf download {name} --local-dir FOLDER, then load_model(FOLDER)"
+        )  # fmt: skip
+        raise ValueError(f"{folder / 'config.json'}: {error}{hint}") from None
     generation = folder / "generation_config.json"
     if generation.is_file() and (ends := read_json(generation).get("eos_token_id")) is not None:
         ends = ends if isinstance(ends, list) else [ends]
         config = dataclasses.replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *ends))))
-    tokenizer = tokenizers.from_folder(folder)
-    # The tokenizer decides: the configurations of Qwen and GPT-2 name a BOS that no text starts with.
-    added = tokenizer.bos_token_id if tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id] else None
-    config = dataclasses.replace(config, bos_id=added)
+    tokenizer = tokenizers.from_folder(folder) if own else None
+    if own:
+        # The tokenizer decides: the configurations of Qwen and GPT-2 name a BOS that no text starts with.
+        config = dataclasses.replace(config, bos_id=tokenizers.first_id(tokenizer))
     return LanguageModel(name, config, _converted(SafetensorsFolder(folder), config, dtype, mesh), tokenizer)
+
+
+def _adapter(folder: Path) -> str | None:
+    """What to say of a folder that holds an adapter, alone or beside its base: it would be left out silently."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return None
+    base = read_json(path).get("base_model_name_or_path")
+    return (
+        f"adapter_config.json says that an adapter of {base!r} belongs to it, and adapters are not read; merge it into "
+        "its base (peft: model.merge_and_unload().save_pretrained(...)) and load the result, or move the adapter's "
+        "files away to load the base alone"
+    )
 
 
 def _converted(source, config: ModelConfig, dtype: str, mesh, gguf: bool = False):
     try:
         return convert(source, table_for(config, gguf), target(config, dtype, mesh))
-    except ValueError as error:
+    except Misfit as error:
         raise ValueError(f"{source.name}: {error}\nThe file is incomplete or of another model than its configuration "
                          "says; download or copy both again.") from None  # fmt: skip
+    except ValueError as error:
+        raise ValueError(f"{source.name}: {error}") from None
 
 
 def _download(hub_id: str) -> Path:
     """A hub model's configuration, tokenizer and safetensors, in the hub's own cache."""
-    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-    return hub.fetch(hub_id, wanted, ignore=["*/*", "consolidated*"])
+    folder = hub.fetch(hub_id, ["*.safetensors", *tokenizers.FILES], ignore=["*/*", "consolidated*"])
+    if (folder / "config.json").is_file():
+        return folder
+    if adapter := _adapter(folder):
+        raise ValueError(f"{hub_id}: {adapter}")
+    if files := [name for name in hub.list_files(hub_id) if name.endswith(".gguf")]:
+        raise ValueError(
+            f"{hub_id!r} has no config.json; it holds GGUF files: {', '.join(files)}. Fetch one, such as with "
+            f"`hf download {hub_id} {files[0]} --local-dir .`, and load that file"
+        )
+    raise ValueError(f"{hub_id!r} has no config.json: it is no model of the transformers library")
 
 
 # Digests ------------------------------------------------------------------------------------------------------------
@@ -277,8 +360,13 @@ def check_new(folder: Path) -> None:
         raise ValueError(f"folder: {folder} {what}; give a new one, or remove it first")
 
 
-def load_saved(folder: str | Path, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None) -> LanguageModel:
+def load_saved(
+    folder: str | Path, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None, own: bool = True
+) -> LanguageModel:
     """Reads what `save_model` wrote, cast to `dtype` (by default as stored), onto the mesh as for `load_model`.
+
+    Args:
+      own: with its own tokenizer, or else with none.
 
     Raises:
       ValueError: the folder is damaged or of another version.
@@ -293,18 +381,16 @@ def load_saved(folder: str | Path, dtype: str | None = None, mesh: jax.sharding.
         raise ValueError(f"{folder / _MANIFEST} is damaged, or of another version of jaxmech ({error}); remove the "
                          "folder and load or save again") from error  # fmt: skip
     shapes = target(config, dtype or stored, mesh)
-    with ThreadPoolExecutor(1) as pool:
-        tokenizer = pool.submit(tokenizers.load_saved, folder / "tokenizer")
-        try:
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            stored = own and manifest.get("tokenizer", True)
+            tokenizer = pool.submit(tokenizers.load_saved, folder / "tokenizer") if stored else None
             params = _restore(folder / "params", shapes)
-            return LanguageModel(manifest["name"], config, params, tokenizer.result())
-        except Exception as error:
-            reason = (
-                f"{type(error).__name__}: {str(error).splitlines()[0]:.200}" if str(error) else type(error).__name__
-            )
-            raise ValueError(
-                f"the saved model {folder} is damaged; remove it and load or save again ({reason})"
-            ) from error
+            return LanguageModel(manifest["name"], config, params, tokenizer and tokenizer.result())
+    except Exception as error:
+        raise ValueError(
+            f"the saved model {folder} is damaged; remove it and load or save again ({reason(error)})"
+        ) from error
 
 
 def _write(lm: LanguageModel, folder: Path, source: Mapping[str, Any], replace: bool) -> None:
@@ -318,9 +404,12 @@ def _write(lm: LanguageModel, folder: Path, source: Mapping[str, Any], replace: 
         temporary = Path(tempfile.mkdtemp(suffix=".tmp", prefix=f".{folder.name}-", dir=folder.parent))
         try:
             _save_params(temporary / "params", lm.params)
-            (temporary / "tokenizer").mkdir()
-            tokenizers.save(lm.tokenizer, temporary / "tokenizer")
             manifest = {"format": 1, "name": lm.name, "dtype": str(leaves[0].dtype), **source}
+            if lm.tokenizer is None:
+                manifest["tokenizer"] = False
+            else:
+                (temporary / "tokenizer").mkdir()
+                tokenizers.save(lm.tokenizer, temporary / "tokenizer")
             manifest["config"] = dataclasses.asdict(lm.config)
             (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
             temporary.chmod(0o755)
@@ -362,16 +451,16 @@ def _save_params(path: Path, params) -> None:
 
     # Chunks let several threads read one array, which more than halves the time of a second load.
     chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params)
-    with _checkpointer() as checkpointer:
-        checkpointer.save(path, args=ocp.args.PyTreeSave(params, save_args=chunked))
+    with plain(path.parent) as parent, _checkpointer() as checkpointer:
+        checkpointer.save(parent / path.name, args=ocp.args.PyTreeSave(params, save_args=chunked))
 
 
 def _restore(path: Path, shapes):
     import orbax.checkpoint as ocp
 
-    with _checkpointer() as checkpointer:
+    with plain(path.parent) as parent, _checkpointer() as checkpointer:
         args = ocp.checkpoint_utils.construct_restore_args(shapes)
-        return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=shapes, restore_args=args))
+        return checkpointer.restore(parent / path.name, args=ocp.args.PyTreeRestore(item=shapes, restore_args=args))
 
 
 def target(config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Mapping[str, Any]:

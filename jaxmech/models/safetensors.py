@@ -11,7 +11,7 @@ from jaxmech.disk import is_lfs_pointer, read_json
 
 
 class SafetensorsFolder:
-    """The tensors of a folder with `model.safetensors`, or with shards and their index."""
+    """The tensors of a folder with `model.safetensors`, else with shards and their index."""
 
     def __init__(self, folder: str | Path):
         """Opens the files, which are read when asked for.
@@ -55,10 +55,17 @@ class SafetensorsFolder:
 
 
 def _files_of(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    """One file, which wins over an index that an earlier save left beside it, as in transformers; or the shards."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
     if not index.is_file():
-        return [folder / "model.safetensors"]
+        if shards := sorted(path.name for path in folder.glob("model-*.safetensors")):
+            raise ValueError(
+                f"{index} is missing, which says what the shards hold ({', '.join(shards)}); download or copy it too"
+            )
+        return [whole]
     listed = read_json(index).get("weight_map")
-    if not isinstance(listed, dict):
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
         raise ValueError(f"{index}: expected a weight_map from tensors to files; download it again")
     return [folder / name for name in sorted(set(listed.values()))]

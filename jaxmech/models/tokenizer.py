@@ -1,37 +1,64 @@
-"""Tokenizers of a Hugging Face folder, of a GGUF file and of a saved model, all without torch."""
+"""Tokenizers of a Hugging Face folder, of a GGUF file and of a saved model, all without torch.
+
+A folder's `tokenizer.json` is what tokenises: splitting, normaliser, merges, decoder and what is put before a text are
+the file's. The class named beside it is not asked, as it may replace them by its own. `tokenizer_config.json` names the
+special tokens and holds the chat template.
+"""
 
 from __future__ import annotations
 
-import json
+import importlib.util
+import logging
 import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from jaxmech.disk import is_lfs_pointer, read_json, reason
 from jaxmech.models.gguf_tokenizer import from_gguf as from_gguf
 
 # transformers tells at import that it found no PyTorch, which nobody here needs.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
+FILES = ("*.json", "*.model", "*.jinja", "*.txt")
+"""What a tokenizer may be made of, as patterns of file names."""
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_ANOTHER = "give one: load_model(…, tokenizer=…)"
+_log = logging.getLogger("jaxmech")
 
 
 def from_folder(folder: str | Path):
     """The tokenizer of a Hugging Face folder, or of one written by `save`.
 
     Raises:
-      ValueError: there is none, or it is damaged.
+      ValueError: there is none, it is damaged, or it needs a package that is not installed or code of its own.
     """
-    from transformers import AutoTokenizer
-
-    if not any((Path(folder) / name).is_file() for name in _VOCABULARIES):  # transformers would make an empty one
-        raise ValueError(f"{folder}: its tokenizer is missing; expected one of {', '.join(_VOCABULARIES)}")
-    try:
-        return AutoTokenizer.from_pretrained(str(folder))
-    except Exception as error:  # damaged JSON ends in KeyErrors and kinds of transformers' own
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in _VOCABULARIES):  # transformers would make an empty one
         raise ValueError(
-            f"{folder}: its tokenizer is damaged ({type(error).__name__}: {str(error).splitlines()[0]:.200}); "
-            "download or copy it again"
-        ) from error
+            f"{folder}: its tokenizer is missing; expected one of {', '.join(_VOCABULARIES)}, or {_ANOTHER}"
+        )
+    settings = _settings(folder)
+    tokenizer = (_from_json if (folder / "tokenizer.json").is_file() else _by_class)(folder, settings)
+    _name_ends(tokenizer, settings, folder)
+    return tokenizer
+
+
+def first_id(tokenizer) -> int | None:
+    """The one token that the tokenizer puts before every text, None if it puts none.
+
+    Raises:
+      ValueError: it puts several.
+    """
+    full, bare = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
+    before = next((full[:i] for i in range(len(full)) if bare and full[i : i + len(bare)] == bare), full)
+    if len(before) > 1:
+        names = tokenizer.convert_ids_to_tokens(before)
+        raise ValueError(f"the tokenizer puts {len(before)} tokens before a text ({', '.join(names)}); one can be read")
+    return before[0] if before else None
 
 
 def save(tokenizer, folder: str | Path) -> None:
@@ -43,15 +70,157 @@ def save(tokenizer, folder: str | Path) -> None:
 
 def load_saved(folder: str | Path):
     """Reads what `save` wrote."""
+    return from_folder(folder)
+
+
+# tokenizer.json ------------------------------------------------------------------------------------------------------
+
+
+def _from_json(folder: Path, settings: Mapping[str, Any]):
     from transformers import PreTrainedTokenizerFast
 
-    folder = Path(folder)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    if settings.get("tokenizer_class") not in ("TokenizersBackend", "PreTrainedTokenizerFast"):
-        return from_folder(folder)
-    # Twice as fast as from_pretrained, which reads and copies the whole vocabulary in Python.
-    if (template := folder / "chat_template.jinja").exists():
-        settings["chat_template"] = template.read_text()
-    dropped = {"tokenizer_class", "backend", "added_tokens_decoder", "auto_map"}
-    settings = {k: v for k, v in settings.items() if k not in dropped}
-    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **settings)
+    path = folder / "tokenizer.json"
+    if is_lfs_pointer(path):
+        raise ValueError(f"{path} is a pointer of Git LFS; run: git lfs pull")
+    try:
+        more = _declared(folder, settings)
+        # Twice as fast as from_pretrained, which reads and copies the whole vocabulary in Python.
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_file=str(path),
+            added_tokens_decoder=more,
+            clean_up_tokenization_spaces=False,  # it would take spaces out of decoded texts
+            **_special_tokens(settings),
+            **{name: settings[name] for name in ("model_max_length", "padding_side") if settings.get(name)},
+        )
+    except Exception as error:  # the library of tokenizers knows no kinds of errors
+        raise ValueError(
+            f"{folder}: its tokenizer is damaged (tokenizer.json, {reason(error)}); download or copy it again, or "
+            "update the package tokenizers if a newer one wrote it"
+        ) from error
+    wrong = {str(t): (i, got) for i, t in more.items() if (got := tokenizer.convert_tokens_to_ids(str(t))) != i}
+    if wrong:
+        told = ", ".join(f"{token!r} is {i} there and {got} here" for token, (i, got) in wrong.items())
+        raise ValueError(f"{folder}: tokenizer_config.json does not fit tokenizer.json: {told}; download both again")
+    tokenizer.chat_template = _chat_template(folder, settings)
+    return tokenizer
+
+
+def _declared(folder: Path, settings: Mapping[str, Any]) -> dict[int, Any]:
+    """Tokens that tokenizer_config.json, or an old added_tokens.json, adds to those of tokenizer.json."""
+    from tokenizers import AddedToken
+
+    told = {int(i): dict(entry) for i, entry in settings.get("added_tokens_decoder", {}).items()}
+    if not told and (old := folder / "added_tokens.json").is_file():
+        told = {i: {"content": token, "normalized": True} for token, i in read_json(old).items()}
+    if not told:
+        return {}
+    known = {entry["content"] for entry in read_json(folder / "tokenizer.json").get("added_tokens") or ()}
+    for entry in told.values():
+        entry.pop("__type", None)
+    return {i: AddedToken(**entry) for i, entry in told.items() if entry["content"] not in known}
+
+
+def _special_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a transformers tokenizer: tokens with a role, those of the model alone, and further ones."""
+    named = {key: _text(value) for key, value in settings.items() if key.endswith("_token")}
+    named = {key: value for key, value in named.items() if isinstance(value, str)}  # others are switches
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens")
+    if isinstance(extra, Mapping):
+        named |= {key: _text(value) for key, value in extra.items()}
+    elif extra:
+        named["extra_special_tokens"] = [_text(value) for value in extra]
+    return named
+
+
+def _text(token: Any) -> Any:
+    return token["content"] if isinstance(token, Mapping) else token
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json with what special_tokens_map.json adds; in folders of old transformers the map wins."""
+    config, tokens = (
+        read_json(folder / name) if (folder / name).is_file() else {}
+        for name in ("tokenizer_config.json", "special_tokens_map.json")
+    )
+    return {**tokens, **config} if "added_tokens_decoder" in config else {**config, **tokens}
+
+
+def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | dict[str, str] | None:
+    """One template, or several by name; those in files of their own win, as in transformers."""
+    files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").is_file() else {}
+    files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    templates = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    told = settings.get("chat_template")
+    if not templates and isinstance(told, list):
+        templates = {entry["name"]: entry["template"] for entry in told}
+    if not templates and told is None and (old := folder / "chat_template.json").is_file():
+        told = read_json(old).get("chat_template")
+    return templates["default"] if list(templates) == ["default"] else templates or told
+
+
+# Vocabularies of other kinds -----------------------------------------------------------------------------------------
+
+
+def _by_class(folder: Path, settings: Mapping[str, Any]):
+    """By transformers' class for it, which knows what a bare vocabulary leaves out."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if settings.get("auto_map"):
+        raise ValueError(
+            f"{folder}: its tokenizer is code of its own (auto_map in tokenizer_config.json), which is not run; add a "
+            f"tokenizer.json, or {_ANOTHER}"
+        )
+    _require_packages(folder)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # of tokenizers, to the first releases of transformers 5
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+            if not hasattr(tokenizer, "backend_tokenizer"):  # mistral-common's own kind, where that is installed
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
+    except Exception as error:  # damaged files end in KeyErrors and kinds of transformers' own
+        raise ValueError(
+            f"{folder}: transformers cannot read its tokenizer ({reason(error)}); download or copy it again, add a "
+            f"tokenizer.json, or {_ANOTHER}"
+        ) from error
+    return tokenizer
+
+
+def _require_packages(folder: Path) -> None:
+    for path in (folder / "tokenizer.model", folder / "spiece.model"):
+        if not path.is_file() or (folder / "vocab.json").is_file():
+            continue
+        with path.open("rb") as file:
+            needed = ("sentencepiece", "google.protobuf") if file.read(1) == b"\n" else ("tiktoken",)
+        if absent := [name for name in needed if not _installed(name)]:
+            names = " ".join(name.split(".")[-1] for name in absent)
+            raise ValueError(
+                f"{path} is read with {names}, which {'are' if len(absent) > 1 else 'is'} not installed: pip install "
+                f"{names}, or add the model's tokenizer.json"
+            )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
+
+
+# Names of the first and the last token -------------------------------------------------------------------------------
+
+
+def _name_ends(tokenizer, settings: Mapping[str, Any], folder: Path) -> None:
+    """Names the tokens for beginning, end and padding that tokenizer_config.json leaves unsaid."""
+    first = first_id(tokenizer)
+    if settings.get("add_bos_token") and first is None and (folder / "tokenizer.json").is_file():
+        _log.warning("%s: tokenizer_config.json says add_bos_token, and tokenizer.json puts no token before a text; "
+                     "none is put", folder)  # fmt: skip
+    model = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    ids = {role: (model.get("text_config") or {}).get(f"{role}_id", model.get(f"{role}_id")) for role in _ROLES}
+    if first is not None:
+        ids["bos_token"] = first
+    for role, i in ids.items():
+        if role not in settings and getattr(tokenizer, role) is None and isinstance(i, int) and 0 <= i < len(tokenizer):
+            setattr(tokenizer, role, tokenizer.convert_ids_to_tokens(i))

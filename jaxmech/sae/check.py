@@ -145,7 +145,7 @@ def _read(lm: LanguageModel, text: Tokens, sites) -> _Seen:
 def _encode(lm: LanguageModel, texts: Sequence[str] | None, skip_first: int, rows: int, length: int) -> Tokens:
     """At most `rows` rows of at most `length` tokens."""
     passages = TEXT.read_text(encoding="utf-8").split("\n\n\n") if texts is None else list(texts)
-    if skip_first > 1 and lm.tokenizer.chat_template:
+    if skip_first > 1 and getattr(lm.tokenizer, "chat_template", None):
         tokens, mask = encode_chat(lm, [[{"role": "user", "content": text.strip()}] for text in passages[:rows]])
         return Tokens(np.asarray(tokens), np.asarray(mask))
     return pack_texts(lm, ["\n\n".join(passages)], length=min(length, lm.config.max_positions), limit=rows)

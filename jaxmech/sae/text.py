@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmech.models.chat import text_ids, token_ids
+from jaxmech.models.chat import checked_ids, text_ids
 from jaxmech.models.generate import generate
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ def pack_texts(lm: LanguageModel, texts: Iterable[str], *, length: int, limit: i
     body = length - len(bos)
     if body < 1:
         raise ValueError(f"length: expected at least {len(bos) + 1}, got {length}")
-    between = [lm.config.eos_ids[0]] if lm.config.eos_ids else token_ids(lm.tokenizer, "\n\n")
+    between = [lm.config.eos_ids[0]] if lm.config.eos_ids else checked_ids(lm, "\n\n")
     rows, rest = [], []
     for text in texts:
-        rest += token_ids(lm.tokenizer, text) + between
+        rest += checked_ids(lm, text) + between
         while len(rest) >= body and (limit is None or len(rows) < limit):
             rows.append(bos + rest[:body])
             rest = rest[body:]

@@ -117,10 +117,32 @@ def test_what_cannot_be_said_is_named(chatty):
         encode_chat(lm, [TALK[0] * 2])
     with pytest.raises(ValueError, match="'tiny' has no chat template.*encode"):
         encode_chat(chatty(None), TALK)
-    with pytest.raises(ValueError, match="conversation 0 .*refuses it"):
+    with pytest.raises(ValueError, match="conversation 0 .*refuses it.*or mend it") as error:
         encode_chat(chatty("{{ messages[0].content + 1 }}"), TALK)
-    with pytest.raises(ValueError, match="conversation 0 .*refuses it"):
-        encode_chat(chatty("{% for %}"), TALK)
+    assert "roles in the order" not in str(error.value)
+    with pytest.raises(ValueError, match="conversation 0 .*refuses it.*the template is damaged in line 2") as error:
+        encode_chat(chatty("{{ messages[0].content }}\n{% for %}"), TALK)
+    assert "roles in the order" not in str(error.value)
+
+
+THINKING = "{{ messages[0].content }}{% if enable_thinking is defined and not enable_thinking %}none{% endif %}"
+
+
+def test_variables_of_the_template(chatty):
+    lm = chatty(THINKING)
+    for options in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
+        expected = lm.tokenizer.apply_chat_template(TALK[0], tokenize=True, return_dict=False, **options)
+        assert rows(encode_chat(lm, TALK[:1], **options)) == [expected]
+    assert rows(encode_chat(lm, TALK[:1], enable_thinking=False)) != rows(encode_chat(lm, TALK[:1]))
+    with pytest.raises(ValueError, match="enable_thinking: the chat template of 'tiny' does not ask for it"):
+        encode_chat(chatty(TURNS), TALK, enable_thinking=False)
+
+
+def test_several_templates(chatty):
+    lm = chatty({"default": TURNS, "rag": THINKING})
+    assert rows(encode_chat(lm, TALK)) == rows(encode_chat(chatty(TURNS), TALK))
+    with pytest.raises(ValueError, match="has the chat templates rag and none called default; choose one"):
+        encode_chat(chatty({"rag": THINKING}), TALK)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,21 @@ def test_gemma3_from_the_class():
     assert config.norm_offset == 1 and config.qk_norm and config.post_norms and config.tied
 
 
+def test_what_tuning_tools_and_mirrors_write_is_inert():
+    told = {"unsloth_fixed": True, "unsloth_version": "2026.1", "model_name": "org/base"}
+    told |= {"_attn_implementation_internal": "sdpa", "_experts_implementation_internal": None}
+    for hf in (llama(), gemma3(), GPT2Config().to_dict(), Qwen2Config().to_dict()):
+        assert config_from_hf(hf | told) == config_from_hf(hf)
+
+
+@pytest.mark.parametrize("ignored", [None, ["partial_rotary_factor"]])
+def test_phi3_as_the_first_releases_of_transformers_5_save_it(ignored):
+    hf = Phi3Config(
+        rope_parameters={"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.75}
+    ).to_dict()
+    assert config_from_hf(hf | {"ignore_keys_at_rope_validation": ignored}) == config_from_hf(hf)
+
+
 def test_old_and_new_rope_mean_the_same():
     new = {"rope_theta": 5e5, "rope_type": "llama3", **LLAMA3}
     old = without(llama(rope_theta=5e5, rope_scaling={"type": "llama3", **LLAMA3}), "rope_parameters")
@@ -113,7 +128,6 @@ def test_old_and_new_rope_mean_the_same():
         ({"model_type": "mixtral"}, "mixtral is a mixture of experts"),
         ({"model_type": "gemma4_text"}, "shares keys and values between layers"),
         ({"model_type": "mllama", "text_config": {}}, "mllama reads images"),
-        (GPT2Config().to_dict() | {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx=True .expected False"),
         (Qwen2Config(use_sliding_window=False).to_dict() | {"layer_types": ["sliding_attention"] * 32}, "is off"),
         (without(Qwen3Config().to_dict(), "head_dim"), "head_dim is missing"),
         (without(Gemma2Config().to_dict(), "attn_logit_softcapping"), "attn_logit_softcapping is missing"),

@@ -19,10 +19,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jaxmech.choices import choice_distribution
 from jaxmech.models import load
+from jaxmech.models.chat import encode, encode_chat
 from jaxmech.models.decoder import forward
 from jaxmech.models.load import LanguageModel, load_model, save_model
 from jaxmech.models.safetensors import SafetensorsFolder
+from jaxmech.sae.text import from_prompts, pack_texts
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 Usage = namedtuple("Usage", "total used free")
@@ -461,3 +464,203 @@ def test_unknown_format(folder, tmp_path):
     (saved / load._MANIFEST).write_text(json.dumps(manifest | {"format": 2}))
     with pytest.raises(ValueError, match="format 2 of jaxmech_model.json is not known"):
         load_model(saved)
+
+
+@pytest.mark.parametrize("name", ["x [1]", "what?", "a*b"])
+def test_names_that_look_like_patterns(name, folder, gguf_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXMECH_CACHE", str(tmp_path / name / "cache"))
+    lm = load_model(folder)
+    place = tmp_path / name
+    place.mkdir()
+    assert same(lm, load_model(save_model(lm, place / name)))
+    odd = gguf_file.rename(place / "tiny[2].gguf")
+    first = load_model(odd)
+    monkeypatch.setattr(load, "GGUFFile", never)
+    assert same(first, load_model(odd))
+
+
+def test_a_saved_model_cut_in_half_is_one_short_message(folder, tmp_path):
+    saved = save_model(load_model(folder), tmp_path / "saved")
+    for file in (saved / "params").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ValueError, match="saved model .*saved is damaged; remove it and load or save again") as error:
+        load_model(saved)
+    assert "tensorstore_spec" not in str(error.value) and len(str(error.value)) < 500
+
+
+# What stands beside the weights --------------------------------------------------------------------------------------
+
+
+def test_an_index_left_beside_a_newer_file(folder):
+    plain, tensors = load_model(folder), load_file(folder / "model.safetensors")
+    save_file({name: np.zeros_like(array) for name, array in tensors.items()}, folder / "old.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "old.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert same(load_model(folder), plain)
+
+
+def test_shards_without_their_index(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(ValueError, match="model.safetensors.index.json is missing, .*model-00001-of-00002.safetensors"):
+        load_model(folder)
+
+
+def test_adapters_are_named(folder, monkeypatch):
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    with pytest.raises(ValueError, match="adapter of 'org/base' .*merge it into its base"):
+        load_model(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="is not a model: .*adapter of 'org/base'"):
+        load_model(folder)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+    with pytest.raises(ValueError, match="org/tuned: .*adapter of 'org/base'"):
+        load_model("org/tuned")
+
+
+def test_a_hub_repository_of_gguf_files_names_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    files = ["README.md", "m-Q4_K_M.gguf", "m-Q8_0.gguf"]
+    monkeypatch.setattr("jaxmech.hub.list_files", lambda repo: files)
+    with pytest.raises(
+        ValueError, match="no config.json; it holds GGUF files: m-Q4_K_M.gguf, m-Q8_0.gguf.*hf download"
+    ):
+        load_model("org/m-GGUF")
+    files[1:] = []
+    with pytest.raises(ValueError, match="has no config.json: it is no model of the transformers library"):
+        load_model("org/m-GGUF")
+
+
+def test_what_a_hub_model_says_that_is_not_understood_can_be_edited(folder, monkeypatch):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"brand_new": 3}))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+    with pytest.raises(ValueError, match="(?s)brand_new=3.*hf download org/tiny --local-dir"):
+        load_model("org/tiny")
+    with pytest.raises(ValueError) as error:
+        load_model(folder)
+    assert "hf download" not in str(error.value)
+
+
+# Tied embeddings -----------------------------------------------------------------------------------------------------
+
+
+def rewrite(folder, tied, **tensors):
+    """The golden model with another flag (None: none) and other tensors (None: taken out)."""
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": tied}
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    stored = load_file(folder / "model.safetensors") | {name.replace("__", "."): x for name, x in tensors.items()}
+    save_file({name: x for name, x in stored.items() if x is not None}, folder / "model.safetensors")
+
+
+def test_only_the_head_of_a_tied_model_is_stored(folder):
+    plain, embedding = load_model(folder), load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    rewrite(folder, True, lm_head__weight=embedding, model__embed_tokens__weight=None)
+    assert same(load_model(folder), plain)
+    rewrite(folder, True, lm_head__weight=embedding[:, :-1])
+    with pytest.raises(ValueError, match="(?s)1 of a wrong shape:.*lm_head.weight"):
+        load_model(folder)
+
+
+def test_another_head_under_a_flag_that_ties_it(folder):
+    embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    rewrite(folder, True, lm_head__weight=embedding + 1)
+    with pytest.raises(ValueError, match="'lm_head.weight' .*set tie_word_embeddings to false in config.json") as error:
+        load_model(folder)
+    assert "download" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "head"), [("tiny-llama-bias", "lm_head"), ("tiny-gpt-neox", "embed_out")])
+@pytest.mark.parametrize("tied", [False, None])
+def test_no_head_and_no_flag_that_ties_it(name, head, tied, tmp_path):
+    folder = shutil.copytree(GOLDENS / name, tmp_path / "model")
+    rewrite(folder, tied, **{f"{head}__weight": None})
+    with pytest.raises(ValueError, match=f"(?s)1 missing:.*{head}.weight .if .*set tie_word_embeddings to true"):
+        load_model(folder)
+
+
+# Tokenizers of one's own ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_without_a_tokenizer(folder, tmp_path):
+    plain = load_model(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match=r"its tokenizer is missing; .*load_model\(…, tokenizer=…\)"):
+        load_model(folder)
+    lm = load_model(folder, tokenizer=None)
+    assert lm.tokenizer is None
+    tokens = jnp.arange(6)[None]
+    np.testing.assert_array_equal(
+        forward(lm.config, lm.params, tokens).logits, forward(plain.config, plain.params, tokens).logits
+    )
+    for needs_text in (
+        lambda: encode(lm, ["t5"]),
+        lambda: encode_chat(lm, [[{"role": "user", "content": "t5"}]]),
+        lambda: choice_distribution(lm, ["t5"], ["t6", "t7"]),
+        lambda: pack_texts(lm, ["t5 t6"], length=2),
+    ):
+        with pytest.raises(ValueError, match="was loaded without a tokenizer.*load_model"):
+            needs_text()
+    saved = save_model(lm, tmp_path / "saved")
+    assert load_model(saved).tokenizer is None
+    again = load_model(saved, tokenizer=GOLDENS / "tiny-gemma3")
+    assert again.tokenizer("t5 t6").input_ids == plain.tokenizer("t5 t6").input_ids
+    assert load_model(saved, tokenizer=plain.tokenizer).tokenizer is plain.tokenizer
+
+
+def test_a_tokenizer_that_was_asked_for(folder, tmp_path, monkeypatch):
+    other = shutil.copytree(GOLDENS / "tiny-gemma3", tmp_path / "other")
+    fields = json.loads((other / "tokenizer.json").read_text())
+    fields["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<eos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<eos>": {"id": "<eos>", "ids": [1], "tokens": ["<eos>"]}},
+    }
+    (other / "tokenizer.json").write_text(json.dumps(fields))
+    (folder / "tokenizer.json").write_text("{}")  # not even looked at
+    assert load_model(folder, tokenizer=other).config.bos_id == 1
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(other))
+    assert load_model(folder, tokenizer="org/other").config.bos_id == 1
+    for wrong, message in ((7, "expected a folder, a hub id, .*got int"), ("/no/such", "'/no/such' is no folder")):
+        with pytest.raises(ValueError, match=f"tokenizer: {message}"):
+            load_model(folder, tokenizer=wrong)
+
+
+def test_a_gguf_file_whose_tokenizer_is_not_known(gguf_bytes, tmp_path):
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(gguf_bytes.replace(b"smollm", b"nollms"))
+    for _ in range(2):  # converted, and from the cache
+        assert load_model(path, tokenizer=None).tokenizer is None
+        with pytest.raises(ValueError, match="tokenizer.ggml.pre: expected one of .*got 'nollms'"):
+            load_model(path)
+
+
+def with_more_tokens(folder):
+    """The golden model with a token in its tokenizer that its embedding has no row for."""
+    fields = json.loads((folder / "tokenizer.json").read_text())
+    rows = len(load_file(folder / "model.safetensors")["model.embed_tokens.weight"])
+    token = {"id": rows, "content": "<new>", "single_word": False, "lstrip": False, "rstrip": False}
+    fields["added_tokens"].append(token | {"normalized": False, "special": True})
+    fill = {f"filler{i}": i for i in range(len(fields["model"]["vocab"]), rows)}
+    fields["model"]["vocab"] |= fill
+    (folder / "tokenizer.json").write_text(json.dumps(fields))
+    return load_model(folder), rows
+
+
+def test_a_token_without_a_row_is_refused(folder):
+    lm, rows = with_more_tokens(folder)
+    assert encode(lm, ["t5 t6"])[0].shape == (1, 16)
+    lm.tokenizer.chat_template = "{{ messages[0].content }}"
+    for holds_it in (
+        lambda: encode(lm, ["t6", "t5 <new>"]),
+        lambda: encode(lm, ["t5 <new>"], bos=False),
+        lambda: encode_chat(lm, [[{"role": "user", "content": "t5 <new>"}]]),
+        lambda: choice_distribution(lm, ["t5"], [" t6", " <new>"]),
+        lambda: choice_distribution(lm, ["t5 <new>"], [" t6", " t7"]),
+        lambda: pack_texts(lm, ["t5 <new>"], length=2),
+        lambda: from_prompts(lm, ["t5 <new>"]),
+    ):
+        with pytest.raises(ValueError, match=f"holds the token '<new>' with the id {rows}, .* has {rows} rows"):
+            holds_it()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from jaxmech.models.config import Rope
 from jaxmech.models.decoder import forward
@@ -79,6 +82,64 @@ def test_bfloat16_is_the_same_model_only_coarser(tiny):
     out = forward(lm.config, params, jnp.asarray(golden["tokens"]), taps=("resid_post",), logits="all")
     assert out.logits.dtype == jnp.float32 and out.taps["resid_post"].dtype == jnp.bfloat16
     assert np.corrcoef(np.asarray(out.logits).ravel(), golden["logits"].ravel())[0, 1] > 0.97
+
+
+def test_float16_parameters_of_a_stream_that_float16_cannot_hold(tiny):
+    """Residuals of Gemma 3 reach 10^5: what is computed is float32, on parameters rounded to float16."""
+    lm, golden = tiny
+    half = jax.tree.map(lambda x: x.astype(jnp.float16), lm.params)
+    large = {**half, "embed": {"embedding": jnp.full_like(half["embed"]["embedding"], 6e4).at[1::2].set(-5e4)}}
+    tokens = jnp.asarray(golden["tokens"])
+    for params in (half, large):
+        rounded = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+        out = forward(lm.config, params, tokens, taps=("resid_post",), logits="all")
+        expected = forward(lm.config, rounded, tokens, taps=("resid_post",), logits="all")
+        assert out.taps["resid_post"].dtype == jnp.float32 and np.isfinite(out.logits).all()
+        np.testing.assert_allclose(out.logits, expected.logits, rtol=2e-4, atol=2e-4)
+
+
+def test_gpt2_whose_scores_shrink_with_the_layer(tmp_path):
+    """By a plain NumPy GPT-2, at every setting of the two scales."""
+    folder = shutil.copytree(GOLDENS / "tiny-gpt2", tmp_path / "model")
+    golden, stated = golden_of("tiny-gpt2"), json.loads((folder / "config.json").read_text())
+    w = {k.removeprefix("transformer."): v for k, v in load_file(folder / "model.safetensors").items()}
+    for by_layer in (False, True):
+        for by_width in (False, True):
+            scales = {"scale_attn_by_inverse_layer_idx": by_layer, "scale_attn_weights": by_width}
+            (folder / "config.json").write_text(json.dumps(stated | scales))
+            lm = load_model(folder)
+            expected = [numpy_gpt2(lm.config, w, row, by_layer, by_width) for row in golden["tokens"]]
+            assert_near(forward(lm.config, lm.params, jnp.asarray(golden["tokens"]), logits="all").logits, expected)
+            new = generate(lm.config, lm.params, jnp.asarray(golden["tokens"]), max_new_tokens=2, eos_ids=())
+            assert np.asarray(new)[:, 0].tolist() == [e[-1].argmax() for e in expected]
+
+
+def numpy_gpt2(config, w, tokens, by_layer, by_width):
+    """Logits [T,V] of one text."""
+    T, H, h = len(tokens), config.n_heads, config.head_dim
+    erf_free = {"gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))}
+
+    def norm(x, name):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + config.norm_eps)
+        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def linear(x, name):
+        return x @ w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    x = w["wte.weight"][tokens] + w["wpe.weight"][:T]
+    for i in range(config.n_layers):
+        q, k, v = (
+            part.reshape(T, H, h).swapaxes(0, 1)
+            for part in np.split(linear(norm(x, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn"), 3, -1)
+        )
+        scores = q @ k.swapaxes(1, 2) * (h**-0.5 if by_width else 1) / (i + 1 if by_layer else 1)
+        scores = np.where(np.tril(np.ones((T, T), bool)), scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        z = (weights / weights.sum(-1, keepdims=True)) @ v
+        x = x + linear(z.swapaxes(0, 1).reshape(T, -1), f"h.{i}.attn.c_proj")
+        hidden = erf_free[config.activation](linear(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc"))
+        x = x + linear(hidden, f"h.{i}.mlp.c_proj")
+    return norm(x, "ln_f") @ w["wte.weight"].T
 
 
 # Each fact ignored on purpose: the golden must show it, or it proves nothing about the fact --------------------------

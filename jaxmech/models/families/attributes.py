@@ -32,7 +32,13 @@ _INERT = frozenset(
     "early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty "
     "length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores "
     "forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens "
-    "begin_suppress_tokens output_past".split()
+    "begin_suppress_tokens output_past "
+    # What tuning tools and mirrors write: who saved it, and how their own code is to run it.
+    "model_name _attn_implementation_internal _experts_implementation "
+    "_experts_implementation_internal attn_implementation _flash_attn_2_enabled use_flash_attention_2 "
+    "_use_flash_attention_2 use_flash_attn _commit_hash use_liger_kernel "
+    # Which RoPE keys transformers 5.0 to 5.3 leaves unchecked.
+    "ignore_keys_at_rope_validation".split()
 )
 # Understood only at these values.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -141,7 +147,7 @@ _NEEDED = (
 def _check(family: Family, hf: Mapping[str, Any]) -> None:
     neutral = {k: v for k, v in {**_NEUTRAL, **family.neutral}.items() if k not in family.handled}
     known = _CORE | _INERT | family.handled | family.inert | set(neutral)
-    bad = [f"{k}={hf[k]!r} (not understood)" for k in sorted(hf) if k not in known]
+    bad = [f"{k}={hf[k]!r} (not understood)" for k in sorted(hf) if k not in known and not k.startswith("unsloth_")]
     bad += [
         f"{k}={hf[k]!r} (expected {neutral[k][0]!r})" for k in sorted(neutral) if k in hf and hf[k] not in neutral[k]
     ]

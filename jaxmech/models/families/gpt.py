@@ -18,7 +18,16 @@ _NORMED = {"norm": "layer", "gated": False, "output_bias": True, "attention_bias
 
 def _gpt2(hf: Mapping[str, Any]) -> dict[str, Any]:
     width = hf.get("intermediate_size") or 4 * hf["hidden_size"]
-    return {**_NORMED, "d_mlp": width, "rope": None, "learned_positions": True, "activation": at.activation(hf)}
+    own = bool(hf.get("scale_attn_by_inverse_layer_idx"))
+    return {
+        **_NORMED,
+        "d_mlp": width,
+        "rope": None,
+        "learned_positions": True,
+        "activation": at.activation(hf),
+        "query_scale": at.head_dim(hf) ** -0.5 if hf.get("scale_attn_weights", True) else 1.0,
+        "score_scales": tuple(1 / (i + 1) for i in range(hf["num_hidden_layers"])) if own else None,
+    }
 
 
 def _neox(hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +84,8 @@ def _neox_table(config: ModelConfig) -> Table:
         *tn.layer_rules(config, stem + r"layers\.", names | tn.PRE_NORMS),
     ]
     strays = (tn.ROTARY_BUFFER, layer + r"attention\.(?:bias|masked_bias)")
-    return tn.ends(config, stem + "embed_in", stem + "final_layer_norm", r"(?:embed_out|lm_head)", rules, strays)
+    head = r"(?:embed_out|lm_head)"
+    return tn.ends(config, stem + "embed_in", stem + "final_layer_norm", head, rules, strays, head_name="embed_out")
 
 
 GPT2 = at.Family(
@@ -83,15 +93,11 @@ GPT2 = at.Family(
     model_types=("gpt2",),
     config=_gpt2,
     table=_gpt2_table,
-    handled=frozenset({"hidden_act"}),
+    handled=frozenset({"hidden_act", "scale_attn_by_inverse_layer_idx", "scale_attn_weights"}),
     inert=frozenset(
         "n_ctx resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation "
         "summary_proj_to_labels summary_first_dropout reorder_and_upcast_attn n_special predict_special_tokens".split()
     ),
-    neutral={
-        "scale_attn_weights": (True, None),
-        "scale_attn_by_inverse_layer_idx": (False, None),
-    },
     defaults={"tie_word_embeddings": True},
     renames={
         "n_embd": "hidden_size",

@@ -82,12 +82,14 @@ def ends(
     layers: Iterable[Rule],
     strays: tuple[str, ...],
     fix: Transform = same,
+    head_name: str = "lm_head",
 ) -> Table:
     """The whole table: embedding, final norm and unembedding around the layers' rules.
 
     Args:
       embed, norm, head: patterns of their tensors' names without ".weight" or ".bias".
       fix: makes the stored final norm Hugging Face's.
+      head_name: what a message calls the unembedding when it is missing.
     """
     rules = (
         Rule(rf"{embed}\.weight", "embed/embedding"),
@@ -98,7 +100,10 @@ def ends(
     head = rf"{head}\.weight"
     if config.tied:
         return Table(rules, strays, ((head, "embed/embedding"),))
-    return Table((*rules, Rule(head, "unembed/kernel", transposed)), strays)
+    absent = (
+        f"{head_name}.weight (if the model ties it to its embedding, set tie_word_embeddings to true in config.json)"
+    )
+    return Table((*rules, Rule(head, "unembed/kernel", transposed)), strays, names={"unembed/kernel": absent})
 
 
 # Llama's names, which most families have taken over ------------------------------------------------------------------

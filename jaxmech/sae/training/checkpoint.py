@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from jaxmech.disk import disk_errors, require_space
+from jaxmech.disk import disk_errors, plain, reason, require_space
 
 _REMEDY = "make room, or choose another folder; started again, the training goes on from its last checkpoint"
 
@@ -28,19 +29,30 @@ class Checkpoints:
         self._folder = Path(folder).absolute()
         self._identity = identity
         options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+        self._link = contextlib.ExitStack()
         with disk_errors(self._folder, "choose another folder"):
-            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            named = self._link.enter_context(plain(self._folder))
+            self._manager = ocp.CheckpointManager(named, options=options)
 
     def restore(self, like: Any) -> tuple[Any, list[dict[str, Any]]] | None:
         """The latest state, shaped as `like`, and its history; None if there is none."""
         step = self._manager.latest_step()
         if step is None:
             return None
-        found = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
+        found = self._read(step, about=ocp.args.JsonRestore()).about
         self._compare(found["identity"])
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        tree = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))).state
-        return tree, found["history"]
+        return self._read(step, state=ocp.args.StandardRestore(shapes)).state, found["history"]
+
+    def _read(self, step: int, **items):
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax has many kinds
+            raise ValueError(
+                f"checkpoint_dir: the checkpoint {self._folder / str(step)} is damaged ({reason(error)}); delete this "
+                "folder, and the training goes on from the checkpoint before it, if there is one"
+            ) from error
 
     def require_space(self, state: Any) -> None:
         """Asks for room for one checkpoint.
@@ -69,6 +81,7 @@ class Checkpoints:
         with disk_errors(self._folder, _REMEDY):
             self._manager.wait_until_finished()
             self._manager.close()
+        self._link.close()
 
     def _compare(self, found: dict[str, Any]) -> None:
         names = sorted(found.keys() | self._identity.keys())

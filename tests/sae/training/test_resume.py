@@ -113,3 +113,21 @@ def test_tensorboard(tmp_path, monkeypatch):
     assert seen[0] == ("tensorboard", 5) and seen[-1] == "closed"
     assert set(seen[1:-1]) == {("fvu/layer 3, sparsity 3", 0.5, 8), ("l0/layer 3, sparsity 3", 3.0, 8)}
     assert steps_of(tmp_path) == [4, 8]
+
+
+def test_a_folder_whose_name_looks_like_a_pattern(tmp_path):
+    folder = tmp_path / "x [1]"
+    whole = run(folder)
+    (folder / "metrics.csv").unlink()
+    same(run(folder), whole)  # read from its last checkpoint
+    assert sorted(path.name for path in (folder / "ckpt").iterdir() if path.name.isdigit()) == ["16", "24"]
+
+
+def test_a_checkpoint_cut_in_half_is_one_short_message(tmp_path):
+    run(tmp_path)
+    for file in (tmp_path / "ckpt" / "24").rglob("*"):
+        if file.is_file() and file.stat().st_size > 300:
+            file.write_bytes(file.read_bytes()[:150])
+    with pytest.raises(ValueError, match="checkpoint_dir: .*24 is damaged .*delete this folder") as error:
+        run(tmp_path)
+    assert len(str(error.value)) < 600
