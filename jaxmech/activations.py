@@ -27,11 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
+from jaxmech.arguments import whole_number, whole_numbers
 from jaxmech.disk import disk_errors, read_json, reason, require_space, whole
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import SITES, Params, Tap, forward
 from jaxmech.progress import progress
-from jaxmech.sae.stream import BatchStream, behind_first, first_layers
+from jaxmech.sae.stream import BatchStream, behind_first, first_layers, token_rows
 
 _STORED = {"float32": "float32", "bfloat16": "uint16", "float16": "float16"}
 _FORMAT = "jaxmech activations, 1"
@@ -76,9 +77,10 @@ def save_activations(
     """
     if dtype not in _STORED:
         raise ValueError(f"dtype: expected one of {', '.join(_STORED)}, got {dtype!r}")
-    if batch < 1 or rows < 1 or rows % batch:
+    batch, rows = whole_number("batch", batch, 1), whole_number("rows", rows, 1)
+    if rows % batch:
         raise ValueError(f"batch, rows: expected rows to be a multiple of batch, got batch {batch} and rows {rows}")
-    tokens, mask = _texts(config, tokens, mask)
+    tokens, mask = token_rows(config, tokens, mask)
     sites, layers = _sites(sites), _layers(config, layers)
     if max(layers) + 1 < config.n_layers:
         config, params = first_layers(config, params, max(layers) + 1)
@@ -309,10 +311,11 @@ class Activations:
           ValueError: a layer or a site that is not here, or files that are missing or damaged.
           IndexError: texts or positions beyond the last.
         """
-        site = self.site(site)
-        if unknown := sorted(set(np.atleast_1d(layer).tolist()) - set(self.layers)):
+        site, single = self.site(site), np.ndim(layer) == 0
+        wanted = (whole_number("layer", layer),) if single else whole_numbers("layer", layer)
+        if unknown := sorted(set(wanted) - set(self.layers)):
             raise ValueError(f"layer: {self.folder} has layers {self.layers}, got {unknown}")
-        rows = self.layers.index(layer) if np.ndim(layer) == 0 else [self.layers.index(one) for one in layer]
+        rows = self.layers.index(wanted[0]) if single else [self.layers.index(one) for one in wanted]
         n, T = self.mask.shape
         part = self.arrays[site].oindex[rows, _along(n, texts), _along(T, at)]
         try:
@@ -371,17 +374,18 @@ class CacheStream(BatchStream):
         seed: int = 0,
     ):
         self._source, self.site, self.model = source, source.site(site), source.facts["model"]
-        self.layers = source.layers if layers is None else tuple(int(layer) for layer in layers)
+        self.layers = source.layers if layers is None else whole_numbers("layers", layers)
         if not self.layers or len(set(self.layers)) < len(self.layers) or set(self.layers) - set(source.layers):
             raise ValueError(f"layers: expected distinct ones of {source.layers}, at least one, got {self.layers}")
-        self.epochs, self.skip_first, self.seed = epochs, skip_first, seed
+        self.epochs, self.skip_first, self.seed = epochs, whole_number("skip_first", skip_first, 0), seed
         self.d_in = source.arrays[self.site].shape[-1]
-        self._kept = behind_first(source.mask, skip_first)
+        self._kept = behind_first(source.mask, self.skip_first)
         total, rows = int(self._kept.sum()), source.facts["rows"]
-        self.batch_size = min(512, max(total, 1)) if batch_size is None else batch_size
+        self.batch_size = min(512, max(total, 1)) if batch_size is None else whole_number("batch_size", batch_size, 1)
+        self.buffer_tokens = max(whole_number("buffer_tokens", buffer_tokens), self.batch_size)
         sizes = np.add.reduceat(self._kept.sum(1), np.arange(0, len(self._kept), rows))
-        order = np.random.default_rng((seed, 0)).permutation(len(sizes))
-        count = int(np.clip(total // max(buffer_tokens, self.batch_size, 1), 1, len(sizes)))
+        order = np.random.default_rng((whole_number("seed", seed, 0), 0)).permutation(len(sizes))
+        count = int(np.clip(total // self.buffer_tokens, 1, len(sizes)))
         while count > 1 and min(sizes[files].sum() for files in np.array_split(order, count)) < self.batch_size:
             count -= 1
         self._files = np.array_split(order, count)
@@ -400,21 +404,10 @@ class CacheStream(BatchStream):
             parts.append(self._source.read(self.layers, site=self.site, texts=texts)[:, self._kept[texts]])
         return jnp.asarray(np.concatenate(parts, axis=1))
 
-    def fingerprint(self) -> str:
-        settings = (self.layers, self.site, self.batch_size, self.epochs, self.skip_first, self.seed)
-        return _hash(sorted(self._source.facts.items()), settings, *self._files)
-
-
-def _texts(config: ModelConfig, tokens, mask) -> tuple[np.ndarray, np.ndarray]:
-    tokens = np.asarray(tokens)
-    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask, bool)
-    if tokens.ndim != 2 or not tokens.size or mask.shape != tokens.shape:
-        raise ValueError(f"tokens, mask: expected two arrays [n,T], got shapes {tokens.shape} and {mask.shape}")
-    if tokens.dtype.kind not in "iu" or not 0 <= tokens.min() <= tokens.max() < config.vocab_size:
-        raise ValueError(
-            f"tokens: expected integers 0..{config.vocab_size - 1}, got {tokens.dtype}s {tokens.min()}..{tokens.max()}"
-        )
-    return tokens.astype(np.int32), mask
+    def contents(self) -> dict[str, Any]:
+        names = ("dtype", "rows", "tokens_hash", "model_hash")
+        found = {"buffer_tokens": min(self.buffer_tokens, self.tokens_seen)}
+        return found | {name: self._source.facts[name] for name in names}
 
 
 def _sites(sites: Sequence[str]) -> tuple[str, ...]:
@@ -426,7 +419,7 @@ def _sites(sites: Sequence[str]) -> tuple[str, ...]:
 
 
 def _layers(config: ModelConfig, layers: Sequence[int] | None) -> tuple[int, ...]:
-    layers = tuple(range(config.n_layers)) if layers is None else tuple(int(layer) for layer in layers)
+    layers = tuple(range(config.n_layers)) if layers is None else whole_numbers("layers", layers)
     if not layers or len(set(layers)) < len(layers) or set(layers) - set(range(config.n_layers)):
         raise ValueError(f"layers: expected distinct ones of 0..{config.n_layers - 1}, at least one, got {layers}")
     return layers

@@ -279,20 +279,21 @@ def check_dictionary_learning(root: Path) -> None:
 
     t = random_tensors(bias=D, **linear)
     f = torch.relu((x - t["bias"]) @ t["encoder.weight"].T + t["encoder.bias"])
-    check("AutoEncoder", t, f, f @ t["decoder.weight"].T + t["bias"])
+    norm = t["decoder.weight"].norm(dim=0)  # `AutoEncoder.from_pretrained` goes over to decoder rows of norm 1
+    check("AutoEncoder", t, f * norm, f @ t["decoder.weight"].T + t["bias"])
     t = random_tensors(**linear, **{"decoder.bias": D})
     f = torch.relu(x @ t["encoder.weight"].T + t["encoder.bias"])
     check("AutoEncoderNew", t, f, f @ t["decoder.weight"].T + t["decoder.bias"])
     shapes = {name: linear[name] for name in ("encoder.weight", "decoder.weight")}
     t = random_tensors(decoder_bias=D, r_mag=F, gate_bias=F, mag_bias=F, **shapes)
-    u, norm = (x - t["decoder_bias"]) @ t["encoder.weight"].T, t["decoder.weight"].norm(dim=0)
-    f = (u + t["gate_bias"] > 0) * torch.relu(t["r_mag"].exp() * u + t["mag_bias"]) * norm
-    check("GatedAutoEncoder", t, f, (f / norm) @ t["decoder.weight"].T + t["decoder_bias"])
+    u = (x - t["decoder_bias"]) @ t["encoder.weight"].T
+    f = (u + t["gate_bias"] > 0) * torch.relu(t["r_mag"].exp() * u + t["mag_bias"])
+    check("GatedAutoEncoder", t, f, f @ t["decoder.weight"].T + t["decoder_bias"])
     t = random_tensors(**canonical, threshold=F)
-    t["threshold"], norm = t["threshold"].abs(), t["W_dec"].norm(dim=1)
+    t["threshold"] = t["threshold"].abs()
     pre = x @ t["W_enc"] + t["b_enc"]
-    f = torch.relu(pre * (pre > t["threshold"])) * norm
-    check("JumpReluAutoEncoder", t, f, (f / norm) @ t["W_dec"] + t["b_dec"])
+    f = torch.relu(pre * (pre > t["threshold"]))
+    check("JumpReluAutoEncoder", t, f, f @ t["W_dec"] + t["b_dec"])
     for name in ("AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE"):
         t = random_tensors(**(canonical if name.startswith("M") else {**linear, "b_dec": D}))
         t |= {"k": torch.tensor(6, dtype=torch.int), "threshold": torch.tensor(1.2)}

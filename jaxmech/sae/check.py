@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from jaxmech.arguments import strings, whole_number
 from jaxmech.models.chat import encode_chat
 from jaxmech.models.decoder import SITES, forward
 from jaxmech.sae.evaluate import evaluate
@@ -88,12 +89,15 @@ def check_sae(
       A `Check`.
 
     Raises:
-      ValueError: the dictionaries' width, site or layers are not the model's, or `texts` do not fill a row.
+      ValueError: the dictionaries' width, site or layers are not the model's, `texts` are one string or do not fill a
+        row, or the model's activations on them are not finite.
     """
     _require_fit(lm, saes)
     saes = saes.as_stack()
+    rows, length = whole_number("rows", rows, 1), whole_number("length", length)
     config, text = saes.config, _encode(lm, texts, saes.config.skip_first, rows, length)
     seen = _read(lm, text, {config.site, config.site_out})
+    _require_finite(lm, config, seen)
     found = _fit(saes, *seen.pair(config))
     faults = [_faults(*facts) for facts in zip(found.fvu, found.l0, config.l0, strict=True)]
     causes = [a or b for a, b in zip(_by_skipping(saes, seen, found), _by_reading(lm, saes, text, found), strict=True)]
@@ -144,7 +148,7 @@ def _read(lm: LanguageModel, text: Tokens, sites) -> _Seen:
 
 def _encode(lm: LanguageModel, texts: Sequence[str] | None, skip_first: int, rows: int, length: int) -> Tokens:
     """At most `rows` rows of at most `length` tokens."""
-    passages = TEXT.read_text(encoding="utf-8").split("\n\n\n") if texts is None else list(texts)
+    passages = TEXT.read_text(encoding="utf-8").split("\n\n\n") if texts is None else list(strings("texts", texts))
     if skip_first > 1 and getattr(lm.tokenizer, "chat_template", None):
         tokens, mask = encode_chat(lm, [[{"role": "user", "content": text.strip()}] for text in passages[:rows]])
         return Tokens(np.asarray(tokens), np.asarray(mask))
@@ -165,6 +169,14 @@ def _require_fit(lm: LanguageModel, saes: SAE) -> None:
         raise ValueError(f"saes: these dictionaries do not belong to this model: {'; '.join(faults)}")
 
 
+def _require_finite(lm: LanguageModel, config: SAEConfig, seen: _Seen) -> None:
+    for site in dict.fromkeys((config.site, config.site_out)):
+        finite = np.asarray(_finite(seen.at(site, config.layers, config.skip_first)))
+        if wrong := [layer for layer, good in zip(config.layers, finite, strict=True) if not good]:
+            raise ValueError(f"lm: {site} of layer {', '.join(map(str, wrong))} of {lm.name} is not finite on these "
+                             "texts; check the model's weights and dtype")  # fmt: skip
+
+
 # Measures -----------------------------------------------------------------------------------------------------------
 
 
@@ -178,8 +190,18 @@ class _Fit(NamedTuple):
 
 
 def _fit(saes: SAE, x: jax.Array, target: jax.Array) -> _Fit:
+    """NaN where activations are not finite, as those of a layer that nobody asked for may be."""
+    finite = _finite(x) & _finite(target)
+    x, target = (jnp.where(finite[:, None, None], a, 0.0) for a in (x, target))
     table = evaluate(saes, [(x, target)]).table
-    return _Fit(*(table[name].to_numpy() for name in ("fvu", "fvu_median", "l0", "cosine_centred")))
+    columns = (table[name].to_numpy() for name in ("fvu", "fvu_median", "l0", "cosine_centred"))
+    return _Fit(*(np.where(finite, column, np.nan) for column in columns))
+
+
+@jax.jit
+def _finite(x: jax.Array) -> jax.Array:
+    """[S], whether all of [S,n,D] are."""
+    return jnp.isfinite(x).all((1, 2))
 
 
 def _faults(fvu: float, l0: float, declared: float | None) -> list[str]:

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from jaxmech.arguments import whole_number
 from jaxmech.edits import Replace
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params, forward
 from jaxmech.sae.module import SAE, SAEConfig
-from jaxmech.sae.stream import behind_first
+from jaxmech.sae.stream import behind_first, token_rows
 
 _TINY = 1e-12
 
@@ -56,15 +57,20 @@ def evaluate(sae: SAE, batches: Iterable[jax.Array | tuple[jax.Array, jax.Array]
       `fvu_token` agrees where there is one batch.
 
     Raises:
-      ValueError: no batch, or single activations for a dictionary whose two sites differ.
+      ValueError: no batch, one that does not fit or is not finite, or single activations for a dictionary whose two
+        sites differ.
     """
     sae = sae.as_stack()
     maths = SAE(sae.params, _maths(sae.config))
     n, mean, square, error, means, fired, centre = 0, 0.0, 0.0, 0.0, 0.0, 0.0, None
-    for batch in batches:
+    for number, batch in enumerate(batches):
         x, target = _pair(sae, batch)
         centre = jnp.asarray(target, jnp.float32).mean(1) if centre is None else centre
         got = jax.tree.map(partial(np.asarray, dtype=np.float64), jax.device_get(_measure(maths, x, target, centre)))
+        if not (finite := got.pop("finite").astype(bool)).all():
+            layers = ", ".join(str(layer) for layer, good in zip(sae.config.layers, finite, strict=True) if not good)
+            raise ValueError(f"batches: layer {layers} of batch {number} is not finite; leave such tokens out, or "
+                             "check the model's weights and dtype")  # fmt: skip
         m = x.shape[1]
         shift = got["mean"] - mean
         square = square + got["square"] + shift**2 * n * m / (n + m)  # Chan's update
@@ -124,7 +130,8 @@ def _pair(sae: SAE, batch) -> tuple[jax.Array, jax.Array]:
     shapes = [(len(config.layers), *x.shape[1:2], width) for width in (config.d_in, config.d_out)]
     if [x.shape, target.shape] != shapes:
         raise ValueError(
-            f"batches: expected [L', n, D] as {shapes[0]} in, {shapes[1]} out, got {x.shape}, {target.shape}"
+            f"batches: expected [L', n, D] as {shapes[0]} in, {shapes[1]} out, got {x.shape}, {target.shape}; one"
+            " array alone is given as [x]"
         )
     return x, target
 
@@ -156,6 +163,7 @@ def _measure(sae: SAE, x: jax.Array, target: jax.Array, centre: jax.Array) -> di
             "square": jnp.sum((t - mean) ** 2, axis=0),
             "error": jnp.sum(wrong, axis=0),
             "fired": jnp.sum(f != 0, axis=0),
+            "finite": jnp.isfinite(x).all() & jnp.isfinite(t).all(),
             "sums": jnp.stack([parts[name].sum() for name in _MEANS]),
         }
 
@@ -194,13 +202,11 @@ def loss_recovered(
       (padding, the skipped first tokens, and last tokens, whose next one is unknown).
 
     Raises:
-      ValueError: tokens and mask of other shapes, or no prediction left to score.
+      ValueError: tokens that the model does not have, a mask of another shape, or no prediction left to score.
     """
-    tokens = np.asarray(tokens, np.int32)
-    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask, bool)
-    if tokens.ndim != 2 or mask.shape != tokens.shape:
-        raise ValueError(f"tokens, mask: expected two arrays [N,T], got shapes {tokens.shape} and {mask.shape}")
-    skip_first = sae.config.skip_first if skip_first is None else skip_first
+    tokens, mask = token_rows(config, tokens, mask)
+    skip_first = whole_number("skip_first", sae.config.skip_first if skip_first is None else skip_first, 0)
+    forward_batch = whole_number("forward_batch", forward_batch, 1)
     kept = behind_first(mask, skip_first)
     scored = kept[:, :-1] & mask[:, 1:]
     if not scored.any():

@@ -22,6 +22,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
+from jaxmech.arguments import number, whole_number, whole_numbers
 from jaxmech.sae.topk import largest
 
 ACTIVATIONS = ("relu", "jumprelu", "topk", "abstopk", "batchtopk")
@@ -70,11 +71,19 @@ class SAEConfig:
     source: str | None = None
 
     def __post_init__(self):
-        layers = tuple(int(layer) for layer in self.layers)
-        object.__setattr__(self, "d_out", self.d_in if self.d_out is None else self.d_out)
-        object.__setattr__(self, "site_out", self.site if self.site_out is None else self.site_out)
-        object.__setattr__(self, "layers", layers)
-        object.__setattr__(self, "l0", tuple(self.l0) or (None,) * len(layers))
+        layers = whole_numbers("layers", self.layers)
+        plain = {
+            "d_in": whole_number("d_in", self.d_in, 1),
+            "d_sae": whole_number("d_sae", self.d_sae, 1),
+            "d_out": whole_number("d_out", self.d_in if self.d_out is None else self.d_out, 1),
+            "k": None if self.k is None else number("k", self.k),
+            "site_out": self.site if self.site_out is None else self.site_out,
+            "layers": layers,
+            "l0": tuple(None if l0 is None else number("l0", l0) for l0 in self.l0) or (None,) * len(layers),
+            "skip_first": whole_number("skip_first", self.skip_first, 0),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
         if self.normalize not in NORMALIZATIONS:
@@ -134,21 +143,22 @@ def normalise(kind: str, x: jax.Array) -> tuple[jax.Array, jax.Array | None, jax
 
 
 def activate(config: SAEConfig, pre: jax.Array, threshold: jax.Array | None = None) -> jax.Array:
-    """The code of pre-activations [..., F]."""
+    """The code of pre-activations [..., F]; NaN where one is NaN, whatever the kind."""
     if config.activation == "relu":
         return jax.nn.relu(pre)
-    if config.activation == "jumprelu":
-        return jnp.where(pre > threshold, jax.nn.relu(pre), 0.0)
+    if config.activation == "jumprelu":  # asked this way round, a NaN is let through
+        return jnp.where(pre <= threshold, 0.0, jax.nn.relu(pre))
     rows = pre.reshape(-1, config.d_sae)
     if config.activation == "batchtopk":
         kept = largest(jax.lax.stop_gradient(rows), int(config.k * len(rows)))
-        return jnp.where(kept, rows, 0.0).reshape(pre.shape)
+        return jnp.where(kept | jnp.isnan(rows), rows, 0.0).reshape(pre.shape)
     # Ties are broken by index, so that a token never keeps more than k: comparing with the k-th largest would not do.
     signed = config.activation == "abstopk"
     _, index = jax.lax.top_k(jnp.abs(rows) if signed else rows, int(config.k))
     values = jnp.take_along_axis(rows, index, axis=1)
     at = jnp.arange(len(rows))[:, None], index
-    return jnp.zeros_like(rows).at[at].set(values if signed else jax.nn.relu(values)).reshape(pre.shape)
+    code = jnp.zeros_like(rows).at[at].set(values if signed else jax.nn.relu(values))
+    return jnp.where(jnp.isnan(rows), rows, code).reshape(pre.shape)
 
 
 class SparseCoder(nn.Module):

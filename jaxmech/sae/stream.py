@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from jaxmech.arguments import whole_number, whole_numbers
 from jaxmech.disk import disk_errors, whole
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import SITES, Params, Tap, forward
@@ -30,8 +32,7 @@ class BatchStream:
     """Batches [L',B,D] from buffers [L',n,D] that a subclass provides; endless, buffer after buffer.
 
     A subclass sets `layers`, `site`, `model`, `skip_first` (tokens at the start of a text that it leaves out), `d_in`,
-    `batch_size`, `epochs`, `seed` and `buffer_sizes` (rows of each buffer), and defines `buffer(b)` and
-    `fingerprint()`.
+    `batch_size`, `epochs`, `seed` and `buffer_sizes` (rows of each buffer), and defines `buffer(b)` and `contents()`.
     """
 
     layers: tuple[int, ...]
@@ -48,9 +49,19 @@ class BatchStream:
         """The activations [L',n,D] of buffer b."""
         raise NotImplementedError
 
-    def fingerprint(self) -> str:
-        """A hash of all that the batches depend on."""
+    def contents(self) -> dict[str, Any]:
+        """What else the buffers depend on, as JSON; hashes of what cannot be shown have names that end in "_hash"."""
         raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """All that the batches depend on, as JSON."""
+        names = ("site", "batch_size", "epochs", "skip_first", "seed")
+        common = {"stream": type(self).__name__, "layers": list(self.layers)} | {n: getattr(self, n) for n in names}
+        return common | self.contents()
+
+    def fingerprint(self) -> str:
+        """A hash of `settings()`."""
+        return _hash(sorted(self.settings().items()))
 
     @property
     def batches_per_pass(self) -> int:
@@ -95,12 +106,18 @@ class BatchStream:
     def _current(self, b: int) -> jax.Array:
         if getattr(self, "_held", (None, None))[0] != b:
             self._held = (None, None)  # let go of the old buffer before the new one is made
-            self._held = (b, self.buffer(b))
+            buffer = self.buffer(b)
+            if not (finite := np.asarray(_finite(buffer))).all():
+                layer = self.layers[int(np.flatnonzero(~finite)[0])]
+                raise ValueError(f"activations: {self.site} of layer {layer} is not finite in buffer {b}; check the "
+                                 "model's weights and dtype")  # fmt: skip
+            self._held = (b, buffer)
         return self._held[1]
 
     def _check(self) -> None:
-        if self.batch_size < 1 or self.epochs < 1:
-            raise ValueError(f"batch_size, epochs: expected at least 1, got {self.batch_size} and {self.epochs}")
+        """Makes the numbers that a subclass was given plain, and refuses those that fit nothing."""
+        for name, least in {"batch_size": 1, "epochs": 1, "skip_first": 0, "seed": 0}.items():
+            setattr(self, name, whole_number(name, getattr(self, name), least))
         if (smallest := min(self.buffer_sizes)) < self.batch_size:
             raise ValueError(
                 f"batch_size: {self.batch_size} rows do not fit the smallest buffer, which has {smallest};"
@@ -115,7 +132,7 @@ class ArrayStream(BatchStream):
         self._array = jnp.asarray(activations)
         if self._array.ndim != 3:
             raise ValueError(f"activations: expected [L', n, D], got shape {self._array.shape}")
-        self.layers = tuple(range(len(self._array))) if layers is None else tuple(layers)
+        self.layers = tuple(range(len(self._array))) if layers is None else whole_numbers("layers", layers)
         if len(self.layers) != len(self._array):
             raise ValueError(f"layers: expected {len(self._array)} entries, got {self.layers}")
         _require_distinct(self.layers)
@@ -127,8 +144,8 @@ class ArrayStream(BatchStream):
     def buffer(self, b: int) -> jax.Array:
         return self._array
 
-    def fingerprint(self) -> str:
-        return _hash(self.layers, self.site, self.batch_size, self.seed, np.asarray(self._array))
+    def contents(self) -> dict[str, Any]:
+        return {"activations_hash": _hash(np.asarray(self._array))}
 
 
 class ActivationStream(BatchStream):
@@ -170,33 +187,28 @@ class ActivationStream(BatchStream):
         model: str | None = None,
         cache: str | Path | None = None,
     ):
-        self.layers, self.site, self.model, self.seed = tuple(int(x) for x in layers), site, model, seed
-        self.epochs = epochs
-        self.forward_batch, self.skip_first = forward_batch, skip_first
+        self.layers, self.site, self.model = whole_numbers("layers", layers), site, model
+        self.epochs, self.skip_first, self.seed = epochs, whole_number("skip_first", skip_first, 0), seed
+        self.forward_batch = whole_number("forward_batch", forward_batch, 1)
         self._cache = None if cache is None else Path(cache)
-        tokens = np.asarray(tokens, np.int32)
-        mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask, bool)
-        if tokens.ndim != 2 or mask.shape != tokens.shape:
-            raise ValueError(f"tokens, mask: expected two arrays [N,T], got shapes {tokens.shape} and {mask.shape}")
+        tokens, mask = token_rows(config, tokens, mask)
         if wrong := [layer for layer in self.layers if not 0 <= layer < config.n_layers]:
             raise ValueError(f"layers: expected 0..{config.n_layers - 1}, got {wrong}")
         _require_distinct(self.layers)
-        if skip_first < 0 or forward_batch < 1:
-            raise ValueError(
-                "skip_first, forward_batch: expected at least 0 tokens and at least 1 text, got"
-                f" {skip_first} and {forward_batch}"
-            )
         if site not in SITES:
             raise ValueError(f"site: expected one of {', '.join(SITES)}, got {site!r}")
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype: expected 'float32' or 'bfloat16', got {dtype!r}")
         self._dtype = jnp.dtype(dtype)
         self._config, self._params = first_layers(config, params, max(self.layers) + 1)
-        order = np.random.default_rng((seed, 0)).permutation(len(tokens))
+        order = np.random.default_rng((whole_number("seed", seed, 0), 0)).permutation(len(tokens))
         self._tokens, self._mask = tokens[order], mask[order]
-        self._kept = behind_first(self._mask, skip_first)
-        self.batch_size = batch_size = min(512, max(int(self._kept.sum()), 1)) if batch_size is None else batch_size
-        self._bounds = _split(self._kept.sum(1), max(buffer_tokens, batch_size), batch_size)
+        self._kept = behind_first(self._mask, self.skip_first)
+        total = int(self._kept.sum())
+        batch_size = min(512, max(total, 1)) if batch_size is None else whole_number("batch_size", batch_size, 1)
+        self.batch_size = batch_size
+        self.buffer_tokens = max(whole_number("buffer_tokens", buffer_tokens), batch_size)
+        self._bounds = _split(self._kept.sum(1), self.buffer_tokens, batch_size)
         self.buffer_sizes = tuple(int(self._kept[a:z].sum()) for a, z in self._bounds)
         self._check()
         shapes = jax.eval_shape(partial(_read, self._config, self.site, self.layers), self._params, *self._block(0, 1))
@@ -210,7 +222,7 @@ class ActivationStream(BatchStream):
     def buffer(self, b: int) -> jax.Array:
         if self._cache is None:
             return jnp.asarray(self._compute(b))
-        file = self._cache / f"{self._contents()[:16]}-{b}.safetensors"
+        file = self._cache / f"{self._buffers_hash()[:16]}-{b}.safetensors"
         if not file.is_file():
             _write(file, self._compute(b))
         shape = (len(self.layers), self.buffer_sizes[b], self.d_in)
@@ -228,20 +240,42 @@ class ActivationStream(BatchStream):
             filled += x.shape[1]
         return out
 
-    def fingerprint(self) -> str:
-        return _hash(self._contents(), self.batch_size, self.epochs, self.seed)
+    def contents(self) -> dict[str, Any]:
+        # Of what does not fit the texts nothing can depend.
+        return {
+            "buffer_tokens": min(self.buffer_tokens, self.tokens_seen), "dtype": self._dtype.name,
+            "tokens_hash": _hash(self._tokens, self._mask), "weights_hash": _hash(self._config, *self._probe()),
+        }  # fmt: skip
 
-    def _contents(self) -> str:
-        """A hash of all that the buffers depend on."""
-        # A few entries of each leaf stand for the parameters: hashing all of them would take as long as using them.
-        probe = [_sample(leaf) for leaf in jax.tree.leaves(self._params)]
+    def _buffers_hash(self) -> str:
         facts = (self._config, self.layers, self.site, self._dtype.name, self._bounds)
-        return _hash(*facts, self._tokens, self._mask, self._kept, *probe)
+        return _hash(*facts, self._tokens, self._mask, self._kept, *self._probe())
+
+    def _probe(self) -> list[np.ndarray]:
+        """A few entries of each leaf, for the parameters: hashing all of them would take as long as using them."""
+        return [_sample(leaf) for leaf in jax.tree.leaves(self._params)]
 
     def _block(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Texts start..stop, filled up to the one shape that is compiled."""
         rows = np.minimum(np.arange(start, start + self.forward_batch), stop - 1)
         return self._tokens[rows], self._mask[rows]
+
+
+def token_rows(config: ModelConfig, tokens, mask) -> tuple[np.ndarray, np.ndarray]:
+    """tokens [n,T] int32 and mask [n,T] bool, True everywhere where None is given.
+
+    Raises:
+      ValueError: other shapes, none, or tokens that the model does not have.
+    """
+    tokens = np.asarray(tokens)
+    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask, bool)
+    if tokens.ndim != 2 or not tokens.size or mask.shape != tokens.shape:
+        raise ValueError(f"tokens, mask: expected two arrays [n,T], got shapes {tokens.shape} and {mask.shape}")
+    if tokens.dtype.kind not in "iu" or not 0 <= tokens.min() <= tokens.max() < config.vocab_size:
+        raise ValueError(
+            f"tokens: expected integers 0..{config.vocab_size - 1}, got {tokens.dtype}s {tokens.min()}..{tokens.max()}"
+        )
+    return tokens.astype(np.int32), mask
 
 
 def behind_first(mask: np.ndarray, n: int) -> np.ndarray:
@@ -264,6 +298,12 @@ def _read(config, site, layers, params, tokens, mask):
     """[L',B,T,D] at `site` of `layers`."""
     out = forward(config, params, tokens, mask=mask, taps={"x": Tap(site)}, logits="none")
     return out.taps["x"][np.array(layers)]
+
+
+@jax.jit
+def _finite(buffer):
+    """[L'], whether every activation of a layer is."""
+    return jnp.isfinite(buffer).all((1, 2))
 
 
 @jax.jit

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmech.arguments import strings, whole_number
 from jaxmech.models.chat import checked_ids, text_ids
 from jaxmech.models.generate import generate
+from jaxmech.sae.folders import walk
 
 if TYPE_CHECKING:
     from jaxmech.models.load import LanguageModel
@@ -33,12 +35,16 @@ def pack_texts(lm: LanguageModel, texts: Iterable[str], *, length: int, limit: i
     Texts are joined by the end-of-text token when the model has one, else by a blank line.
 
     Args:
+      texts: a list, or anything that gives strings one by one.
       limit: rows at most; texts are read only as far as needed.
+
+    Raises:
+      ValueError: one string instead of several, or too little text for a row.
     """
-    bos = text_ids(lm, "")
+    texts, bos = strings("texts", texts), text_ids(lm, "")
+    length = whole_number("length", length, len(bos) + 1)
+    limit = None if limit is None else whole_number("limit", limit, 1)
     body = length - len(bos)
-    if body < 1:
-        raise ValueError(f"length: expected at least {len(bos) + 1}, got {length}")
     between = [lm.config.eos_ids[0]] if lm.config.eos_ids else checked_ids(lm, "\n\n")
     rows, rest = [], []
     for text in texts:
@@ -58,13 +64,14 @@ def from_prompts(lm: LanguageModel, prompts: Sequence[str], *, length: int | Non
     """Each prompt a row of its own, padded on the right to `length` (by default to the longest).
 
     Raises:
-      ValueError: prompts longer than `length`: cutting them would cut off what they end in.
+      ValueError: one string instead of several, or prompts longer than `length`: cutting them would cut off what they
+        end in.
     """
-    rows = [text_ids(lm, prompt) for prompt in prompts]
+    rows = [text_ids(lm, prompt) for prompt in strings("prompts", prompts)]
     if not rows:
         raise ValueError("prompts: expected at least one")
     longest = max(map(len, rows))
-    length = longest if length is None else length
+    length = longest if length is None else whole_number("length", length)
     if longest > length:
         raise ValueError(f"length: the longest prompt has {longest} tokens with its BOS, more than {length}")
     tokens, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
@@ -76,8 +83,13 @@ def from_prompts(lm: LanguageModel, prompts: Sequence[str], *, length: int | Non
 def from_file(lm: LanguageModel, path: str | Path, *, length: int, limit: int | None = None) -> Tokens:
     """A UTF-8 text file, or the .txt and .md files of a folder, packed into rows."""
     path = Path(path)
-    paths = sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".md")) if path.is_dir() else [path]
-    if not paths or not all(p.is_file() for p in paths):
+    found = walk(path) if path.is_dir() else None  # a link that leads nowhere is refused when it is read
+    paths = (
+        sorted(path / name for name in (*found.files, *found.lost) if name.endswith((".txt", ".md")))
+        if found
+        else [path]
+    )
+    if not paths or found is None and not path.is_file():
         raise ValueError(f"path: no text file at {path}; expected a file, or a folder with .txt or .md files")
     return pack_texts(lm, map(_read, paths), length=length, limit=limit)
 
@@ -135,9 +147,12 @@ def sample_text(
       batch_size: rows sampled together; it does not change the samples' distribution, only their draw.
       starts: openings, used in turn, for text about given subjects; from BOS alone if none are given.
     """
-    if lm.config.bos_id is None and not starts:
+    n, length = whole_number("n", n, 1), whole_number("length", length)
+    batch_size = whole_number("batch_size", batch_size, 1)
+    openings = [text_ids(lm, start) for start in strings("starts", starts)]
+    if lm.config.bos_id is None and not openings:
         raise ValueError("starts: this model has no BOS token to sample from; give openings")
-    openings = [text_ids(lm, s) for s in starts] or [text_ids(lm, "")]
+    openings = openings or [text_ids(lm, "")]
     if (longest := max(map(len, openings))) >= length:
         raise ValueError(f"length: the longest opening already has {longest} tokens, more than fits in {length}")
     out = Tokens(np.zeros((n, length), np.int32), np.zeros((n, length), bool))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 def largest(values: jax.Array, n: jax.Array | int, guess: jax.Array | float = 1.0) -> jax.Array:
-    """A mask [B,F] of the n largest positive entries of `values`; all positive ones if there are fewer.
+    """A mask [B,F] of the n largest positive entries of `values`; all positive ones if there are fewer, and no NaN.
 
     Entries equal to the n-th largest are all kept. `guess` is a value near it and matters to speed alone.
     """
@@ -39,7 +39,7 @@ def cut(values: jax.Array, least: jax.Array | int, most: jax.Array | int, guess:
     # Positive floats are ordered as their bits are. Always count(low) >= least > count(high), but for low = 0.
     start = {
         "low": jnp.int32(0),
-        "high": jnp.maximum(_bits(jnp.max(values)), 0) + 1,
+        "high": _bits(jnp.max(jnp.where(values > 0, values, 0.0))) + 1,  # a NaN is no bound
         "at_low": jnp.int32(values.size),
         "at_high": jnp.int32(0),
         "turn": jnp.int32(0),

@@ -16,7 +16,10 @@ from jaxmech.sae.module import SAE
 
 
 class Totals(NamedTuple):
-    """Over tokens: total [L',F], the sum of each feature; fired [L',F] int32, at how many it differs from 0."""
+    """Over tokens: total [L',F], the sum of each feature; fired [L',F] int32, at how many it differs from 0.
+
+    A token that counts and is NaN makes its layer's totals NaN.
+    """
 
     total: jax.Array
     fired: jax.Array

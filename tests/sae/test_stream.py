@@ -132,16 +132,16 @@ def test_refusals():
     for layers in ((), (1, 1)):
         with pytest.raises(ValueError, match="layers: expected distinct layers, at least one"):
             stream(layers=layers)
-    for wrong in ({"skip_first": -1}, {"forward_batch": 0}):
-        with pytest.raises(ValueError, match="skip_first, forward_batch"):
-            stream(**wrong)
+    for name, wrong in {"skip_first": -1, "forward_batch": 0, "batch_size": 0, "epochs": 1.5, "seed": "1"}.items():
+        with pytest.raises(ValueError, match=f"{name}: expected a whole number"):
+            stream(**{name: wrong})
     with pytest.raises(ValueError, match="site"):
         stream(site="resid")
     with pytest.raises(ValueError, match="do not fit the smallest buffer"):
         stream(batch_size=1000)
     with pytest.raises(ValueError, match="dtype"):
         stream(dtype="int8")
-    with pytest.raises(ValueError, match="N,T"):
+    with pytest.raises(ValueError, match="n,T"):
         ActivationStream(CONFIG, PARAMS, TOKENS[0], layers=(0,))
     with pytest.raises(ValueError, match="vary"):
         ArrayStream(np.ones((1, 8, 3)), batch_size=2).statistics()

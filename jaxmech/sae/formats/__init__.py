@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmech.arguments import whole_number, whole_numbers
 from jaxmech.sae.formats import (
     bare,
     circuit_tracer,
@@ -58,6 +59,8 @@ def load_sae(
         or contradict each other or the caller; the message names every fault of one file at once.
     """
     _check_site(site)
+    layer = None if layer is None else whole_number("layer", layer)
+    k = None if k is None else whole_number("k", k, 1)
     layers = None if layer is None else [layer]
     (place,) = places.find(source, layers, revision, single=True)
     return _read(place, Given(site, layer, k, model, batch_topk))
@@ -85,6 +88,11 @@ def load_saes(
         in more than it.
     """
     _check_site(site)
+    if layers is not None:
+        layers = whole_numbers("layers", layers)
+        if not layers or len(set(layers)) < len(layers):
+            raise ValueError(f"layers: expected distinct layers, at least one, got {list(layers)}")
+    k = None if k is None else whole_number("k", k, 1)
     if isinstance(source, str | Path):
         found = places.find(source, layers, revision)
     else:

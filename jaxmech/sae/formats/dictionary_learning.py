@@ -1,8 +1,10 @@
 """saprmarks/dictionary_learning: `ae.pt` and `config.json`, whose `trainer.dict_class` says what the dictionary is.
 
-After dictionary_learning/dictionary.py and trainers/{top_k,batch_top_k,matryoshka_batch_top_k}.py, which differ in more
-than the activation: AutoEncoderTopK ignores its stored threshold, the BatchTopK kinds use theirs, and
-GatedAutoEncoder and JumpReluAutoEncoder multiply a feature by its decoder row's norm (folded here: rows of norm 1).
+After dictionary_learning/dictionary.py and trainers/{top_k,batch_top_k,matryoshka_batch_top_k}.py of release 0.1.0 (and
+of commit 60ec6bf), which differ in more than the activation: AutoEncoderTopK ignores its stored threshold, the
+BatchTopK kinds use theirs. Features have the units that the library gives them by default: those of an AutoEncoder,
+which its `from_pretrained` brings to decoder rows of norm 1 (`normalize_decoder=True`), are multiplied by their rows'
+norms; all others are as stored, GatedAutoEncoder's too, whose `encode` has `normalize_decoder=False`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ _GATED = {name: (ours, False) for name, ours in
 
 
 class _Class(NamedTuple):
-    """What a `dict_class` is; `batch`: trained with BatchTopK, one threshold for all features."""
+    """What a `dict_class` is; `batch`: trained with BatchTopK, one threshold for all features; `unit_rows`: whether the
+    library brings decoder rows to norm 1 when it loads one."""
 
     activation: str
     rules: dict[str, tuple[str, bool]]
@@ -40,15 +43,13 @@ class _Class(NamedTuple):
 
 
 _CLASSES = {
-    "AutoEncoder": _Class("relu", _LINEAR | {"bias": ("b_dec", False)}),
+    "AutoEncoder": _Class("relu", _LINEAR | {"bias": ("b_dec", False)}, unit_rows=True),
     "AutoEncoderNew": _Class("relu", _LINEAR | {"decoder.bias": ("b_dec", False)}, subtracts=False),
-    "GatedAutoEncoder": _Class("jumprelu", {n: _LINEAR[n] for n in ("encoder.weight", "decoder.weight")} | _GATED,
-                               unit_rows=True),
+    "GatedAutoEncoder": _Class("jumprelu", {n: _LINEAR[n] for n in ("encoder.weight", "decoder.weight")} | _GATED),
     "AutoEncoderTopK": _Class("topk", _LINEAR | _B_DEC, ignored=("threshold",)),
     "BatchTopKSAE": _Class("jumprelu", _LINEAR | _B_DEC, batch=True),
     "MatryoshkaBatchTopKSAE": _Class("jumprelu", _CANONICAL, batch=True, ignored=("group_sizes",)),
-    "JumpReluAutoEncoder": _Class("jumprelu", _CANONICAL | {"threshold": ("threshold", False)}, subtracts=False,
-                                  unit_rows=True),
+    "JumpReluAutoEncoder": _Class("jumprelu", _CANONICAL | {"threshold": ("threshold", False)}, subtracts=False),
 }  # fmt: skip
 _SITES = {"resid_post": "", "resid_out": "", "resid": "", "mlp_out": ".mlp", "mlp": ".mlp", "attn_out": ".attn",
           "attn": ".attn", "attention": ".attn"}  # fmt: skip

@@ -68,8 +68,8 @@ def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
                          f"{cfg['hook_point_out']!r}: expected two known sites of one layer")  # fmt: skip
     top_k = cfg.get("top_k")
     config = SAEConfig(
-        d_in=cfg["d_model"],
-        d_sae=cfg["d_sae"],
+        d_in=int(cfg["d_model"]),
+        d_sae=int(cfg["d_sae"]),
         subtract_b_dec=False,
         site=agree(path, "site", site, given.site),
         site_out=site_out,
@@ -111,7 +111,7 @@ def _faults(cfg: dict[str, Any]) -> list[str]:
     ]
     for key in ("d_model", "d_sae", "top_k"):
         if key in cfg and not (_is_number(cfg[key]) and cfg[key] == int(cfg[key]) and cfg[key] > 0):
-            faults.append(f"{key}: expected a positive integer, got {cfg[key]!r}")
+            faults.append(f"{key}: expected a positive whole number, got {cfg[key]!r}")
     # Its gate has no ReLU, which makes no difference as long as the threshold is not negative.
     if not (_is_number(cfg.get("jump_relu_threshold", 0)) and cfg.get("jump_relu_threshold", 0) >= 0):
         faults.append(f"jump_relu_threshold: expected a number >= 0, got {cfg['jump_relu_threshold']!r}")

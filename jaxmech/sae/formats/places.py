@@ -9,7 +9,11 @@ from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from huggingface_hub.errors import GatedRepoError
+
 from jaxmech import hub
+from jaxmech.sae import folders
+from jaxmech.sae.folders import some
 from jaxmech.sae.formats import suites
 from jaxmech.sae.formats.files import TENSOR_SUFFIXES
 
@@ -18,6 +22,8 @@ _WEIGHTS_BELOW = "checkpoints/final.safetensors"
 """Weights whose folder is the dictionary; any other file with tensors is one by itself."""
 _CONFIGS = ("config.json", "config.yaml", "cfg.json")
 """What folders further up may say about the dictionaries below."""
+_OWN_CONFIGS = {"cfg.json", "config.json", "hyperparams.json"}
+"""What lies beside a dictionary's weights and says what they mean."""
 _LAYER = r"(?:layers?|blocks)[._-]?(\d+)|-[Ll](\d+)(?:R|A|M|TC)?(?=[-./]|$)|(?:^|/)(\d+)\.pt$"
 # circuit-tracer's and Gemma Scope 2's: one by one, their files are no dictionaries.
 _ACROSS_LAYERS = {
@@ -42,28 +48,41 @@ def find(source: str | Path, layers: Collection[int] | None, revision: str | Non
       single: exactly one is wanted.
 
     Raises:
-      ValueError: none is there, one is but for another layer, several where one was wanted, or several of one layer.
+      ValueError: none is there, one is but for another layer or without its weights, several where one was wanted, or
+        several of one layer.
     """
     local = Path(source).expanduser()
     if local.exists():
         if revision is not None:
             raise ValueError(f"revision: {source} is a local path, which has none")
         local = Path(os.path.abspath(local))  # "." and ".." are no names to read a site or layer from
-        files = [local] if local.is_file() else [path for path in local.rglob("*") if path.is_file()]
-        root = local.parent if local.is_file() else local
-        if local.is_file() and local.as_posix().endswith(f"/{_WEIGHTS_BELOW}"):
-            root = root.parent
-        chosen = _choose(source, [path.relative_to(root).as_posix() for path in files], "", layers, single)
+        if local.is_file():
+            root = local.parents[local.as_posix().endswith(f"/{_WEIGHTS_BELOW}")]
+            files = [local.relative_to(root).as_posix()]
+        else:
+            root, below = local, folders.walk(local)
+            files = below.files
+            if lost := _without_weights(below, layers):
+                raise ValueError(f"{source}: {some(lost)}: without weights, that is half copied or a link that leads "
+                                 "nowhere; copy or download it again, delete it, or say which layers to load: "
+                                 "layers=")  # fmt: skip
+        chosen = _choose(source, files, "", layers, single)
         return [Place(root / inside, str(root / inside), layer_of(inside)) for inside in chosen]
     if known := suites.find(str(source).rstrip("/")):
         files = hub.list_files(known.repo, revision)
         names = known.choose(dictionaries(files), layers)
         return _fetch(known.repo, files, _one_a_layer(source, names, layers, single), revision)
     repo, inside = hub_id(source)
+    there = folders.instead_of(source)
+    if inside and Path(repo).is_dir():
+        raise ValueError(f"source: {source} does not exist: {there}")
     try:
         files = hub.list_files(repo, revision)
     except ValueError as error:
-        raise ValueError(f"{error}{_hint(source)}") from error
+        if Path(repo).parent.is_dir() and not isinstance(error.__cause__, GatedRepoError):
+            raise ValueError(f"source: {source} does not exist, nor is it on the hub: {there}") from error
+        here = f"\nOf local paths: {there}" if there else ""
+        raise ValueError(f"{error}{here}{_hint(source)}") from error
     return _fetch(repo, files, _choose(source, files, inside, layers, single), revision)
 
 
@@ -75,8 +94,10 @@ def hub_id(source: str | Path) -> tuple[str, str]:
     """
     match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/(.+?))?/?", str(source))
     if not match or ".." in str(source).split("/"):
+        there = folders.instead_of(source)
         raise ValueError(f"source: {str(source)!r} does not exist; expected a folder, a file, a hub id "
-                         f"'owner/repository[/path/in/it]' or a suite's short name.{_hint(source)}")  # fmt: skip
+                         "'owner/repository[/path/in/it]' or a suite's short name"
+                         f"{f'; {there}' if there else '.'}{_hint(source)}")  # fmt: skip
     return match[1], match[2] or ""
 
 
@@ -109,6 +130,35 @@ def dictionaries(files: Iterable[str]) -> list[str]:
     return sorted(folders) + sorted(within)
 
 
+def _without_weights(below: folders.Below, layers: Collection[int] | None) -> list[str]:
+    """Folders and links that should be dictionaries of the layers wanted and are none.
+
+    Those are links that lead nowhere; folders whose name tells a layer, or that hold the configuration that the
+    dictionaries beside them hold, with no tensors at or below them; and empty ones in a folder that tells a layer.
+    """
+    names = dictionaries(below.files)
+    if names == [""]:
+        return []
+    within = set(names) | {_text(folder) for name in below.files if PurePosixPath(name).suffix in TENSOR_SUFFIXES
+                           for folder in PurePosixPath(name).parents}  # fmt: skip
+    filled = {_text(folder) for name in (*below.files, *below.folders) for folder in PurePosixPath(name).parents}
+    configs = {path.name for path in map(PurePosixPath, below.files) if _text(path.parent) in names} & _OWN_CONFIGS
+    described = {_text(path.parent) for path in map(PurePosixPath, below.files) if path.name in configs}
+
+    def is_meant(name: str) -> bool:
+        own = layer_of(PurePosixPath(name).name) is not None
+        return own or name in described or name not in filled and layer_of(name) is not None
+
+    lost = [name for name in below.lost if PurePosixPath(name).suffix in TENSOR_SUFFIXES
+            or PurePosixPath(name).name in _OWN_CONFIGS or layer_of(name) is not None]  # fmt: skip
+    lost += [name for name in below.folders if name not in within and is_meant(name)]
+    # What lies in a dictionary's folder belongs to it, and what lies in a folder named here need not be named too.
+    covered = {*names, *lost}
+    lost = [name for name in lost if not any(_text(folder) in covered for folder in PurePosixPath(name).parents)]
+    # Of what tells no layer it cannot be known whether it was asked for; if it was, it is missed later.
+    return [name for name in lost if (layers is None or layer_of(name) in layers) and not re.search(r"(^|/)\.", name)]
+
+
 def _text(path: PurePosixPath) -> str:
     return "" if path.as_posix() == "." else path.as_posix()
 
@@ -127,7 +177,7 @@ def _choose(
         if names and all(re.search(pattern, f"{Path(source).absolute().as_posix()}/{name}") for name in names):
             raise ValueError(f"{source}: {kind}, which reads or writes several layers; not supported")
     if not names:
-        raise ValueError(f"{source}: no dictionary there; it holds {_some(below)}")
+        raise ValueError(f"{source}: no dictionary there; it holds {some(below)}")
     return _one_a_layer(source, names, layers, single)
 
 
@@ -142,12 +192,12 @@ def _one_a_layer(source, names: Sequence[str], layers: Collection[int] | None, s
             told = {name: layer for name, layer in told.items() if layer in layers}
     if single and len(told) > 1:
         which = "the path of one" if layers else "load_sae(..., layer=) or the path of one"
-        raise ValueError(f"{source}: holds {len(told)} dictionaries ({_some(told)}); say which: {which}; a stack over "
+        raise ValueError(f"{source}: holds {len(told)} dictionaries ({some(told)}); say which: {which}; a stack over "
                          "layers is read with load_saes")  # fmt: skip
     numbers = [layer for layer in told.values() if layer is not None]
     if twice := sorted({layer for layer in numbers if numbers.count(layer) > 1}):
         several = [name for name, layer in told.items() if layer == twice[0]]
-        raise ValueError(f"{source}: several dictionaries of layer {', '.join(map(str, twice))} ({_some(several)}); a "
+        raise ValueError(f"{source}: several dictionaries of layer {', '.join(map(str, twice))} ({some(several)}); a "
                          "stack has one a layer: give the folder that holds those of one kind alone, or name them, "
                          "load_saes([...])")  # fmt: skip
     return sorted(told, key=lambda name: (told[name] is None, told[name] or 0, name))
@@ -164,8 +214,3 @@ def _fetch(repo: str, files: Sequence[str], names: Sequence[str], revision: str 
     root = hub.fetch(repo, sorted(map(escape, wanted)), revision)
     at = f"@{root.name[:12]}" if root.parent.name == "snapshots" else ""
     return [Place(root / name, f"{repo}/{name}".rstrip("/") + at, layer_of(name)) for name in names]
-
-
-def _some(names: Iterable[str], shown: int = 6) -> str:
-    names = sorted(names)
-    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

@@ -167,7 +167,8 @@ def _faults(cfg: dict[str, Any], given: Given) -> list[str]:
         if key not in cfg:
             faults.append(f"{key}: missing")
         elif isinstance(cfg[key], bool) or not isinstance(cfg[key], kinds) or cfg[key] <= 0:
-            faults.append(f"{key}: expected a positive number, got {cfg[key]!r}")
+            what = "whole number" if kinds is int else "number"
+            faults.append(f"{key}: expected a positive {what}, got {cfg[key]!r}")
     for key in ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm", "finetuning_scaling_factor"):
         if not isinstance(cfg.get(key) or False, bool):
             faults.append(f"{key}: expected true or false, got {cfg[key]!r}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxmech.disk import whole
+from jaxmech.disk import disk_errors, whole
 from jaxmech.sae.formats.hooks import HOOKS
 from jaxmech.sae.formats.saelens import BATCH_TOPK, CONFIG_FILE, KINDS, NORMALIZATIONS, WEIGHTS_FILE, Kind
 from jaxmech.sae.module import SAE, SAEConfig
@@ -28,24 +28,26 @@ def save_sae(sae: SAE, folder: str | Path) -> Path:
       The folder.
 
     Raises:
-      ValueError: a stack (`save_saes` writes one), a form that SAELens does not have, or weights that are not finite.
+      ValueError: a stack (`save_saes` writes one), a form that SAELens does not have, weights that are not finite, or
+        a folder that cannot be written.
     """
     if sae.stacked:
         raise ValueError("sae: expected a single dictionary, got a stack; use save_saes or sae.at(layer)")
     folder, architecture = Path(folder), _architecture(sae.config)
     weights = _weights(sae, architecture)
     text = json.dumps(_cfg(sae.config, architecture), indent=2) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).unlink(missing_ok=True)
-    with whole(folder / WEIGHTS_FILE) as path:
-        save_file(weights, path)
-    with whole(folder / CONFIG_FILE) as path:
-        path.write_text(text, encoding="utf-8")
+    with disk_errors(folder, "make room, or choose another folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
+        with whole(folder / WEIGHTS_FILE) as path:
+            save_file(weights, path)
+        with whole(folder / CONFIG_FILE) as path:
+            path.write_text(text, encoding="utf-8")
     return folder
 
 
 def save_saes(stack: SAE, folder: str | Path) -> Path:
-    """Writes each dictionary of a stack to `folder/layer_{layer}`."""
+    """Writes each dictionary of a stack to `folder/layer_{layer}`; raises as `save_sae`."""
     for layer in stack.config.layers:
         single = stack.at(layer) if stack.stacked else stack
         save_sae(single, Path(folder) / f"layer_{layer}")

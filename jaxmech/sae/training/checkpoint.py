@@ -19,7 +19,7 @@ class Checkpoints:
 
     Args:
       folder: made if missing; Orbax writes beside and renames, so a killed save leaves the one before it.
-      identity: JSON facts that a found checkpoint must have been written with.
+      identity: JSON facts that a found checkpoint must have been written with; names of hashes end in "_hash".
 
     Raises:
       ValueError: the folder cannot be made.
@@ -71,7 +71,8 @@ class Checkpoints:
         """
         # Orbax reports a full disk from several threads at once, each with its stack: better not to let it start.
         self.require_space(state)
-        about = {"identity": self._identity, "history": history}
+        # A list of its own: it is written while the training goes on and adds to the one that was given.
+        about = {"identity": self._identity, "history": list(history)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
         with disk_errors(self._folder, _REMEDY):
             self._manager.save(step, args=args)
@@ -86,7 +87,10 @@ class Checkpoints:
     def _compare(self, found: dict[str, Any]) -> None:
         names = sorted(found.keys() | self._identity.keys())
         if differing := [n for n in names if found.get(n) != self._identity.get(n)]:
-            lines = [f"{n} was {found.get(n)!r}, is {self._identity.get(n)!r}" for n in differing]
+            # Hashes tell nobody what to change, and mostly follow from a setting that differs.
+            named = [n for n in differing if not n.endswith("_hash")]
+            lines = [f"{n} was {found.get(n)!r}, is {self._identity.get(n)!r}" for n in named]
+            lines = lines or [f"other {n.removesuffix('_hash')}" for n in differing]
             raise ValueError(
                 f"checkpoint_dir: {self._folder} holds a training that differs: {'; '.join(lines)};"
                 " use another folder, or delete this one"

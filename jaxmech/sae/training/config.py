@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from jaxmech.arguments import plain, plain_numbers
 
 SELECTING = ("topk", "batchtopk", "matryoshka")
 """Kinds whose sparsity is k, the number of features kept; the others' is the coefficient of a penalty."""
@@ -84,10 +87,10 @@ class SAETrainConfig:
     checkpoint_every: int = 200
 
     def __post_init__(self):
-        for name in ("sparsity", "prefixes"):  # lists of a configuration file
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        if faults := [*self._choice_faults(), *self._number_faults(), *self._sparsity_faults()]:
+        object.__setattr__(self, "sparsity", plain(self.sparsity))
+        # What is no number cannot be compared with its bounds.
+        faults = plain_numbers(self) or [*self._number_faults(), *self._sparsity_faults()]
+        if faults := [*self._choice_faults(), *faults]:
             raise ValueError("; ".join(faults))
 
     @property
@@ -120,7 +123,8 @@ class SAETrainConfig:
             if not getattr(self, name) >= value:
                 yield f"{name}: expected at least {value}, got {getattr(self, name)}"
         for name in ("lr", "bandwidth", "threshold_speed", "threshold_rate", "max_spread", "max_norm"):
-            if not getattr(self, name) > 0:
+            most = math.inf if name.startswith("max_") else sys.float_info.max
+            if not 0 < getattr(self, name) <= most:
                 yield f"{name}: expected a positive number, got {getattr(self, name)}"
         for name in ("decay", "threshold_rate"):
             if getattr(self, name) > 1:

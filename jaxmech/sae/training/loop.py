@@ -141,7 +141,7 @@ def _note(rows: list[dict[str, Any]]) -> str:
 
 def _identity(config: SAETrainConfig, stream: BatchStream, key: jax.Array) -> dict[str, Any]:
     """What a checkpoint must agree with; how often to log or save, and on which devices to train, is free to change."""
-    facts = dataclasses.asdict(config) | {"stream": stream.fingerprint()}
+    facts = dataclasses.asdict(config) | stream.settings()
     facts["key"] = np.asarray(jax.random.key_data(key)).tolist()
     free = ("log_every", "checkpoint_every")
     return json.loads(json.dumps({name: value for name, value in facts.items() if name not in free}))

@@ -61,26 +61,28 @@ def largest(values, k):
 
 
 def defined(name, w, batch=False):
-    """Code and output of each class, as its repository has them: nothing folded."""
+    """Code and output of each class, as its repository has them: nothing folded.
+
+    `AutoEncoder.from_pretrained` alone goes over to decoder rows of norm 1, which multiplies features by those norms.
+    """
     w = {key: np.asarray(value, np.float64) for key, value in w.items()}
     encoder = w["W_enc"] if "W_enc" in w else w["encoder.weight"].T
     decoder = w["W_dec"] if "W_dec" in w else w["decoder.weight"].T
     bias = next(w[key] for key in ("bias", "decoder_bias", "b_dec", "decoder.bias") if key in w)
     subtracted = 0 if name in ("AutoEncoderNew", "JumpReluAutoEncoder") else bias
     pre = (X - subtracted) @ encoder + next((w[key] for key in ("b_enc", "encoder.bias") if key in w), 0)
-    norm = np.linalg.norm(decoder, axis=1)
     if name == "GatedAutoEncoder":
-        f = (pre + w["gate_bias"] > 0) * np.maximum(np.exp(w["r_mag"]) * pre + w["mag_bias"], 0) * norm
+        f = (pre + w["gate_bias"] > 0) * np.maximum(np.exp(w["r_mag"]) * pre + w["mag_bias"], 0)
     elif name == "JumpReluAutoEncoder":
-        f = np.maximum(pre * (pre > w["threshold"]), 0) * norm
+        f = np.maximum(pre * (pre > w["threshold"]), 0)
     else:
         f = np.maximum(pre, 0)
         if name == "AutoEncoderTopK":
             f = np.stack([largest(row, K) for row in f])
         elif name in BATCH:
             f = largest(f, K * len(X)) if batch else f * (f > w["threshold"])
-    unscaled = f / norm if name in ("GatedAutoEncoder", "JumpReluAutoEncoder") else f
-    return f, unscaled @ decoder + bias
+    y = f @ decoder + bias
+    return f * np.linalg.norm(decoder, axis=1) if name == "AutoEncoder" else f, y
 
 
 def check(sae, f, y):

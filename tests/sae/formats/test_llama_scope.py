@@ -134,7 +134,7 @@ def test_a_stack_over_layers(tmp_path):
         ({"sparsity_include_decoder_norm": False, "use_glu_encoder": True}, "decoder_norm: expected True.*glu_encoder"),
         ({"jump_relu_threshold": None}, "jump_relu_threshold: expected a number >= 0"),
         ({"jump_relu_threshold": -0.5}, "jump_relu_threshold: expected a number >= 0"),
-        ({"d_sae": "many"}, "d_sae: expected a positive integer"),
+        ({"d_sae": "many"}, "d_sae: expected a positive whole number"),
         ({"hook_point_in": "blocks.15.hook_mlp_in"}, "expected two known sites of one layer"),
         ({"hook_point_out": "blocks.16.hook_resid_post"}, "expected two known sites of one layer"),
     ],

@@ -1,0 +1,94 @@
+"""What a caller gives, as plain Python data or refused by the argument's name.
+
+NumPy's, pandas' and JAX's numbers become Python's here, so that all that is kept of them (the configuration that a
+program is compiled for, a fingerprint, the JSON of a checkpoint) is the same whichever was given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+
+def plain(value: Any) -> Any:
+    """The Python number of a scalar of NumPy, JAX or torch, a tuple of these for several; anything else as it is."""
+    if isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1:
+        return tuple(plain(entry) for entry in value)
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number.
+
+    Raises:
+      ValueError: it is none (a float, a string, a bool), or below `least`.
+    """
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name}: expected a whole number, got {value!r}")
+    if least is not None and value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value}")
+    return value
+
+
+def number(name: str, value: Any) -> int | float:
+    """A number; a whole one stays whole.
+
+    Raises:
+      ValueError: it is none (a string, a bool, an array).
+    """
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name}: expected a number, got {value!r}")
+    return value
+
+
+def whole_numbers(name: str, values: Any) -> tuple[int, ...]:
+    """Whole numbers of a list, an array, a column or anything else that is gone through.
+
+    Raises:
+      ValueError: it is no such thing (one string, one number), or an entry is no whole number.
+    """
+    if isinstance(values, str | bytes) or not _goes_through(values):
+        raise ValueError(f"{name}: expected whole numbers in a list, such as [1, 3], got {plain(values)!r}")
+    return tuple(whole_number(name, value) for value in values)
+
+
+def strings(name: str, values: Any) -> Iterator[str]:
+    """The strings of a list, a column, a generator, one by one.
+
+    Raises:
+      ValueError: it is one string, which would be gone through letter by letter, or an entry is no string.
+    """
+    if isinstance(values, str | bytes) or not _goes_through(values):
+        shown = f"[{values[:20]!r}{', cut' if len(values) > 20 else ''}]" if isinstance(values, str) else "['...']"
+        raise ValueError(f"{name}: expected strings in a list, got one {type(values).__name__}; write {shown}")
+    return _strings(name, values)
+
+
+def _strings(name: str, values: Iterable[Any]) -> Iterator[str]:
+    for value in values:
+        if not isinstance(value, str):
+            raise ValueError(f"{name}: expected strings, got {value!r} among them")
+        yield value
+
+
+def plain_numbers(config: Any) -> list[str]:
+    """Makes the numbers of a frozen dataclass plain, as its annotations say; what is no such number, in words."""
+    kinds = {"int": whole_number, "float": number, "list[int]": whole_numbers, "tuple[int, ...]": whole_numbers}
+    faults = []
+    for field in dataclasses.fields(config):
+        kind, _, rest = str(field.type).partition(" | ")
+        value = getattr(config, field.name)
+        if kind not in kinds or rest not in ("", "None") or value is None and rest:
+            continue
+        try:
+            object.__setattr__(config, field.name, kinds[kind](field.name, value))
+        except ValueError as error:
+            faults.append(str(error))
+    return faults
+
+
+def _goes_through(values: Any) -> bool:
+    return isinstance(values, Iterable) and getattr(values, "ndim", 1) != 0
