@@ -223,15 +223,15 @@ class SAE:
 
     def encode(self, x: jax.Array) -> jax.Array:
         """Raw activations [..., d_in] -> features [..., F]."""
-        return self._apply("encode", (x, self.config.d_in))
+        return self._apply("encode", x=(x, self.config.d_in))
 
     def centre(self, x: jax.Array) -> jax.Array:
         """Raw activations [..., d_in] -> what the encoder multiplies [..., d_in]: normalised, b_dec taken off."""
-        return self._apply("centre", (x, self.config.d_in))
+        return self._apply("centre", x=(x, self.config.d_in))
 
     def encode_centred(self, x: jax.Array) -> jax.Array:
         """`centre(x)` [..., d_in] -> features [..., F]; for who encodes it in parts."""
-        return self._apply("encode_centred", (x, self.config.d_in))
+        return self._apply("encode_centred", x=(x, self.config.d_in))
 
     def decode(self, f: jax.Array, x: jax.Array | None = None) -> jax.Array:
         """Features [..., F] -> activations [..., d_out].
@@ -240,15 +240,15 @@ class SAE:
         normalisation of each token alone.
         """
         if not self.config.needs_input:
-            return self._apply("decode", (f, self.config.d_sae))
+            return self._apply("decode", f=(f, self.config.d_sae))
         if x is None:
             why = "has a skip term" if self.config.skip else f"normalises each token ({self.config.normalize})"
             raise ValueError(f"x: this dictionary {why}, so that decoding needs the activations: decode(f, x)")
-        return self._apply("decode", (f, self.config.d_sae), (x, self.config.d_in))
+        return self._apply("decode", f=(f, self.config.d_sae), x=(x, self.config.d_in))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The reconstruction of x, or what a transcoder makes of it."""
-        return self._apply("__call__", (x, self.config.d_in))
+        return self._apply("__call__", x=(x, self.config.d_in))
 
     def at(self, layer: int) -> SAE:
         """The dictionary of the model's layer `layer`."""
@@ -264,20 +264,21 @@ class SAE:
         """A single dictionary as a stack of one; a stack as it is."""
         return self if self.stacked else SAE({name: leaf[None] for name, leaf in self.params.items()}, self.config)
 
-    def _apply(self, method: str, *inputs: tuple[jax.Array, int]) -> jax.Array:
-        """Applies `method` to arrays, each given with the width it should have."""
+    def _apply(self, method: str, **inputs: tuple[jax.Array, int]) -> jax.Array:
+        """Applies `method` to arrays, by the caller's name for each, given with the width it should have."""
         lead = (self.params["W_dec"].shape[0],) if self.stacked else ()
-        for x, width in inputs:
-            if x.shape[-1:] != (width,) or x.shape[:-1][: len(lead)] != lead:
+        for name, (x, width) in inputs.items():
+            if (shape := np.shape(x))[-1:] != (width,) or shape[:-1][: len(lead)] != lead:
                 kind = f"a stack over {lead[0]} layers" if lead else "a single dictionary"
                 expected = f"[{''.join(f'{n}, ' for n in lead)}..., {width}]"
-                raise ValueError(f"{method}: {kind} expects {expected}, got shape {tuple(x.shape)}")
+                hint = "; one layer's dictionary is sae.at(layer)" if lead and shape[-1:] == (width,) else ""
+                raise ValueError(f"{name}: {method} of {kind} expects {expected}, got shape {shape}{hint}")
         call = partial(SparseCoder(self.config).apply, method=method)
 
         def one(params, *arrays):
             return call({"params": params}, *arrays)
 
-        arrays = [x for x, _ in inputs]
+        arrays = [jnp.asarray(x) for x, _ in inputs.values()]
         return jax.vmap(one)(self.params, *arrays) if lead else one(self.params, *arrays)
 
 

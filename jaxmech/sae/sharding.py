@@ -14,7 +14,7 @@ def sae_shardings(saes: SAE, mesh: Mesh) -> SAE:
     """`saes`, of arrays or of shapes, with a `NamedSharding` for each leaf; an axis that the devices do not divide is
     replicated, and so are the layers of a stack."""
     mesh, config = auto_axes(mesh), saes.config
-    coder = jax.eval_shape(SparseCoder(config).init, jax.random.key(0), jnp.zeros(config.d_in))["params"]
+    coder = jax.eval_shape(SparseCoder(config).init, jax.random.key(0), jnp.zeros(config.d_in, jnp.float32))["params"]
 
     def place(name: str, leaf) -> NamedSharding:
         axes = coder[name].names

@@ -129,7 +129,8 @@ class ArrayStream(BatchStream):
     """A stream over activations [L',n,D] already in memory."""
 
     def __init__(self, activations, *, batch_size, layers=None, site="resid_post", model=None, skip_first=1, seed=0):
-        self._array = jnp.asarray(activations)
+        array = jnp.asarray(activations)
+        self._array = array.astype(jnp.float32) if array.dtype == np.float64 else array
         if self._array.ndim != 3:
             raise ValueError(f"activations: expected [L', n, D], got shape {self._array.shape}")
         self.layers = tuple(range(len(self._array))) if layers is None else whole_numbers("layers", layers)

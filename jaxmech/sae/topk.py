@@ -16,14 +16,15 @@ def largest(values: jax.Array, n: jax.Array | int, guess: jax.Array | float = 1.
 
     Entries equal to the n-th largest are all kept. `guess` is a value near it and matters to speed alone.
     """
+    values = jnp.asarray(values, jnp.float32)
     return (values >= cut(values, n, n, guess)[0]) & (values > 0)
 
 
 def cut(values: jax.Array, least: jax.Array | int, most: jax.Array | int, guess: jax.Array | float):
     """A value that at least `least` and at most `most` positive entries reach, and the next float that `least` do not.
 
-    Where no value has as few as `most`, because entries are equal, the first float of the pair is the largest that at
-    least `least` reach; where fewer than `least` are positive, it is 0.
+    values: [B,F] float32. Where no value has as few as `most`, because entries are equal, the first float of the pair
+    is the largest that at least `least` reach; where fewer than `least` are positive, it is 0.
 
     Sorting a million entries takes several times as long as the matrix products around it. Counting those above a
     value is one pass over memory, and the count falls smoothly, so a search by the secant of its logarithm, bracketed
@@ -34,7 +35,8 @@ def cut(values: jax.Array, least: jax.Array | int, most: jax.Array | int, guess:
     blocks = values.reshape(B, -1, math.gcd(F, 32))  # short sums of a known length are what a CPU is fast at
 
     def count(bits):
-        return jnp.sum(jnp.sum((blocks >= _float(bits)).astype(jnp.int32), axis=-1))
+        inside = jnp.sum((blocks >= _float(bits)).astype(jnp.int32), axis=-1, dtype=jnp.int32)
+        return jnp.sum(inside, dtype=jnp.int32)
 
     # Positive floats are ordered as their bits are. Always count(low) >= least > count(high), but for low = 0.
     start = {

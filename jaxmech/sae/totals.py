@@ -57,7 +57,7 @@ def feature_totals(
     if rows is None:
         rows = 512 if config.by_rank else 2048
     rows = n if config.activation == "batchtopk" else min(rows, n)
-    count = jnp.ones(n) if count is None else count
+    count = jnp.ones(n, jnp.float32) if count is None else count
     if count.shape != (n,):
         raise ValueError(f"count: expected one of each token, [{n}], got {count.shape}")
     tile = config.d_sae if config.by_rank else min(features, config.d_sae)
@@ -94,7 +94,7 @@ def feature_totals(
 
 
 def _nothing(features: int) -> Totals:
-    return Totals(jnp.zeros(features), jnp.zeros(features, jnp.int32))
+    return Totals(jnp.zeros(features, jnp.float32), jnp.zeros(features, jnp.int32))
 
 
 def _features(sae: SAE, start: jax.Array, count: int) -> SAE:

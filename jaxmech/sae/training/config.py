@@ -165,7 +165,7 @@ def largest_k(config: SAETrainConfig) -> int:
 
 def sparsity_at(config: SAETrainConfig, sparsity: jax.Array, step: jax.Array) -> jax.Array:
     """k or the coefficient at a step, counted from 0, on its way to `sparsity`."""
-    left = jnp.maximum(1 - step / config.sparsity_warmup, 0.0) if config.sparsity_warmup else 0.0
+    left = jnp.maximum(1 - jnp.float32(step) / config.sparsity_warmup, 0.0) if config.sparsity_warmup else 0.0
     if config.selects:
         return jnp.minimum(sparsity * (1 + (config.k_start - 1) * left), config.d_sae)
     return sparsity * (1 - left)

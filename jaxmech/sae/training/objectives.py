@@ -40,7 +40,7 @@ class Terms(NamedTuple):
 def _terms(loss: jax.Array, error: jax.Array, code: jax.Array) -> Terms:
     """For a code [B,F]."""
     fires = code > 0
-    return Terms(loss, error, fires.any(0), fires.sum(), jnp.min(jnp.where(fires, code, jnp.inf)))
+    return Terms(loss, error, fires.any(0), fires.sum(dtype=jnp.int32), jnp.min(jnp.where(fires, code, jnp.inf)))
 
 
 @jax.custom_vjp

@@ -67,7 +67,7 @@ def _forward(kind, k_max, E, bias, W_dec, x, k, guess):
     fired = jnp.zeros(len(E), bool).at[jnp.where(values > 0, at.col, len(E))].set(True, mode="drop")
     smallest = jnp.min(jnp.where(values > 0, values, jnp.inf))
     y = _product(values, at.col, at.ends, W_dec)
-    return (y, fired, jnp.sum(values > 0), smallest), (pre, at, W_dec, x)
+    return (y, fired, jnp.sum(values > 0, dtype=jnp.int32), smallest), (pre, at, W_dec, x)
 
 
 def _backward(kind, k_max, kept, gradients):
@@ -76,7 +76,7 @@ def _backward(kind, k_max, kept, gradients):
     # In order of features. Sorting integers is several times faster than a sort that carries the values along.
     order = jnp.sort(jnp.where(at.row < B, at.col * B + at.row, F * B))
     at = at._replace(row=jnp.where(order < F * B, order % B, B), col=order // B)
-    ends = jnp.searchsorted(order, jnp.arange(F + 1) * B).astype(jnp.int32)
+    ends = jnp.searchsorted(order, jnp.arange(F + 1, dtype=jnp.int32) * B).astype(jnp.int32)
     values = _values(pre, at)
     g_pre = jnp.where(values > 0, g_code.at[at.row, at.col].get(mode="clip"), 0.0)
     g_bias = jax.ops.segment_sum(g_pre, at.col, F, indices_are_sorted=True)
@@ -125,9 +125,9 @@ def _places(mask: jax.Array, slots: int, low: jax.Array) -> Entries:
     bits = jnp.uint32(1) << jnp.arange(_WORD, dtype=jnp.uint32)
     packed = jnp.sum(jnp.where(mask.reshape(B, words, _WORD), bits, 0), axis=-1, dtype=jnp.uint32)
     counts = jax.lax.population_count(packed).astype(jnp.int32)
-    within = jnp.cumsum(counts, axis=1)
-    ends = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(within[:, -1])])
-    slot = jnp.arange(slots)
+    within = jnp.cumsum(counts, axis=1, dtype=jnp.int32)
+    ends = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(within[:, -1], dtype=jnp.int32)])
+    slot = jnp.arange(slots, dtype=jnp.int32)
     row = jnp.searchsorted(ends[1:], slot, side="right").astype(jnp.int32)
     rank = slot - ends[row]
     word, size = jnp.zeros_like(slot), words

@@ -61,7 +61,7 @@ def init_state(config: SAETrainConfig, stream: BatchStream, key: jax.Array) -> T
     init_key, key = jax.random.split(key)
     # A layer's draws depend on the layer alone, not on which others are trained beside it.
     keys = jax.vmap(partial(jax.random.fold_in, init_key))(jnp.asarray(stream.layers))
-    rows = jax.vmap(lambda k: jax.random.normal(k, (F, D)))(keys)
+    rows = jax.vmap(lambda k: jax.random.normal(k, (F, D), jnp.float32))(keys)
     if config.init == "data":
         needed = -(-F // stream.batch_size)
         data = np.concatenate([np.asarray(stream.batch(i)) for i in range(needed)], axis=1)[:, :F]
@@ -79,11 +79,11 @@ def init_state(config: SAETrainConfig, stream: BatchStream, key: jax.Array) -> T
         optimizer=jax.vmap(jax.vmap(optimizer(config).init))(params),
         sparsity=sparsity,
         silent=jnp.zeros((*lanes, F), jnp.int32),
-        threshold=jnp.zeros(lanes),
-        l0=jnp.zeros(lanes),
-        last=jnp.ones(lanes),
-        mean=jnp.asarray(mean),
-        scale=jnp.asarray(scale),
+        threshold=jnp.zeros(lanes, jnp.float32),
+        l0=jnp.zeros(lanes, jnp.float32),
+        last=jnp.ones(lanes, jnp.float32),
+        mean=jnp.asarray(mean, jnp.float32),
+        scale=jnp.asarray(scale, jnp.float32),
     )
 
 
@@ -94,7 +94,7 @@ def _init_params(config: SAETrainConfig, sparsity, x: jax.Array, rows: jax.Array
     is scaled to the length with which the first reconstruction has the least error. Kinds with a penalty start with
     the threshold (or bias) at which `start_l0` features of a token fire, since getting there takes them long.
     """
-    pre, b_dec = matmul(x, rows.T), jnp.zeros(x.shape[1])
+    pre, b_dec = matmul(x, rows.T), jnp.zeros(x.shape[1], jnp.float32)
     if config.selects:
         mask = kept(config, pre, sparsity_at(config, sparsity, jnp.int32(0)))
     else:
@@ -102,7 +102,11 @@ def _init_params(config: SAETrainConfig, sparsity, x: jax.Array, rows: jax.Array
     start = jnp.min(jnp.where(mask, pre, jnp.inf))
     y = matmul(jnp.where(mask, pre - start if config.kind == "standard" else pre, 0.0), rows)
     size = jnp.sum(x * y) / jnp.maximum(jnp.sum(y * y), 1e-12)
-    params, zero, start = {"E": size * rows, "W_dec": rows, "b_dec": b_dec}, jnp.zeros(len(rows)), size * start
+    params, zero, start = (
+        {"E": size * rows, "W_dec": rows, "b_dec": b_dec},
+        jnp.zeros(len(rows), jnp.float32),
+        size * start,
+    )
     if config.kind == "gated":
         return params | {"b_gate": zero - start, "b_mag": zero, "r_mag": zero}
     if config.kind == "jumprelu":
@@ -121,7 +125,7 @@ def train_step(
     x = jax.vmap(partial(normalise, config))(x, state.mean, state.scale)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     # The same draw for every lane: what a lane learns must not depend on which others are trained beside it.
-    draw = jax.random.uniform(key, (config.d_sae,))
+    draw = jax.random.uniform(key, (config.d_sae,), jnp.float32)
     sparsity = sparsity_at(config, state.sparsity, state.step)
     sparse = mesh is None and can_be_sparse(config, x.shape[1])
     one = partial(_lane_step, config, sparsely if sparse else OBJECTIVES[config.kind], draw)
@@ -139,7 +143,7 @@ def train_step(
     if config.kind == "jumprelu":
         metrics["threshold"] = jnp.exp(params["log_threshold"]).mean(-1)
     else:
-        metrics["threshold"] = corrected(config, threshold, step)
+        metrics["threshold"] = corrected(config, threshold, step).astype(jnp.float32)
     state = state.replace(
         step=step, params=params, optimizer=opt, silent=silent, last=last, threshold=threshold, l0=l0
     )  # fmt: skip
@@ -181,7 +185,8 @@ def _lane_step(config: SAETrainConfig, objective, draw, sparsity, params, opt, s
         params["W_dec"] /= jnp.linalg.norm(params["W_dec"], axis=-1, keepdims=True)
     silent = jnp.where(fired, 0, silent + 1)
     variance = jnp.mean((x - x.mean(0)) ** 2)
-    metrics = {"fvu": error / variance, "l0": active / x.shape[0], "dead": jnp.mean(silent >= config.dead_after)}
+    dead_now = jnp.mean(silent >= config.dead_after, dtype=jnp.float32)
+    metrics = {"fvu": error / variance, "l0": active.astype(jnp.float32) / x.shape[0], "dead": dead_now}
     return params, opt, silent, jnp.where(active > 0, smallest, last), metrics | {"aux": aux}
 
 
