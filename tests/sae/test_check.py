@@ -184,3 +184,18 @@ def test_texts_go_through_the_chat_template_where_more_than_bos_is_skipped(model
     check = check_sae(tuned, declared(saes, skip_first=3, l0=()), passages)
     # BOS, "u" and a line break are left out of every message, and nothing else.
     assert check.table.tokens.eq(sum(len(p.strip()) for p in passages) + 2 - 0).all()
+
+
+def test_one_string_is_no_list_of_texts(model, saes, texts):
+    with pytest.raises(ValueError, match="texts: expected strings in a list, got one str"):
+        check_sae(model, saes, texts[0][0])
+
+
+def test_a_model_whose_activations_are_no_numbers_is_refused(model, saes, texts):
+    broken = jax.tree.map(lambda leaf: leaf.at[2].set(jnp.nan), model.params["layers"])
+    broken = dataclasses.replace(model, params={**model.params, "layers": broken})
+    with pytest.raises(ValueError, match="lm: resid_post of layer 2, 3 of tiny is not finite on these texts"):
+        check_sae(broken, saes, texts[0])
+    # A layer that nobody asked for may be broken, and is then no better place for the dictionary.
+    expected = check_sae(model, saes.at(1), texts[0]).table
+    np.testing.assert_allclose(check_sae(broken, saes.at(1), texts[0]).table.fvu, expected.fvu, rtol=1e-5)

@@ -1,5 +1,7 @@
 """Fidelity against plain NumPy; spliced losses and divergences against a plain loop over tokens and `edits.splice`."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,3 +217,31 @@ def test_loss_recovered_of_a_perfect_dictionary_is_one():
     np.testing.assert_allclose(table.recovered_mean, 1, rtol=1e-3)
     with pytest.raises(ValueError, match="no prediction left"):
         loss_recovered(CONFIG, PARAMS, sae, TOKENS, MASK, skip_first=7)
+
+
+def test_activations_that_are_no_numbers_are_refused_by_batch_and_layer():
+    sae, x = random_sae(layers=(3, 5)), np.random.default_rng(0).normal(size=(2, 10, 8)).astype(np.float32)
+    bad = x.copy()
+    bad[1, 4, 2] = np.nan
+    for wrong in (bad, np.where(np.isnan(bad), np.inf, bad)):
+        with pytest.raises(ValueError, match="batches: layer 5 of batch 1 is not finite"):
+            evaluate(sae, [x, wrong])
+    with pytest.raises(ValueError, match=r"got \(8,\), \(8,\); one array alone is given as \[x\]"):
+        evaluate(random_sae(layers=(3,)), x[0])
+
+
+def test_64_bit_jax_measures_the_same():
+    sae, x = random_sae(), np.random.default_rng(0).normal(size=(2, 10, 8))
+    config = dataclasses.replace(sae.config, activation="batchtopk", k=3)
+    sae = make_sae({name: leaf for name, leaf in sae.params.items() if name != "threshold"}, config)
+    expected = evaluate(sae, [x]).table
+    with jax.enable_x64(True):
+        pd.testing.assert_frame_equal(evaluate(sae, [x]).table, expected, rtol=1e-5)
+
+
+def test_tokens_that_the_model_does_not_have():
+    for wrong in (30, -1, 2**32 + 5):
+        tokens = TOKENS.copy()
+        tokens[0, 3] = wrong
+        with pytest.raises(ValueError, match=r"tokens: expected integers 0\.\.29"):
+            loss_recovered(CONFIG, PARAMS, random_sae(), tokens, MASK)

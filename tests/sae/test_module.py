@@ -1,5 +1,8 @@
 """Encode and decode against NumPy formulas; stacks."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 from flax import linen as nn
 
 from jaxmech.sae.module import (
+    ACTIVATIONS,
     SAE,
     SAEConfig,
     SparseCoder,
@@ -101,7 +105,7 @@ def test_decoding_asks_for_the_input_where_it_needs_it():
     for options, why in [({"skip": True}, "skip term"), ({"normalize": "layer_norm"}, "layer_norm")]:
         with pytest.raises(ValueError, match=rf"{why}.*decode\(f, x\)"):
             random_sae(**options).decode(jnp.zeros((2, F)))
-    with pytest.raises(ValueError, match="decode: a single dictionary expects"):
+    with pytest.raises(ValueError, match="x: decode of a single dictionary expects"):
         random_sae(skip=True).decode(jnp.zeros((2, F)), jnp.zeros((2, D + 1)))
 
 
@@ -179,3 +183,56 @@ def test_linen_module_initialises_the_canonical_tree():
     assert {n: v.shape for n, v in nn.meta.unbox(boxed).items()} == param_shapes(config)
     assert nn.get_partition_spec(boxed)["W_enc"] == jax.sharding.PartitionSpec("embed", "feature")
     assert hash(config) == hash(SAEConfig(D, F))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_token_that_is_no_number_stays_none_and_disturbs_no_other(activation, sign):
+    sae, x = random_sae(activation), random_x().reshape(15, D)
+    expected = np.asarray(sae.encode(x))
+    bad = x.copy()
+    bad[4] = np.copysign(np.nan, sign)
+    code = np.asarray(sae.encode(bad))
+    assert np.isnan(code[4]).all() and np.isnan(np.asarray(sae(bad))[4]).all()
+    others = np.delete(np.arange(15), 4)
+    assert np.isfinite(code[others]).all()
+    if activation == "batchtopk":  # its places go to the next in line: the 4 * 15 largest of the others
+        pre = numpy_encode(
+            dataclasses.replace(sae, config=dataclasses.replace(sae.config, activation="relu", k=None)), x
+        )
+        largest = np.sort(pre[others], axis=None)[-4 * 15 :]
+        np.testing.assert_allclose(np.sort(code[others][code[others] > 0]), largest[largest > 0], rtol=1e-5, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(code[others], expected[others])
+
+
+def test_numbers_of_a_configuration_are_pythons_own():
+    config = SAEConfig(np.int64(D), np.int32(F), activation="batchtopk", k=np.float32(2.5), layers=np.array([1, 3]),
+                       l0=np.array([2.5, 3.0]), skip_first=np.int8(1))  # fmt: skip
+    assert config == SAEConfig(D, F, activation="batchtopk", k=2.5, layers=(1, 3), l0=(2.5, 3.0))
+    assert repr(config) == repr(SAEConfig(D, F, activation="batchtopk", k=2.5, layers=(1, 3), l0=(2.5, 3.0)))
+    json.dumps(dataclasses.asdict(config))
+    for change in ({"layers": ("1", "3")}, {"layers": "13"}, {"layers": (1.7,)}, {"d_sae": 40.0}, {"k": "4"}):
+        name = next(iter(change))
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            SAEConfig(**({"d_in": D, "d_sae": F, "activation": "batchtopk", "k": 2} | change))
+
+
+def test_another_width_is_named_with_the_argument():
+    single, stack = random_sae(), random_sae(layers=(3, 5))
+    with pytest.raises(ValueError, match=r"x: encode of a single dictionary expects \[..., 6\], got shape \(4, 7\)"):
+        single.encode(np.zeros((4, 7)))
+    with pytest.raises(ValueError, match=r"f: decode of a single dictionary expects \[..., 20\], got shape \(6,\)"):
+        single.decode([0.0] * D)
+    with pytest.raises(ValueError, match=r"x: encode of a stack over 2 layers .*got shape \(4, 6\); .*sae.at\(layer\)"):
+        stack.encode(np.zeros((4, 6)))
+    np.testing.assert_array_equal(single.encode(random_x().tolist()), single.encode(random_x()))
+
+
+def test_batchtopk_under_64_bit_jax_is_the_same():
+    sae, x = random_sae("batchtopk"), random_x()
+    expected = np.asarray(sae.encode(x))
+    with jax.enable_x64(True):
+        got = sae.encode(x)
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, expected, rtol=1e-6)

@@ -1,6 +1,7 @@
 """The activation stream against plain forwards: right layers, right tokens, a pure function of (seed, i)."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -150,3 +151,31 @@ def test_refusals():
     with pytest.raises(ValueError, match="distinct"):
         ArrayStream(np.ones((2, 8, 3)), batch_size=2, layers=(1, 1))
     assert dataclasses.replace(CONFIG) == CONFIG
+
+
+def test_activations_that_are_no_numbers_are_refused_in_any_buffer():
+    poisoned = {**PARAMS, "layers": jax.tree.map(lambda leaf: leaf.at[2].set(np.nan), PARAMS["layers"])}
+    data = ActivationStream(CONFIG, poisoned, TOKENS, MASK, layers=(1, 2), batch_size=4)
+    with pytest.raises(ValueError, match="activations: resid_post of layer 2 is not finite in buffer 0"):
+        data.batch(0)
+    with pytest.raises(ValueError, match="layer 2 is not finite"):
+        next(data.chunks())
+
+
+def test_tokens_that_the_model_does_not_have_are_refused():
+    for wrong in (50, 1050, -1, -100, 2**32 + 5):
+        tokens = TOKENS.copy()
+        tokens[2, 3] = wrong
+        with pytest.raises(ValueError, match=r"tokens: expected integers 0\.\.49"):
+            ActivationStream(CONFIG, PARAMS, tokens, MASK, layers=(0,))
+    with pytest.raises(ValueError, match="tokens: expected integers .*float64s"):
+        ActivationStream(CONFIG, PARAMS, TOKENS.astype(float), MASK, layers=(0,))
+
+
+def test_the_settings_are_json_whatever_numbers_were_given():
+    plain = stream(batch_size=4, seed=3, buffer_tokens=12)
+    for numbers in (np.int64, np.int32, jax.numpy.int32):
+        again = stream(layers=np.array([2, 0]), batch_size=numbers(4), seed=numbers(3), buffer_tokens=numbers(12))
+        assert json.dumps(again.settings()) == json.dumps(plain.settings())
+        assert again.fingerprint() == plain.fingerprint()
+    assert stream(buffer_tokens=1000).settings() == stream(buffer_tokens=2000).settings()

@@ -96,3 +96,30 @@ def test_data_sets_need_their_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", SimpleNamespace(load_dataset=missing))
     with pytest.raises(ValueError, match="dataset: some/set could not be opened: no such set"):
         text.from_dataset(LM, "some/set", length=8, limit=1)
+
+
+def test_one_string_is_no_list_of_texts():
+    for name, call in {
+        "texts": lambda: text.pack_texts(LM, "abcabc", length=4),
+        "prompts": lambda: text.from_prompts(LM, "abc"),
+        "starts": lambda: text.sample_text(LM, 2, 8, jax.random.key(0), starts="abc"),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name}: expected strings in a list, got one str"):
+            call()
+    with pytest.raises(ValueError, match="prompts: expected strings, got 3 among them"):
+        text.from_prompts(LM, ["abc", 3])
+    with pytest.raises(ValueError, match="length: expected a whole number, got 4.0"):
+        text.pack_texts(LM, ["abcabc"], length=4.0)
+
+
+def test_texts_of_linked_folders_are_read(tmp_path):
+    for name in ("here", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "here" / "a.txt").write_text("abc")
+    (tmp_path / "elsewhere" / "b.txt").write_text("c")
+    (tmp_path / "here" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "here" / "up").symlink_to(tmp_path / "here")  # entered once would be entered for ever
+    np.testing.assert_array_equal(text.from_file(LM, tmp_path / "here", length=6).tokens, [[1, 3, 4, 5, 2, 5]])
+    (tmp_path / "here" / "c.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(ValueError, match="c.txt could not be read"):
+        text.from_file(LM, tmp_path / "here", length=6)

@@ -61,3 +61,20 @@ def test_nothing_as_large_as_the_codes_exists():
     assert lowered.compile().memory_analysis().temp_size_in_bytes < codes + x.nbytes
     assert f"tensor<4096x{F}" not in lowered.as_text()
     assert jax.eval_shape(feature_totals, sae, x).total.shape == (F,)
+
+
+def test_activations_that_are_no_numbers_are_seen():
+    sae, x = random_sae(layers=(3, 5)), random_x().reshape(1, 15, D).repeat(2, 0)
+    x[1, 7] = np.nan
+    found = feature_totals(sae, x, rows=4, features=8)
+    assert np.isnan(found.total[1]).all() and np.isfinite(found.total[0]).all()
+
+
+def test_64_bit_jax_counts_the_same():
+    sae, x = random_sae("batchtopk", layers=(3, 5)), random_x().reshape(1, 15, D).repeat(2, 0)
+    total, fired = whole(sae, x)
+    with jax.enable_x64(True):
+        found = feature_totals(sae, x)
+    assert found.total.dtype == np.float32 and found.fired.dtype == np.int32
+    np.testing.assert_allclose(found.total, total, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found.fired, fired)

@@ -6,14 +6,16 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
+from safetensors import SafetensorError
 from safetensors.flax import save_file
 
-from jaxmech.sae.formats import load_sae, load_saes, save_sae, save_saes
+from jaxmech.sae.formats import load_sae, load_saes, saelens_save, save_sae, save_saes
 from jaxmech.sae.formats.files import agree, described, read_tensors
 from jaxmech.sae.formats.places import dictionaries, layer_of
 from jaxmech.sae.formats.tensors import assemble, matrix_shape
-from jaxmech.sae.module import SAEConfig, make_sae, param_shapes
+from jaxmech.sae.module import SAEConfig, make_sae, param_shapes, stack_saes
 
 
 def random_sae(layer=0, **options):
@@ -260,3 +262,145 @@ def test_a_configuration_that_is_no_object(tmp_path):
     (tmp_path / "cfg.json").write_text(json.dumps([1]))
     with pytest.raises(ValueError, match="cfg.json: expected a JSON object, got list"):
         load_sae(tmp_path)
+
+
+# Links, copies and typos ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(tmp_path, monkeypatch):
+    """runs/study/saes/layer_0, layer_1 and layer_3, in the working folder; layer_1 is elsewhere, behind a link."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = tmp_path / "runs" / "study" / "saes"
+    save_saes(stack_saes([random_sae(layer) for layer in (0, 1, 3)]), folder)
+    (folder / "layer_1").rename(tmp_path / "elsewhere")
+    (folder / "layer_1").symlink_to(tmp_path / "elsewhere")
+    return folder
+
+
+def test_dictionaries_behind_links_are_loaded(three):
+    stack = load_saes(three)
+    assert stack.config.layers == (0, 1, 3)
+    np.testing.assert_array_equal(stack.params["W_enc"][1], random_sae(1).params["W_enc"])
+    (three / "round").symlink_to(three)  # entered, it would be entered for ever
+    (three / "notes").mkdir()
+    (three / ".cache" / "layer_7").mkdir(parents=True)  # what downloads leave behind
+    assert load_saes(three).config.layers == (0, 1, 3)
+
+
+def test_files_behind_links_are_loaded(three, tmp_path):
+    for layer in (0, 1, 3):
+        folder = tmp_path / "linked" / f"layer_{layer}"
+        folder.mkdir(parents=True)
+        for file in (three / f"layer_{layer}").iterdir():
+            (folder / file.name).symlink_to(file)
+    assert load_saes(tmp_path / "linked").config.layers == (0, 1, 3)
+
+
+def link_to_nothing(folder):
+    folder.symlink_to("/gone/away")
+
+
+def config_alone(folder):
+    save_sae(random_sae(1), folder)
+    (folder / "sae_weights.safetensors").unlink()
+
+
+def half_a_file(folder):
+    config_alone(folder)
+    (folder / ".sae_weights.safetensors.Xy12").write_bytes(b"half")
+
+
+@pytest.mark.parametrize("broken", [link_to_nothing, config_alone, half_a_file, lambda folder: folder.mkdir()])
+def test_half_copied_dictionaries_are_named_and_not_passed_over(broken, three):
+    (three / "layer_1").unlink()
+    broken(three / "layer_1")
+    for call in (lambda: load_saes(three), lambda: load_saes(three, layers=[0, 1]), lambda: load_sae(three)):
+        with pytest.raises(ValueError, match="saes: layer_1: without weights, that is half copied or a link"):
+            call()
+    assert load_saes(three, layers=[0, 3]).config.layers == (0, 3)  # what nobody asked for is in nobody's way
+    assert load_sae(three, layer=3).config.layers == (3,)
+
+
+def test_half_copied_dictionaries_whose_name_tells_no_layer(three):
+    (three / "layer_1").unlink()
+    config_alone(three / "run_b")
+    with pytest.raises(ValueError, match="saes: run_b: without weights"):
+        load_saes(three)
+    with pytest.raises(ValueError, match="nothing for layer 1"):
+        load_saes(three, layers=[0, 1])
+    with pytest.raises(ValueError, match="layer_9.safetensors: without weights"):
+        (three / "layer_9.safetensors").symlink_to("/gone/away")
+        (three / "run_b").rename(three / ".run_b")
+        load_saes(three)
+
+
+def test_an_empty_folder_of_one_size(tmp_path):
+    for l0 in (22, 71):
+        (tmp_path / "layer_3" / "width_16k" / f"average_l0_{l0}").mkdir(parents=True)
+    np.savez(tmp_path / "layer_3" / "width_16k" / "average_l0_71" / "params.npz", a=np.ones(1))
+    with pytest.raises(ValueError, match="layer_3/width_16k/average_l0_22: without weights"):
+        load_saes(tmp_path, site="resid_post")
+
+
+@pytest.mark.parametrize(
+    "layers", [np.array([1, 3]), jnp.array([1, 3]), pd.Series([1, 3]), range(1, 4, 2), (n for n in (1, 3))]
+)
+def test_layers_of_any_kind_of_list(layers, three):
+    assert load_saes(three, layers=layers).config.layers == (1, 3)
+
+
+def test_layers_that_are_none(three):
+    assert load_sae(three, layer=np.int64(3)).config.layers == (3,)
+    for wrong in (["1", "3"], "13", 3, [1.0, 3.0], np.array([True, False])):
+        with pytest.raises(ValueError, match="layers: expected .*whole number"):
+            load_saes(three, layers=wrong)
+    for wrong in ([], [1, 1]):
+        with pytest.raises(ValueError, match="layers: expected distinct layers, at least one"):
+            load_saes(three, layers=wrong)
+    with pytest.raises(ValueError, match="layer: expected a whole number, got '3'"):
+        load_sae(three, layer="3")
+
+
+@pytest.mark.parametrize(
+    "typo, said",
+    [
+        ("runs/study/sae", "runs/study has no 'sae', but saes; did you mean 'runs/study/saes'"),
+        ("runs/stdy/saes", "runs has no 'stdy', but study; did you mean 'runs/study'"),
+        ("runs/other", "runs has no 'other', but study$"),
+        ("./runs/study/sae", "runs/study has no 'sae', but saes; did you mean 'runs/study/saes'"),
+        ("runs/study/saes/layer_2", "has no 'layer_2', but layer_0, layer_1, layer_3; did you mean 'runs/study/saes/l"),
+        ("{}/runs/studies", "runs has no 'studies', but study"),
+        ("rnus", "did you mean 'runs'"),
+    ],
+)
+def test_a_typo_of_a_local_path_tells_what_is_there(typo, said, three, tmp_path):
+    for load in (load_saes, load_sae):
+        with pytest.raises(ValueError, match=f"(?s)does not exist.*{said}") as error:
+            load(typo.format(tmp_path))
+        assert "hf auth login" not in str(error.value)
+
+
+def test_a_name_that_may_be_of_the_hub_keeps_the_hubs_message(three):
+    with pytest.raises(
+        ValueError, match="(?s)could not be fetched from the .* hub.*Of local paths: did you mean 'runs'"
+    ):
+        load_saes("run/study/saes")
+
+
+def test_where_dictionaries_cannot_be_written_the_path_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file/layer_0 could not be written .*; make room, or choose another folder"):
+        save_saes(random_sae(0), tmp_path / "file")
+    for error in (OSError(30, "Read-only file system"), OSError(28, "No space left on device"),
+                  SafetensorError("I/O error: No space left on device (os error 28)")):  # fmt: skip
+
+        def fails(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(saelens_save, "save_file", fails)
+        why = getattr(error, "strerror", None) or "No space left on device"
+        with pytest.raises(ValueError, match=f"layer_0 could not be written .*{why}"):
+            save_saes(random_sae(0), tmp_path / "saes")
+        assert not (tmp_path / "saes" / "layer_0" / "cfg.json").exists()

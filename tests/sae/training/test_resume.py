@@ -9,12 +9,18 @@ import time
 from collections import namedtuple
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
 
+from jaxmech import disk
+from jaxmech.models.decoder import init_params
+from jaxmech.sae.stream import ActivationStream, ArrayStream
+from jaxmech.sae.training import checkpoint, loop, train
 from jaxmech.sae.training.metrics import MetricsLog
-from tests.sae.training.toy import SMALL, fit
+from tests.conftest import tiny_config
+from tests.sae.training.toy import KEY, SMALL, fit, sparse_data
 
 CONFIG = dataclasses.replace(SMALL, sparsity=(3, 5))
 
@@ -69,15 +75,21 @@ def steps_of(folder):
 
 
 def test_a_full_disk_is_one_message_and_loses_nothing(tmp_path, monkeypatch):
-    Usage = namedtuple("Usage", "free")
     room = iter([10**12, 10**12, 1000])
-    with monkeypatch.context() as patch:
-        patch.setattr("shutil.disk_usage", lambda _: Usage(next(room)))
-        with pytest.raises(ValueError, match="GB are needed and 0.00 GB are free; make room, .* goes on from its last"):
-            run(tmp_path)
+
+    def require_some(folder, needed, remedy):
+        """The disk as this training sees it, and nobody else in the process."""
+        with monkeypatch.context() as patch:
+            patch.setattr(disk.shutil, "disk_usage", lambda _: Usage(next(room)))
+            disk.require_space(folder, needed, remedy)
+
+    Usage = namedtuple("Usage", "free")
+    monkeypatch.setattr(checkpoint, "require_space", require_some)
+    with pytest.raises(ValueError, match="GB are needed and 0.00 GB are free; make room, .* goes on from its last"):
+        run(tmp_path)
+    room = iter([1000])
     with monkeypatch.context() as patch:  # and a disk that is full already says so before the first step
-        patch.setattr("shutil.disk_usage", lambda _: Usage(1000))
-        patch.setattr("jaxmech.sae.training.loop.train_step", None)
+        patch.setattr(loop, "train_step", None)
         with pytest.raises(ValueError, match="GB are needed"):
             run(tmp_path / "other")
     (tmp_path / "file").write_text("")
@@ -85,7 +97,62 @@ def test_a_full_disk_is_one_message_and_loses_nothing(tmp_path, monkeypatch):
         run(tmp_path / "file")
     (kept,) = [path.name for path in (tmp_path / "ckpt").iterdir() if path.name.isdigit()]
     assert kept == "8"
+    monkeypatch.undo()
     same(run(tmp_path), run())
+
+
+def test_a_checkpoint_keeps_the_history_of_its_own_step(tmp_path, monkeypatch):
+    """Whatever the training adds while it is still being written."""
+    checkpoints, history, begun = checkpoint.Checkpoints(tmp_path, {}), [{"step": 4}], []
+    monkeypatch.setattr(checkpoints._manager, "save", lambda step, args: begun.append(args))
+    checkpoints.save(4, {"a": np.zeros(2)}, history)
+    history += [{"step": 8}]
+    assert begun[0].about.item["history"] == [{"step": 4}]
+    checkpoints.close()
+
+
+def test_what_differs_is_named(tmp_path):
+    _, x = sparse_data()
+    options = {"batch_size": 128, "layers": (3, 4), "seed": 0, "skip_first": 1}
+
+    def train_on(x, key=KEY, **changes):
+        train(SMALL, ArrayStream(x, **(options | changes)), key=key, checkpoint_dir=tmp_path, progress=False)
+
+    train_on(x)
+    for name, said in {
+        "batch_size": (64, "batch_size was 128, is 64"), "layers": ((1, 2), r"layers was \[3, 4\], is \[1, 2\]"),
+        "seed": (5, "seed was 0, is 5"), "skip_first": (2, "skip_first was 1, is 2"),
+        "site": ("mlp_out", "site was 'resid_post', is 'mlp_out'"),
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=f"a training that differs: {said[1]}; use another folder"):
+            train_on(x, **{name: said[0]})
+    with pytest.raises(ValueError, match="differs: other activations; use another folder"):
+        train_on(x + 1)
+    with pytest.raises(ValueError, match=r"differs: key was \[0, 0\], is \[0, 1\]; use another folder"):
+        train_on(x, key=jax.random.key(1))
+
+
+def test_what_differs_in_activations_of_a_model_is_named(tmp_path):
+    config = tiny_config()
+    params = init_params(config, jax.random.key(0))
+    tokens = np.random.default_rng(0).integers(1, 40, (24, 24))
+    options = {"layers": (1, 3), "batch_size": 64, "buffer_tokens": 128, "seed": 0}
+
+    def train_on(tokens=tokens, params=params, **changes):
+        data = ActivationStream(config, params, tokens, **(options | changes))
+        short = dataclasses.replace(SMALL, steps=2)
+        train(short, data, key=KEY, checkpoint_dir=tmp_path, progress=False)
+
+    train_on()
+    train_on(forward_batch=3)  # which changes nothing
+    for name, value, said in (
+        ("batch_size", 32, "batch_size was 64, is 32"), ("seed", 1, "seed was 0, is 1"),
+        ("layers", (1,), r"layers was \[1, 3\], is \[1\]"), ("epochs", 2, "epochs was 1, is 2"),
+        ("buffer_tokens", 200, "buffer_tokens was 128, is 200"), ("dtype", "bfloat16", "dtype was 'float32', is 'bfl"),
+        ("tokens", tokens[::-1], "other tokens"), ("params", init_params(config, jax.random.key(1)), "other weights"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"a training that differs: {said}"):
+            train_on(**{name: value})
 
 
 def test_tensorboard(tmp_path, monkeypatch):

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from jaxmech.sae.stream import ArrayStream
-from jaxmech.sae.training import KINDS, loop
+from jaxmech.sae.training import KINDS, SAETrainConfig, loop
 from jaxmech.sae.training.config import optimizer, sparsity_at
 from jaxmech.sae.training.step import init_state, train_step
 from tests.sae.training.toy import KEY, SMALL, SPARSITY, F, fit, sparse_data, stream
@@ -190,3 +191,50 @@ def test_refusals():
         fit(SMALL, ArrayStream(x, batch_size=128))
     with pytest.raises(ValueError, match="log_dir"):
         fit(SMALL, tensorboard=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_64_bit_jax_trains_the_same(kind):
+    """In which integers and random numbers are 64 bits wide unless something else is said."""
+    config = dataclasses.replace(SMALL, kind=kind, sparsity=SPARSITY[kind], steps=6, sparsity_warmup=3)
+    (expected,), history = fit(config)
+    with jax.enable_x64(True):
+        state = init_state(config, stream(), KEY)
+        after, metrics = train_step(config, state, stream().batch(0))
+        assert {leaf.dtype.itemsize for leaf in jax.tree.leaves((after, metrics))} == {4}
+        (sae,), again = fit(config)
+    for name, leaf in expected.params.items():
+        np.testing.assert_allclose(sae.params[name], leaf, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(again.to_numpy(float), history.to_numpy(float), rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_of_every_library_make_the_same_training(tmp_path):
+    given = dict(
+        d_sae=np.int64(F), sparsity=np.array([2, 3]), steps=np.int32(8), lr=np.float32(0.5), warmup=np.array(2)
+    )
+    given = SAETrainConfig(**given, decay=jnp.float32(0.25), prefixes=pd.Series([4, 8]), kind="matryoshka")
+    plain = SAETrainConfig(F, (2, 3), steps=8, lr=0.5, warmup=2, decay=0.25, prefixes=(4, 8), kind="matryoshka")
+    assert given == plain and repr(given) == repr(plain) and hash(given) == hash(plain)
+    assert dataclasses.replace(SMALL, sparsity=pd.Series([2.5, 3.0])).sparsity == (2.5, 3.0)
+    # A checkpoint of the one is gone on with by the other.
+    fit(dataclasses.replace(SMALL, lr=np.float64(3e-3), steps=np.int64(8)), checkpoint_dir=tmp_path)
+    fit(dataclasses.replace(SMALL, lr=3e-3, steps=8), checkpoint_dir=tmp_path)
+
+
+def test_what_is_no_number_is_named():
+    for name, value, said in (("steps", 4.0, "a whole number, got 4.0"), ("lr", "1e-3", "a number, got '1e-3'"),
+                              ("d_sae", "32", "a whole number, got '32'"), ("b1", None, "a number, got None"),
+                              ("warmup", True, "a whole number, got True"), ("lr", float("inf"), "a positive number"),
+                              ("prefixes", "48", "whole numbers in a list"), ("sparsity", "3", "a number")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name}: expected {said}"):
+            dataclasses.replace(SMALL, **{name: value})
+    with pytest.raises(ValueError, match="kind: expected one of .*; steps: .*; lr: "):
+        dataclasses.replace(SMALL, kind="l1", steps=4.0, lr="1e-3")
+
+
+def test_activations_that_are_no_numbers_end_a_training():
+    _, x = sparse_data()
+    for value in (np.nan, np.inf):
+        x[1, 700, 5] = value
+        with pytest.raises(ValueError, match="activations: resid_post of layer 1 is not finite in buffer 0"):
+            fit(dataclasses.replace(SMALL, kind="jumprelu", sparsity=0.1), ArrayStream(x, batch_size=128))
