@@ -224,8 +224,8 @@ def test_numbers_of_every_library_make_the_same_training(tmp_path):
 def test_what_is_no_number_is_named():
     for name, value, said in (("steps", 4.0, "a whole number, got 4.0"), ("lr", "1e-3", "a number, got '1e-3'"),
                               ("d_sae", "32", "a whole number, got '32'"), ("b1", None, "a number, got None"),
-                              ("warmup", True, "a whole number, got True"), ("lr", float("inf"), "a positive number"),
-                              ("prefixes", "48", "whole numbers in a list"), ("sparsity", "3", "a number")):  # fmt: skip
+                              ("warmup", True, "a whole number, got True"), ("lr", np.inf, "a positive number"),
+                              ("prefixes", "48", "whole numbers"), ("sparsity", "3", "a number")):  # fmt: skip
         with pytest.raises(ValueError, match=f"{name}: expected {said}"):
             dataclasses.replace(SMALL, **{name: value})
     with pytest.raises(ValueError, match="kind: expected one of .*; steps: .*; lr: "):
