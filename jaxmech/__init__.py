@@ -27,6 +27,9 @@ from jaxmech.sae.sharding import shard_saes
 from jaxmech.sae.stream import ActivationStream
 from jaxmech.sae.totals import feature_totals
 from jaxmech.sae.training import SAETrainConfig, train
+from jaxmech.tpu import quiet_without_chips
+
+quiet_without_chips()
 
 __all__ = [
     "SAE", "ActivationStream", "Activations", "Choices", "LanguageModel", "ModelConfig", "Output", "Prefix", "Prompts",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -19,17 +18,11 @@ from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh
 
 from jaxmech.ahead.hlo import cost
+from jaxmech.tpu import quiet_without_chips
 
 GIB = 2**30
 HBM = {"TPU v5 lite": 15.75 * GIB, "TPU v6 lite": 31.25 * GIB, "TPU v5": 95.74 * GIB}
 """Bytes of a chip's main memory that a program may use, as libtpu states them when one asks for more."""
-
-
-_WITHOUT_CHIPS = {
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a lock keeps processes from sharing chips; compilers need none
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # else libtpu complains that it cannot ask the machine for it
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
 
 
 def topology_mesh(name: str, data: int = 1, model: int = 1) -> Mesh:
@@ -40,9 +33,7 @@ def topology_mesh(name: str, data: int = 1, model: int = 1) -> Mesh:
     Raises:
       ValueError: no libtpu, a name it does not know, or another number of chips than data * model.
     """
-    if os.environ.get("TPU_SKIP_MDS_QUERY"):  # JAX sets it where it finds no chip
-        for variable, value in _WITHOUT_CHIPS.items():
-            os.environ.setdefault(variable, value)
+    quiet_without_chips()
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except Exception as error:  # several kinds, as libtpu is missing, too old, or does not know the name
