@@ -31,6 +31,8 @@ from jaxmech.tpu import quiet_without_chips
 
 quiet_without_chips()
 
+__version__ = "0.1.0"
+
 __all__ = [
     "SAE", "ActivationStream", "Activations", "Choices", "LanguageModel", "ModelConfig", "Output", "Prefix", "Prompts",
     "SAEConfig", "SAETrainConfig", "Tap",

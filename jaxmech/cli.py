@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,71 +11,108 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from jaxmech import __version__
+from jaxmech.interrupt import interruptible
+
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Finds the features that carry a behaviour, and tests them."
 )
 
-ConfigPath = Annotated[Path, typer.Argument(help="A study's YAML file, such as configs/quickstart.yaml.")]
+ConfigPath = Annotated[Path, typer.Argument(help="A study's YAML file, or the name of one that comes with jaxmech.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value pairs that replace values of the file.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"jaxmech {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    shown: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Shows the version and ends.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
+def _study(config: Path, overrides: list[str] | None):
+    from jaxmech.sae.training.run import TrainSettings
+    from jaxmech.study.config import load_config
+
+    return load_config(config, overrides or [], {"jaxmech train-sae": TrainSettings})
+
+
+def _check(settings, until: str | None = None) -> None:
+    from jaxmech.study.checks import check_study
+
+    check_study(settings, until)
+
+
+def _command(name: str, config: Path, overrides: list[str] | None) -> str:
+    """What the user would type."""
+    return shlex.join(["jaxmech", name, str(config), *(overrides or [])])
+
+
+def _stopped(name: str, config: Path, overrides: list[str] | None) -> str:
+    return f"Stopped. What is finished is kept; to resume: {_command(name, config, overrides)}"
 
 
 @app.command()
 def run(
     config: ConfigPath,
     overrides: Overrides = None,
-    until: Annotated[str | None, typer.Option(help="Stop behind this stage, such as fidelity.")] = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage, such as fidelity.")] = None,
 ) -> None:
-    """Runs a study; what is finished is kept, what was killed goes on."""
-    from jaxmech.study.config import load_config
+    """Runs a study; what is finished is kept, what was killed resumes."""
+    settings = _study(config, overrides)
+    _check(settings, until)
+    from jaxmech.report import show, write_report
     from jaxmech.study.run import run_study
 
-    settings = load_config(config, overrides or [])
-    if until:
-        print(run_study(settings, until=until))
-        return
-    from jaxmech.report import show, write_report
-
-    show(run_study(settings, report=write_report))
+    options = ["--until", until] if until else []
+    with interruptible(_stopped("run", config, [*(overrides or []), *options])):
+        if until:
+            print(run_study(settings, until=until))
+        else:
+            show(run_study(settings, report=write_report))
 
 
 @app.command("train-sae")
 def train_sae(
-    config: Annotated[
-        Path, typer.Argument(help="A training's YAML file, such as configs/train-sae-gemma-3-270m.yaml.")
-    ],
+    config: Annotated[Path, typer.Argument(help="A training's YAML file, or the name of one that comes with jaxmech.")],
     overrides: Overrides = None,
 ) -> None:
-    """Trains sparse autoencoders and measures them on held-out text; what was killed goes on."""
+    """Trains sparse autoencoders and measures them on held-out text; what was killed resumes."""
     from jaxmech.sae.training.run import TrainSettings, run_training, show
     from jaxmech.settings import load_settings
+    from jaxmech.study.config import StudyConfig
 
-    show(*run_training(load_settings(TrainSettings, config, overrides or [])))
+    settings = load_settings(TrainSettings, config, overrides or [], {"jaxmech run": StudyConfig})
+    with interruptible(_stopped("train-sae", config, overrides)):
+        show(*run_training(settings))
 
 
 @app.command()
 def plan(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Shows which stages a run would compute, without running any."""
-    from jaxmech.study.config import load_config
+    """Shows which stages a run would compute, without running any or writing anything."""
+    settings = _study(config, overrides)
+    _check(settings)
     from jaxmech.study.run import plan as plan_study
 
-    for name, state in plan_study(load_config(config, overrides or [])):
+    for name, state in plan_study(settings):
         print(f"{name:14} {state}")
 
 
 @app.command()
 def report(config: ConfigPath, overrides: Overrides = None) -> None:
     """Writes the report of a finished run again."""
-    from jaxmech.report import show, write_report
-    from jaxmech.study.config import load_config
-    from jaxmech.study.folder import RunFolder, read_json
+    from jaxmech.report import show
+    from jaxmech.study.run import rewrite_report
 
-    settings = load_config(config, overrides or [])
-    folder = RunFolder(settings.run_dir)
-    manifest = folder.path / "manifest.json"
-    if not manifest.is_file():
-        raise ValueError(f"{folder.path} holds no finished run; start it with: jaxmech run {config}")
-    write_report(folder, settings, read_json(manifest))
-    show(folder.path)
+    settings = _study(config, overrides)
+    show(rewrite_report(settings, _command("run", config, overrides)))
 
 
 @app.command()
@@ -96,13 +134,14 @@ def convert(
     from jaxmech.models.load import check_new, load_model, save_model
 
     check_new(destination)  # before a large model is fetched and converted
-    print(f"written to {save_model(load_model(source, dtype=dtype), destination)}")
+    with interruptible("Stopped; nothing was written."):
+        print(f"written to {save_model(load_model(source, dtype=dtype), destination)}")
 
 
 def main() -> None:
     """Entry point: bad input ends with its message alone, exit code 1."""
     try:
         app()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         sys.exit(1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,17 +16,27 @@ from yaml import YAMLError
 
 Settings = TypeVar("Settings")
 
+_CONFIGS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
+"""Where the configurations that come with jaxmech are: beside this file when installed, in a clone a floor up."""
 
-def load_settings(kind: type[Settings], path: str | Path, overrides: Sequence[str] = ()) -> Settings:
+
+def load_settings(
+    kind: type[Settings],
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    others: Mapping[str, type] | None = None,
+) -> Settings:
     """Reads a YAML file into the dataclass `kind` and applies `key=value` overrides.
+
+    Args:
+      path: of a file, or the short name of a configuration that comes with jaxmech, such as "quickstart".
+      others: command -> the kind of configuration that it takes, to say whose a file is that is of another kind.
 
     Raises:
       ValueError: the file is missing or no YAML, a key is unknown (the nearest one is named) or missing, or a value is
         of the wrong type.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such configuration; the ones that come with jaxmech are in configs/")
+    asked, path = path, find_config(path)
     if bad := [item for item in overrides if "=" not in item]:
         raise ValueError(f"overrides are written key=value, got {', '.join(map(repr, bad))}")
     try:
@@ -35,6 +47,7 @@ def load_settings(kind: type[Settings], path: str | Path, overrides: Sequence[st
         found = OmegaConf.load(path)
         if not OmegaConf.is_dict(found):
             raise ValueError(f"{path}: expected lines of key: value")
+        _refuse_other_kind(kind, found, asked, others or {})
         given = OmegaConf.merge(found, changes)
         _refuse_unknown(kind, given, path)
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), given))
@@ -43,6 +56,50 @@ def load_settings(kind: type[Settings], path: str | Path, overrides: Sequence[st
         raise ValueError(f"{path}: {key}{str(error).splitlines()[0]}") from error
     except (YAMLError, UnicodeDecodeError, OSError) as error:  # OmegaConf's word for a lone number is an OSError
         raise ValueError(f"{path}: not YAML: {error}") from error
+
+
+def find_config(path: str | Path) -> Path:
+    """A configuration's file, by its path or its short name.
+
+    Raises:
+      ValueError: there is none; names those that come with jaxmech.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for folder in _CONFIGS for file in sorted(folder.glob("*.yaml"))}
+    if str(path) in shipped:
+        return shipped[str(path)]
+    raise ValueError(
+        f"{path}: no such configuration; expected a YAML file, or the name of one that comes with jaxmech: "
+        f"{', '.join(shipped)}"
+    )
+
+
+@contextlib.contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Gives the names of arguments that a ValueError is about as the configuration's keys: {argument: key}."""
+    try:
+        yield
+    except ValueError as error:
+        known = "|".join(map(re.escape, names))
+        # Names stand where a fault begins, one or several, and where a bound is given, as in "d_sae=24".
+        begins = rf"(?:^|(?<=; )|(?<=\n))(?:\w+, )*(?:{known})(?:, \w+)*(?=:)|\b(?:{known})(?==)"
+        said = re.sub(
+            begins, lambda found: re.sub(rf"\b(?:{known})\b", lambda name: names[name[0]], found[0]), str(error)
+        )
+        raise ValueError(said) from error
+
+
+def _refuse_other_kind(kind: type, found, asked: str | Path, others: Mapping[str, type]) -> None:
+    def strangers(one: type) -> int:
+        return len(set(found) - {field.name for field in dataclasses.fields(one)})
+
+    for command, other in others.items():
+        if strangers(other) < strangers(kind):
+            raise ValueError(
+                f"{asked}: this configuration is {command.removeprefix('jaxmech ')}'s; start it with: {command} {asked}"
+            )
 
 
 def _refuse_unknown(kind: type, given, path: Path) -> None:

@@ -37,7 +37,7 @@ CONVERTER_VERSION = 2
 """Part of every cache key: raise it when conversion or tokenizers come out differently."""
 
 _MANIFEST = "jaxmech_model.json"
-_DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")
 _STALE_SECONDS = 3600
 _REMEDY = "make room, or set JAXMECH_CACHE to a folder on another disk that may be written"
 _CHUNK_BYTES = 32 << 20
@@ -127,8 +127,8 @@ def load_model(
     Raises:
       ValueError: no such model, an installed package missing, a damaged or unsupported checkpoint, a full disk.
     """
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(_DTYPES)}, got {dtype!r}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     own = isinstance(tokenizer, str) and tokenizer == _OWN
     other = None if own else _tokenizer_of(tokenizer)  # asked for first: it is small, and a wrong name shows at once
     lm = _load(name_or_path, dtype, mesh, own)
@@ -150,13 +150,22 @@ def _load(name_or_path: str | Path, dtype: str, mesh, own: bool) -> LanguageMode
         return load_saved(path, dtype, mesh, own)
     if (path / "config.json").is_file():
         return _load_hf(name, path, dtype, mesh, own)
-    if path.exists():
+    require_hub_id(name)
+    return _load_hf(name, _download(name), dtype, mesh, own)
+
+
+def require_hub_id(name: str) -> None:
+    """Refuses a name that is no model here and cannot be one of the hub.
+
+    Raises:
+      ValueError: a file or folder is called so, or it has not the form of a hub id.
+    """
+    if (path := Path(name).expanduser()).exists():
         found = _adapter(path) or "expected a .gguf file, or a folder with config.json or " + _MANIFEST
         raise ValueError(f"{path} is not a model: {found}")
     if not _is_hub_id(name):
         raise ValueError(f"name_or_path: {name!r} does not exist; expected a file, a folder, a hub id 'org/name', or "
                          f"one of {', '.join(_PACKAGED)}")  # fmt: skip
-    return _load_hf(name, _download(name), dtype, mesh, own)
 
 
 def _is_hub_id(name: str) -> bool:
@@ -203,7 +212,12 @@ def cache_dir() -> Path:
 # Sources ------------------------------------------------------------------------------------------------------------
 
 
-def _load_packaged(name: str, dtype: str, mesh, own: bool) -> LanguageModel:
+def packaged_files(name: str) -> tuple[list[Path], str | None]:
+    """The files of a model that comes as a package, and their sha256 if it is known.
+
+    Raises:
+      ValueError: the package is not installed, or lacks its files.
+    """
     package = _PACKAGED[name]
     try:
         paths, expected = package.locate(package.module)
@@ -214,6 +228,11 @@ def _load_packaged(name: str, dtype: str, mesh, own: bool) -> LanguageModel:
         raise ValueError(
             f"the package of {name!r} lacks its files {', '.join(missing) or '*.gguf'}; reinstall it: {package.hint}"
         )
+    return paths, expected
+
+
+def _load_packaged(name: str, dtype: str, mesh, own: bool) -> LanguageModel:
+    paths, expected = packaged_files(name)
     if expected is None:
         return _load_gguf(name, paths, _remembered_sha256(paths[0]), dtype, mesh, own)
     # The expected digest keys the cache: the files are hashed only when there is something to convert.

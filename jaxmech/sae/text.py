@@ -82,6 +82,16 @@ def from_prompts(lm: LanguageModel, prompts: Sequence[str], *, length: int | Non
 
 def from_file(lm: LanguageModel, path: str | Path, *, length: int, limit: int | None = None) -> Tokens:
     """A UTF-8 text file, or the .txt and .md files of a folder, packed into rows."""
+    paths = text_files(path)
+    return pack_texts(lm, map(_read, paths), length=length, limit=limit)
+
+
+def text_files(path: str | Path) -> list[Path]:
+    """A file, or the .txt and .md files of a folder.
+
+    Raises:
+      ValueError: there is none.
+    """
     path = Path(path)
     found = walk(path) if path.is_dir() else None  # a link that leads nowhere is refused when it is read
     paths = (
@@ -91,7 +101,33 @@ def from_file(lm: LanguageModel, path: str | Path, *, length: int, limit: int | 
     )
     if not paths or found is None and not path.is_file():
         raise ValueError(f"path: no text file at {path}; expected a file, or a folder with .txt or .md files")
-    return pack_texts(lm, map(_read, paths), length=length, limit=limit)
+    return paths
+
+
+def require_source(file: str | Path | None, dataset: str | None) -> None:
+    """Refuses at once what `draw` would only refuse once a model is there.
+
+    Raises:
+      ValueError: both are given, there is no such file, or the `datasets` package is missing.
+    """
+    if file and dataset:
+        raise ValueError(f"text: expected a file or a data set, not both, got {file} and {dataset}")
+    if file:
+        for path in text_files(file):
+            _read(path)
+    if dataset:
+        _datasets()
+
+
+def _datasets():
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            "text: data sets of the hub need the `datasets` package: pip install 'jaxmech[text]';"
+            " or use a text file, or text sampled from the model"
+        ) from None
+    return datasets
 
 
 def _read(path: Path) -> str:
@@ -112,13 +148,7 @@ def from_dataset(
     subset: str | None = None,
 ) -> Tokens:
     """A set of the Hugging Face hub, streamed and packed into rows. Needs the `datasets` package and a connection."""
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError(
-            "text: data sets of the hub need the `datasets` package: pip install 'jaxmech[text]';"
-            " or use a text file, or text sampled from the model"
-        ) from None
+    datasets = _datasets()
     try:
         rows = datasets.load_dataset(name, subset, split=split, streaming=True)
     except OSError as error:  # what is not found and what is not reached are of this kind
@@ -194,8 +224,7 @@ def draw(
     Raises:
       ValueError: both are given.
     """
-    if file and dataset:
-        raise ValueError(f"text: expected a file or a data set, not both, got {file} and {dataset}")
+    require_source(file, dataset)
     if file:
         return from_file(lm, file, length=length, limit=n), str(file)
     if dataset:

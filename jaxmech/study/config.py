@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+import numbers
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from jaxmech.sae.training.config import SAETrainConfig
-from jaxmech.settings import load_settings
+from jaxmech.settings import load_settings, renamed
 
 _AT_LEAST_ONE = (
     "batch", "pairs", "development_families", "sae_steps", "sae_batch", "sae_epochs", "random_sets", "audit_features",
     "attribution_steps", "proximity_features", "text_check", "arithmetic_items", "items_per_generator", "permutations",
     "relabelings", "half_splits", "game_families",
 )  # fmt: skip
+_SHARES = (
+    "rule_q", "rule_sign", "rule_auroc", "rule_fires", "rule_density", "rule_half_splits", "budget_share",
+)  # fmt: skip
+_SAE_KEYS = {"d_sae": "sae_features", "sparsity": "sae_sparsity"} | {k: f"sae_{k}" for k in ("kind", "steps", "lr")}
+_LARGEST_SEED = 2**31 - 8  # stages add small numbers to it, and JAX, NumPy and pandas all have to take it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +104,26 @@ class StudyConfig:
     game_directions: int = 20
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), field.type))
+        if not 0 <= self.seed <= _LARGEST_SEED:
+            raise ValueError(f"seed: expected a whole number from 0 to {_LARGEST_SEED}, got {self.seed}")
+        for name in ("model", "run_dir"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected a name, got ''")
+        layers = self.sae_layers
+        if layers is not None and (not layers or len(set(layers)) < len(layers) or min(layers) < 0):
+            raise ValueError(f"sae_layers: expected distinct layers from 0 on, at least one, or null, got {layers}")
+        if self.text_file and self.text_dataset:
+            raise ValueError(
+                f"text_file, text_dataset: expected one of them, got {self.text_file} and {self.text_dataset}"
+            )
+        for name in ("text_count", "text_length"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name}: expected at least 2, got {getattr(self, name)}")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
         if self.selection not in ("rule", "budget"):
             raise ValueError(f"selection: expected one of rule, budget, got {self.selection!r}")
         for name in ("alphas", "game_alphas"):
@@ -121,10 +152,8 @@ class StudyConfig:
         if 1.0 not in self.game_alphas:
             raise ValueError(f"game_alphas: 1 must be among them, to compare directions at, got {self.game_alphas}")
         if self.sae_path is None:
-            try:
+            with renamed(_SAE_KEYS):
                 self.training  # noqa: B018 - refused now, not once the stages before have run
-            except ValueError as error:
-                raise ValueError(f"the keys that start with sae_ (sae_features is d_sae): {error}") from error
 
     @property
     def training(self) -> SAETrainConfig:
@@ -135,6 +164,34 @@ class StudyConfig:
         )  # fmt: skip
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
-    """Reads a study's YAML file and applies `key=value` overrides; raises as `load_settings` does."""
-    return load_settings(StudyConfig, path, overrides)
+def _typed(name: str, value: Any, kind: str) -> Any:
+    """A value as plain data of a field's type, which configuration files are held to by OmegaConf and Python is here.
+
+    Raises:
+      ValueError: it is of another type, or not finite.
+    """
+    if kind.endswith(" | None"):
+        return None if value is None else _typed(name, value, kind.removesuffix(" | None"))
+    if kind.startswith("list["):
+        if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
+            raise ValueError(f"{name}: expected a list, got {value!r}")
+        return [_typed(name, entry, kind.removeprefix("list[").removesuffix("]")) for entry in value]
+    accepted, said = {
+        "str": (str | os.PathLike, "a string"),
+        "int": (numbers.Integral, "a whole number"),
+        "float": (numbers.Real, "a number"),
+    }[kind]
+    if isinstance(value, bool | np.bool_) or not isinstance(value, accepted):
+        raise ValueError(f"{name}: expected {said}, got {value!r}")
+    if kind == "float" and not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value) if kind == "str" else value
+
+
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), others: Mapping[str, type] | None = None
+) -> StudyConfig:
+    """Reads a study's YAML file and applies `key=value` overrides; takes and raises what `load_settings` does."""
+    return load_settings(StudyConfig, path, overrides, others)

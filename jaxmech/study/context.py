@@ -8,13 +8,30 @@ import numpy as np
 import pandas as pd
 
 from jaxmech import edits as ed
-from jaxmech.behavior.dictator import Bank, BankConfig, build_bank
+from jaxmech.behavior.dictator import SPLITS, Bank, BankConfig, build_bank
 from jaxmech.behavior.scoring import Encoded, encode_table
 from jaxmech.models.load import LanguageModel, load_model
 from jaxmech.sae.formats import load_saes
 from jaxmech.sae.module import SAE
+from jaxmech.settings import renamed
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.folder import RunFolder
+
+_BANK_KEYS = {split: f"{split}_families" for split in SPLITS} | {"stake": "stakes"}
+
+
+def bank_config(c: StudyConfig) -> BankConfig:
+    """What a study asks its prompt bank for.
+
+    Raises:
+      ValueError: names the configuration's keys.
+    """
+    with renamed(_BANK_KEYS):
+        return BankConfig(
+            selection=c.selection_families, development=c.development_families, test=c.test_families,
+            pairs=c.pairs, examples=c.examples, stakes=tuple(c.stakes), seed=c.seed,
+            stance_words=tuple(map(tuple, c.stance_words)), heldout_words=tuple(map(tuple, c.heldout_words)),
+        )  # fmt: skip
 
 
 class Context:
@@ -30,15 +47,7 @@ class Context:
 
     @cached_property
     def bank(self) -> Bank:
-        c = self.config
-        return build_bank(
-            BankConfig(
-                selection=c.selection_families, development=c.development_families, test=c.test_families,
-                pairs=c.pairs, examples=c.examples, stakes=tuple(c.stakes), seed=c.seed,
-                stance_words=tuple(map(tuple, c.stance_words)), heldout_words=tuple(map(tuple, c.heldout_words)),
-            ),
-            self.lm.tokenizer,
-        )  # fmt: skip
+        return build_bank(bank_config(self.config), self.lm.tokenizer)
 
     @cached_property
     def saes(self) -> SAE:

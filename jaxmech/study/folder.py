@@ -5,10 +5,12 @@ run_dir/
   results.json            the numbers
   report.html             the page
   stages/<name>/          key.json, results.json, *.parquet, arrays.safetensors
+  .lock                   held by the process that computes here
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -20,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -35,14 +38,19 @@ class Outcome(NamedTuple):
 
 
 class RunFolder:
-    """Reads and writes one run."""
+    """Reads and writes one run.
 
-    def __init__(self, path: str | Path):
+    Args:
+      create: whether to make the folder; without it, one that is not there reads as a run of which nothing is finished.
+    """
+
+    def __init__(self, path: str | Path, create: bool = True):
         self.path = Path(path)
-        try:
-            (self.path / "stages").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"run_dir: cannot write to {self.path}: {error.strerror}") from error
+        if create:
+            try:
+                (self.path / "stages").mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"run_dir: cannot write to {self.path}: {error.strerror}") from error
 
     def sweep(self) -> None:
         """Removes what a killed run left half written."""
@@ -75,21 +83,40 @@ class RunFolder:
             shutil.rmtree(temporary, ignore_errors=True)
             reason = getattr(error, "strerror", None) or error
             raise ValueError(
-                f"stage {name}: cannot write to {self.path}: {reason}. Earlier stages are kept; make "
-                "room and run the same command again"
+                f"stage {name}: cannot write to {self.path}: {reason}. Earlier stages are kept; {way_out(error)} and "
+                "run the same command again"
             ) from error
 
     def results(self, name: str) -> dict[str, Any]:
-        return read_json(self.stage(name) / "results.json")
+        return read_json(self._there(name, "results.json"))
 
     def table(self, stage: str, name: str) -> pd.DataFrame:
-        return pd.read_parquet(self.stage(stage) / f"{name}.parquet")
+        file = self._there(stage, f"{name}.parquet")
+        try:
+            return pd.read_parquet(file)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{file} is damaged ({error}); {_AGAIN}") from error
 
     def has_table(self, stage: str, name: str) -> bool:
         return (self.stage(stage) / f"{name}.parquet").is_file()
 
     def arrays(self, stage: str) -> dict[str, np.ndarray]:
-        return load_file(self.stage(stage) / "arrays.safetensors")
+        file = self._there(stage, "arrays.safetensors")
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged ({error}); {_AGAIN}") from error
+
+    def _there(self, stage: str, name: str) -> Path:
+        if not (file := self.stage(stage) / name).is_file():
+            raise ValueError(f"{file} is missing; {_AGAIN}")
+        return file
+
+
+def way_out(error: Exception) -> str:
+    """What to do about a file that could not be written: there is no room, or no permission."""
+    refused = getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return "choose a run_dir that may be written" if refused else "make room"
 
 
 def digest(*parts: Any) -> str:
@@ -103,7 +130,8 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(plain(value), indent=1) + "\n")
 
 
-read_json = partial(disk.read_json, remedy="delete its folder and run again")
+_AGAIN = "delete its folder and run again"
+read_json = partial(disk.read_json, remedy=_AGAIN)
 
 
 def plain(value: Any) -> Any:

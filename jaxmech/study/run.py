@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import platform
-import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from jinja2 import UndefinedError
+
+from jaxmech import __version__
+from jaxmech.lock import sole_user
 from jaxmech.progress import console
 from jaxmech.study.config import StudyConfig
-from jaxmech.study.folder import Outcome, RunFolder, digest, write_json
+from jaxmech.study.folder import Outcome, RunFolder, digest, read_json, way_out, write_json
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 class Stage(NamedTuple):
@@ -108,19 +117,38 @@ def run_study(config: StudyConfig, *, report: Callable[..., Path] | None = None,
     Raises:
       ValueError: from a stage, naming what is wrong; the stages before it are kept.
     """
-    folder, keys, context, out = RunFolder(config.run_dir), stage_keys(config), None, console()
-    stages = STAGES if until is None else with_ancestors(until)
-    folder.sweep()
+    stages, folder = with_ancestors(until), RunFolder(config.run_dir, create=False)
+    kept = all(state == "kept" for _, state in plan(config, until))
+    if kept and (until is not None or finished(config, folder, report)):
+        for number in range(1, len(stages) + 1):
+            _tell(number, stages, "kept")
+        return folder.path
+    with sole_user(folder.path):
+        folder = RunFolder(config.run_dir)
+        folder.sweep()
+        compute(config, folder, stages)
+        if until is None:
+            finish(config, folder, report)
+    return folder.path
+
+
+def compute(config: StudyConfig, folder: RunFolder, stages: Sequence[Stage]) -> None:
+    """Runs those of the stages that are not kept, in order.
+
+    Raises:
+      ValueError: from a stage.
+    """
+    keys, context = stage_keys(config), None
     for number, stage in enumerate(stages, 1):
-        record, label = folder.key(stage.name), f"[{number}/{len(stages)}] {stage.name}"
+        record = folder.key(stage.name)
         if record and record["key"] == keys[stage.name]:
-            out.print(f"{label}: kept", highlight=False, markup=False)
+            _tell(number, stages, "kept")
             continue
         if context is None:
             from jaxmech.study.context import Context  # loads JAX, which a finished study does not need
 
             context = Context(config)
-        out.print(f"{label} …", highlight=False, markup=False)
+        _tell(number, stages, "…")
         begun = time.monotonic()
         try:
             outcome = stage.run(context)
@@ -130,17 +158,25 @@ def run_study(config: StudyConfig, *, report: Callable[..., Path] | None = None,
             ) from error
         seconds = time.monotonic() - begun
         folder.save(stage.name, outcome, {"key": keys[stage.name], "seconds": seconds, "peak_gb": peak_memory_gb()})
-        out.print(f"{label}: {seconds:.1f} s", highlight=False, markup=False)
-    if until is None:
-        finish(config, folder, report)
-    return folder.path
+        _tell(number, stages, f"{seconds:.1f} s")
 
 
-def with_ancestors(name: str) -> list[Stage]:
-    """A stage and everything it depends on, in order."""
+def _tell(number: int, stages: Sequence[Stage], what: str) -> None:
+    between = " " if what == "…" else ": "
+    console().print(f"[{number}/{len(stages)}] {stages[number - 1].name}{between}{what}", highlight=False, markup=False)
+
+
+def with_ancestors(name: str | None) -> Sequence[Stage]:
+    """A stage and everything it depends on, in order; all stages without a name.
+
+    Raises:
+      ValueError: no stage is called so.
+    """
+    if name is None:
+        return STAGES
     known = {stage.name: stage for stage in STAGES}
     if name not in known:
-        raise ValueError(f"stage: expected one of {', '.join(known)}, got {name!r}")
+        raise ValueError(f"until: expected one of {', '.join(known)}, got {name!r}")
     needed, queue = set(), [name]
     while queue:
         needed.add(queue.pop())
@@ -148,18 +184,39 @@ def with_ancestors(name: str) -> list[Stage]:
     return [stage for stage in STAGES if stage.name in needed]
 
 
+def study_hash(config: StudyConfig, folder: RunFolder) -> str:
+    """Of what the results, the manifest and the page of a finished run were made of, wherever its folder is."""
+    settings = dataclasses.asdict(config) | {"run_dir": None}
+    return digest({stage.name: folder.key(stage.name) for stage in STAGES}, __version__, settings)
+
+
+def finished(config: StudyConfig, folder: RunFolder, report) -> bool:
+    """Whether what sums up all stages stands there already for these very stages, or cannot be written anew."""
+    manifest = folder.path / "manifest.json"
+    names = ("manifest.json", "results.json", *(["report.html"] if report else []))
+    if not all((folder.path / name).is_file() for name in names):
+        return False
+    if f'"{study_hash(config, folder)}"' in manifest.read_text():
+        return True
+    if os.access(folder.path, os.W_OK):
+        return False
+    console().print(f"{folder.path} cannot be written to: its page stands as an earlier run left it", highlight=False)
+    return True
+
+
 def finish(config: StudyConfig, folder: RunFolder, report) -> None:
-    """Writes what sums up all stages, unless it stands there already for these very stages."""
-    page, manifest_file = folder.path / "report.html", folder.path / "manifest.json"
-    records = {stage.name: folder.key(stage.name) for stage in STAGES}
-    whole = digest(records, version("jaxmech"), dataclasses.asdict(config))
-    expected = [manifest_file, folder.path / "results.json", *([page] if report else [])]
-    if all(file.is_file() for file in expected) and f'"{whole}"' in manifest_file.read_text():
+    """Writes what sums up all stages, unless it stands there already for these very stages.
+
+    Raises:
+      ValueError: it cannot be written, or a stage's results are damaged.
+    """
+    if finished(config, folder, report):
         return
+    records = {stage.name: folder.key(stage.name) for stage in STAGES}
     results = {_SECTIONS.get(stage.name, stage.name): folder.results(stage.name) for stage in STAGES}
     results["stages"] = {name: record["seconds"] for name, record in records.items()}
     manifest = {
-        "study": whole,
+        "study": study_hash(config, folder),
         "config": dataclasses.asdict(config),
         "stages": records,
         "environment": environment(),
@@ -170,11 +227,42 @@ def finish(config: StudyConfig, folder: RunFolder, report) -> None:
         write_json(folder.path / "results.json", results)
         if report is not None:
             report(folder, config, manifest)
-        write_json(manifest_file, manifest)
+        write_json(folder.path / "manifest.json", manifest)
     except OSError as error:
         raise ValueError(
-            f"cannot write to {folder.path}: {error.strerror}. All stages are kept; make room and run again"
+            f"cannot write to {folder.path}: {error.strerror}. All stages are kept; {way_out(error)} and run again"
         ) from error
+
+
+def rewrite_report(config: StudyConfig, command: str) -> Path:
+    """Writes the page of a finished run again, from its tables.
+
+    Args:
+      command: that starts the run, for what is said where none is finished.
+
+    Returns:
+      The run folder.
+
+    Raises:
+      ValueError: no finished run, one of another version, damaged tables, or a folder that cannot be written to.
+    """
+    from jaxmech.report import write_report
+
+    folder = RunFolder(config.run_dir, create=False)
+    manifest = folder.path / "manifest.json"
+    if not manifest.is_file():
+        raise ValueError(f"{folder.path} holds no finished run; start it with: {command}")
+    with sole_user(folder.path):
+        try:
+            write_report(folder, config, read_json(manifest))
+        except OSError as error:
+            raise ValueError(f"cannot write to {folder.path}: {error.strerror}; {way_out(error)}") from error
+        except (KeyError, TypeError, AttributeError, IndexError, UndefinedError) as error:
+            raise ValueError(
+                f"{folder.path} holds a run of another version, which this one cannot show "
+                f"({type(error).__name__}: {error}); compute it anew with: {command}"
+            ) from error
+    return folder.path
 
 
 def environment() -> dict:
@@ -182,7 +270,6 @@ def environment() -> dict:
     import jax
 
     packages = (
-        "jaxmech",
         "jax",
         "jaxlib",
         "flax",
@@ -196,22 +283,24 @@ def environment() -> dict:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: version(name) for name in packages},
+        "packages": {"jaxmech": __version__} | {name: version(name) for name in packages},
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
     }
 
 
-def peak_memory_gb() -> float:
-    """The process's largest resident memory so far, in GB."""
+def peak_memory_gb() -> float | None:
+    """The process's largest resident memory so far, in GB; None where the system does not tell it (Windows)."""
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if platform.system() == "Linux" else 1e9)
 
 
-def plan(config: StudyConfig) -> list[tuple[str, str]]:
-    """Each stage with "kept", "to run" or "changed"."""
-    folder, keys = RunFolder(config.run_dir), stage_keys(config)
+def plan(config: StudyConfig, until: str | None = None) -> list[tuple[str, str]]:
+    """Each stage, or `until` and those that it depends on, with "kept", "to run" or "changed". Writes nothing."""
+    folder, keys = RunFolder(config.run_dir, create=False), stage_keys(config)
     states = []
-    for stage in STAGES:
+    for stage in with_ancestors(until):
         record = folder.key(stage.name)
         states.append(
             (stage.name, "to run" if record is None else "kept" if record["key"] == keys[stage.name] else "changed")

@@ -29,8 +29,8 @@ def test_overrides_win():
         ("selection=best", "selection: expected one of rule, budget"),
         ("test_families=2", "at least 6"),
         ("random_sets=-1", "random_sets"),
-        ("sae_sparsity=100000", "keys that start with sae_ .*0 < k <= d_sae"),
-        ("sae_kind=l1", "kind: expected one of topk, batchtopk"),
+        ("sae_sparsity=100000", "sae_sparsity: .*0 < k <= sae_features=2048"),
+        ("sae_kind=l1", "sae_kind: expected one of topk, batchtopk"),
         ("seed", "key=value"),
     ],
 )

@@ -86,6 +86,22 @@ def find(source: str | Path, layers: Collection[int] | None, revision: str | Non
     return _fetch(repo, files, _choose(source, files, inside, layers, single), revision)
 
 
+def layers_there(source: str | Path, layers: Collection[int] | None) -> list[int | None]:
+    """The layers, as far as names tell them, of the dictionaries that `find` would give; fetches none of them.
+
+    Raises:
+      ValueError: as `find`.
+    """
+    if Path(source).expanduser().exists():
+        return [place.layer for place in find(source, layers, None)]
+    if known := suites.find(str(source).rstrip("/")):
+        names = _one_a_layer(source, known.choose(dictionaries(hub.list_files(known.repo)), layers), layers, False)
+    else:
+        repo, inside = hub_id(source)
+        names = _choose(source, hub.list_files(repo), inside, layers, False)
+    return [layer_of(name) for name in names]
+
+
 def hub_id(source: str | Path) -> tuple[str, str]:
     """ "owner/repository/path/in/it" -> ("owner/repository", "path/in/it").
 

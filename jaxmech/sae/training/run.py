@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxmech.disk import disk_errors, whole
+from jaxmech.lock import sole_user
 from jaxmech.models.load import LanguageModel, load_model
 from jaxmech.models.sharding import make_mesh
 from jaxmech.progress import console
@@ -35,6 +36,7 @@ from jaxmech.sae.stream import ActivationStream
 from jaxmech.sae.training.config import SAETrainConfig
 from jaxmech.sae.training.loop import checked_mesh, train
 from jaxmech.sae.training.metrics import event_writer
+from jaxmech.settings import renamed
 
 _REMEDY = "make room, or choose another run_dir"
 _SHOWN = ("fvu", "cosine_centred", "l0", "dead")
@@ -100,14 +102,19 @@ def run_training(settings: TrainSettings) -> tuple[Path, pd.DataFrame]:
       The folder with the dictionaries, and the table of their fidelity on held-out text.
 
     Raises:
-      ValueError: wrong settings, or another training's checkpoints in run_dir.
+      ValueError: wrong settings, another training's checkpoints in run_dir, or another process at work there.
     """
-    c, folder = settings, Path(settings.run_dir)
-    with disk_errors(folder, "choose another run_dir"):
-        folder.mkdir(parents=True, exist_ok=True)
+    with renamed({"path": "text_file", "text": "text_file, text_dataset"}):
+        text.require_source(settings.text_file, settings.text_dataset)
+    with sole_user(settings.run_dir):
+        return _run(settings, Path(settings.run_dir))
+
+
+def _run(c: TrainSettings, folder: Path) -> tuple[Path, pd.DataFrame]:
     mesh = None if (c.mesh_data, c.mesh_model) == (1, 1) else make_mesh(c.mesh_data, c.mesh_model)
     lm = load_model(c.model, dtype=c.dtype, mesh=mesh)
-    rehearse(c, lm, mesh)
+    with renamed({"batch_size": "batch", "buffer_tokens": "buffer"}):
+        rehearse(c, lm, mesh)
     rows = draw_text(c, lm, folder / "text.safetensors")
     held = _held(c, rows)
     stream = _training_stream(c, lm, rows)

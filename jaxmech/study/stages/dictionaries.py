@@ -7,7 +7,9 @@ import shutil
 
 import jax
 
+from jaxmech.models.config import ModelConfig
 from jaxmech.sae.formats import save_saes
+from jaxmech.sae.module import SAEConfig
 from jaxmech.sae.stream import ActivationStream
 from jaxmech.sae.training import train
 from jaxmech.study.context import Context
@@ -19,21 +21,7 @@ def run(ctx: Context) -> Outcome:
     c, lm = ctx.config, ctx.lm
     if c.sae_path:
         saes = ctx.saes
-        wrong = [layer for layer in saes.config.layers if layer >= lm.config.n_layers]
-        if saes.config.d_in != lm.config.d_model or wrong:
-            raise ValueError(
-                f"sae_path: {c.sae_path} holds dictionaries of width {saes.config.d_in} for layers {saes.config.layers}"
-                f"; {lm.name} has width {lm.config.d_model} and layers 0..{lm.config.n_layers - 1}"
-            )
-        if saes.config.site != "resid_post":
-            raise ValueError(
-                f"sae_path: {c.sae_path} holds dictionaries of {saes.config.site}; a study steers resid_post"
-            )
-        if saes.config.needs_input:
-            raise ValueError(
-                f"sae_path: {c.sae_path} normalises each token by itself ({saes.config.normalize}), so that its decoder"
-                " rows are no directions of a length in the residual stream; a study needs those to steer"
-            )
+        require_fit(c.sae_path, saes.config, lm.name, lm.config)
         return Outcome(describe(saes) | {"trained": False})
     text = ctx.folder.arrays("text")
     layers = range(lm.config.n_layers) if c.sae_layers is None else c.sae_layers
@@ -51,6 +39,27 @@ def run(ctx: Context) -> Outcome:
     return Outcome(
         describe(saes) | {"trained": True, "steps": c.sae_steps, "tokens": stream.tokens_seen}, {"training": history}
     )
+
+
+def require_fit(path: str, saes: SAEConfig, name: str, model: ModelConfig) -> None:
+    """Refuses dictionaries that a study of this model cannot steer with.
+
+    Raises:
+      ValueError: another width, layers or site than the model's, or rows that are no directions.
+    """
+    wrong = [layer for layer in saes.layers if layer >= model.n_layers]
+    if saes.d_in != model.d_model or wrong:
+        raise ValueError(
+            f"sae_path: {path} holds dictionaries of width {saes.d_in} for layers {saes.layers}"
+            f"; {name} has width {model.d_model} and layers 0..{model.n_layers - 1}"
+        )
+    if saes.site != "resid_post":
+        raise ValueError(f"sae_path: {path} holds dictionaries of {saes.site}; a study steers resid_post")
+    if saes.needs_input:
+        raise ValueError(
+            f"sae_path: {path} normalises each token by itself ({saes.normalize}), so that its decoder"
+            " rows are no directions of a length in the residual stream; a study needs those to steer"
+        )
 
 
 def describe(saes) -> dict:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmech import steering as st
+from jaxmech.behavior.arithmetic import one_digit_sums
 from jaxmech.behavior.scoring import take, with_outcomes
 from jaxmech.choices import before_last, encode_prompts
 from jaxmech.collect import run_decision
@@ -137,9 +138,7 @@ def costs(ctx: Context, vector: jax.Array, alphas: np.ndarray) -> pd.DataFrame:
 
 def arithmetic(lm, items: int, seed: int):
     """Different one-digit sums behind three worked ones, and the first token of each right answer, [items]."""
-    sums = [(a, b) for a in range(1, 9) for b in range(1, 10 - a) if (a, b) not in ((2, 3), (4, 1), (1, 7))]
-    if items > len(sums):
-        raise ValueError(f"arithmetic_items: there are {len(sums)} one-digit sums, got {items}")
+    sums = one_digit_sums(items)
     pairs = np.random.default_rng(seed).permutation(sums)[:items]
     texts = [f"2+3=5\n4+1=5\n1+7=8\n{a}+{b}=" for a, b in pairs]
     answers = [answer_ids(lm.tokenizer, text, str(a + b))[0] for text, (a, b) in zip(texts, pairs, strict=True)]
