@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 EXIT_CODE = 130
-_GRACE_SECONDS = 1.5
+_GRACE_SECONDS = 1.0
 
 
 @contextlib.contextmanager
@@ -27,13 +27,17 @@ def interruptible(advice: str) -> Iterator[None]:
         yield
         return
     woken, wakes = socket.socketpair()
+    told = threading.Event()
     wakes.setblocking(False)
+    # A handler of our own, since asyncio (in Orbax) puts itself and a file of its own in place of Python's.
+    handler = signal.signal(signal.SIGINT, _stop)
     before = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
 
     def watch() -> None:
         while signals := woken.recv(16):
             if signal.SIGINT in signals:
-                os.write(sys.__stderr__.fileno(), f"\n{advice}\n".encode())
+                os.write(2, f"\n{advice}\n".encode())
+                told.set()
                 time.sleep(_GRACE_SECONDS)
                 os._exit(EXIT_CODE)
 
@@ -42,10 +46,17 @@ def interruptible(advice: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        sys.exit(EXIT_CODE)  # its threads get the watcher's time to end
+        if told.wait(_GRACE_SECONDS):
+            os._exit(EXIT_CODE)  # without Python's own end, which crashes while XLA's threads compute
+        print(f"\n{advice}", file=sys.stderr)  # raised, and no signal
+        raise SystemExit(EXIT_CODE) from None
     finally:
         signal.set_wakeup_fd(before)
-        if sys.exc_info()[0] is None or not issubclass(sys.exc_info()[0], SystemExit):
-            wakes.close()
-            watcher.join()
-            woken.close()
+        signal.signal(signal.SIGINT, handler)
+        wakes.close()
+        watcher.join()
+        woken.close()
+
+
+def _stop(*_) -> None:
+    raise KeyboardInterrupt

@@ -55,13 +55,14 @@ def build_items(per_generator: int = 16, seed: int = 0) -> pd.DataFrame:
 def _distinct(generator: Generator, count: int, seed: int) -> list[tuple[int, Twins]]:
     """Items whose conflict questions all differ, wordings in turn."""
     random, seen, out = qa.rng("dual process", seed, generator.name), set(), []
-    for _ in range(200 * count):
-        if len(out) == count:
-            break
+    missed = 0
+    while len(out) < count and missed < 50 * (len(out) + 20):  # draws in a row without a new item: there are no more
+        missed += 1
         wording = len(out) % generator.wordings
         twins = generator.make(random, wording)
         if twins.conflict not in seen and twins.correct != twins.lure and twins.easy != twins.foil:
             seen.add(twins.conflict)
+            missed = 0
             out.append((wording, twins))
     if len(out) < count:
         raise ValueError(f"per_generator: {generator.name} has only about {len(out)} distinct items, got {count}")

@@ -22,6 +22,8 @@ from jaxmech.study.run import plan
 from jaxmech.study.stages.dictionaries import require_fit
 from jaxmech.study.stages.text import HELD_OUT
 
+_SHARES = ("rule_q", "rule_sign", "rule_auroc", "rule_fires", "rule_density", "rule_half_splits", "budget_share")
+
 
 def check_study(config: StudyConfig, until: str | None = None) -> None:
     """Checks all that the stages still to be run will ask for; a finished study is asked nothing. Loads no weights.
@@ -36,6 +38,9 @@ def check_study(config: StudyConfig, until: str | None = None) -> None:
     if not stages:
         return
     _check_folder(config.run_dir)
+    for name in _SHARES:
+        if getattr(config, name) > 1:
+            raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(config, name)}")
     bank_config(config)
     if "dual_process" in stages:
         with renamed({"per_generator": "items_per_generator"}):

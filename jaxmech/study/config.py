@@ -20,9 +20,6 @@ _AT_LEAST_ONE = (
     "attribution_steps", "proximity_features", "text_check", "arithmetic_items", "items_per_generator", "permutations",
     "relabelings", "half_splits", "game_families",
 )  # fmt: skip
-_SHARES = (
-    "rule_q", "rule_sign", "rule_auroc", "rule_fires", "rule_density", "rule_half_splits", "budget_share",
-)  # fmt: skip
 _SAE_KEYS = {"d_sae": "sae_features", "sparsity": "sae_sparsity"} | {k: f"sae_{k}" for k in ("kind", "steps", "lr")}
 _LARGEST_SEED = 2**31 - 8  # stages add small numbers to it, and JAX, NumPy and pandas all have to take it
 
@@ -121,9 +118,6 @@ class StudyConfig:
         for name in ("text_count", "text_length"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name}: expected at least 2, got {getattr(self, name)}")
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
         if self.selection not in ("rule", "budget"):
             raise ValueError(f"selection: expected one of rule, budget, got {self.selection!r}")
         for name in ("alphas", "game_alphas"):

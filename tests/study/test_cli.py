@@ -1,11 +1,21 @@
 """The command: bad input ends with one clear message and exit code 1; nothing is traced back at the user."""
 
+import dataclasses
+import os
+import signal
+import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 
+import jaxmech
 from jaxmech import cli
+from jaxmech.models.outline import Outline
+from jaxmech.settings import find_config
+from jaxmech.study import checks
+from jaxmech.study.config import load_config
 from jaxmech.study.context import Context
 
 QUICKSTART = str(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
@@ -23,9 +33,9 @@ def call(monkeypatch, capsys, *arguments):
     ("override", "message"),
     [
         ("sede=1", "unknown configuration key 'sede' (did you mean 'seed'?)"),
-        ("stakes=[25]", "stake: expected a multiple of 10"),
+        ("stakes=[25]", "stakes: expected a multiple of 10"),
         ("stance_words=[[very generous,selfish]]", "very generous"),
-        ("test_families=500", "test: expected 0 to"),
+        ("test_families=500", "test_families: expected 0 to"),
     ],
 )
 def test_mistakes_end_with_their_message(monkeypatch, capsys, tmp_path, word_lm, override, message):
@@ -47,11 +57,123 @@ def test_a_run_folder_that_cannot_be_written_is_named(monkeypatch, capsys, tmp_p
     assert code == 1 and "run_dir" in err
 
 
-def test_plan_lists_every_stage(monkeypatch, capsys, tmp_path):
-    code, out, _ = call(monkeypatch, capsys, "plan", QUICKSTART, f"run_dir={tmp_path}")
-    assert code == 0 and "behavior" in out and "games" in out
+LATE = [
+    ("sae_layers=[99]", "sae_layers: gemma-3-270m has layers 0..17, got 99"),
+    ("sae_path=/no/such", "sae_path: "),
+    ("text_file=/no/such", "text_file: no text file at /no/such"),
+    ("selection_families=500", "selection_families: expected 0 to 34"),
+    ("items_per_generator=5000", "items_per_generator: doubling has only"),
+    ("arithmetic_items=500", "arithmetic_items: there are 33"),
+    ("game_families=500", "game_families: "),
+    ("dtype=int8", "dtype: expected one of float32"),
+    ("model=no-such", "model: 'no-such' does not exist"),
+    ("rule_q=2", "rule_q: expected a share"),
+    ("stance_words=[[very generous,selfish]]", "stance_words: "),
+    ("sae_batch=1000000", "sae_batch: a batch of 1000000"),
+]
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize(("override", "message"), LATE)
+def test_what_can_be_known_is_refused_before_the_first_stage(
+    monkeypatch, capsys, tmp_path, word_lm, override, message, command
+):
+    monkeypatch.setattr(checks, "outline", small_outline(word_lm, checks.outline))
+    monkeypatch.setattr("jaxmech.study.run.Stage.run", None)
+    code, _, err = call(monkeypatch, capsys, command, QUICKSTART, f"run_dir={tmp_path / 'run'}", override)
+    assert code == 1 and message in err and not (tmp_path / "run").exists()
+
+
+def small_outline(word_lm, real):
+    def outline(name):
+        if name != "gemma-3-270m":
+            return real(name)
+        return Outline(dataclasses.replace(word_lm.config, n_layers=18), lambda: word_lm.tokenizer)
+
+    return outline
+
+
+def test_dictionaries_of_another_model_are_refused_before_the_first_stage(tmp_path, monkeypatch, saes, word_lm):
+    from jaxmech.sae.formats import save_saes
+
+    save_saes(saes, tmp_path / "saes")
+    config = load_config(QUICKSTART, [f"sae_path={tmp_path / 'saes'}", f"run_dir={tmp_path / 'run'}", "sae_layers=[2]"])
+    monkeypatch.setattr(checks, "outline", small_outline(word_lm, checks.outline))
+    with pytest.raises(ValueError, match="sae_path: .*nothing for layer 2"):
+        checks.check_study(config)
+    wide = Outline(dataclasses.replace(word_lm.config, d_model=64), lambda: word_lm.tokenizer)
+    monkeypatch.setattr(checks, "outline", lambda _: wide)
+    with pytest.raises(ValueError, match="sae_path: .*width 32.*width 64"):
+        checks.check_study(dataclasses.replace(config, sae_layers=[1]))
+
+
+def test_short_names_version_and_files_of_the_other_command(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("quickstart").samefile(QUICKSTART)
+    code, out, _ = call(monkeypatch, capsys, "--version")
+    assert code == 0 and out.split() == ["jaxmech", jaxmech.__version__]
+    code, _, err = call(monkeypatch, capsys, "run", "train-sae-gemma-3-270m")
+    assert code == 1 and "start it with: jaxmech train-sae train-sae-gemma-3-270m" in err
+    code, _, err = call(monkeypatch, capsys, "train-sae", "quickstart")
+    assert code == 1 and "start it with: jaxmech run quickstart" in err
+    code, _, err = call(monkeypatch, capsys, "run", "configs/none.yaml")
+    assert code == 1 and "comes with jaxmech: " in err and "quickstart" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_imports_from_the_folder_above_the_clone():
+    """Where the clone's own folder looks like a package of its name; without PYTHONPATH only if it is installed."""
+    root = Path(jaxmech.__file__).parents[1]
+    code = "import jaxmech; jaxmech.load_model; print(jaxmech.__file__)"
+    environment = dict(os.environ) if not _installed() else {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    if not _installed():
+        environment["PYTHONPATH"] = str(root)
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=root.parent, env=environment, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    assert Path(found.stdout.strip()) == Path(jaxmech.__file__) and "libtpu" not in found.stderr
+
+
+def _installed() -> bool:
+    try:
+        return bool(distribution("jaxmech"))
+    except PackageNotFoundError:
+        return False
+
+
+def test_an_interrupted_process_says_how_to_resume_and_ends(tmp_path):
+    """Also where the signal finds the main thread in a call that does not return to Python."""
+    code = (
+        "import ctypes, time\n"
+        "from jaxmech.interrupt import interruptible\n"
+        "with interruptible('Stopped; to resume: jaxmech run x'):\n"
+        "    print('on', flush=True)\n"
+        "    libc = ctypes.CDLL(None)\n"
+        "    end = time.monotonic() + 60\n"
+        "    while libc.usleep(900_000) or time.monotonic() < end: libc.poll(None, 0, 60_000)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(jaxmech.__file__).parents[1], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert child.stdout.readline() == "on\n"
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=50)
+    assert child.returncode == 130 and "to resume: jaxmech run x" in err and "Traceback" not in err
+
+
+def test_plan_lists_every_stage(monkeypatch, capsys, tmp_path, word_lm):
+    monkeypatch.setattr(checks, "outline", small_outline(word_lm, checks.outline))
+    code, out, _ = call(monkeypatch, capsys, "plan", QUICKSTART, f"run_dir={tmp_path / 'run'}")
+    assert code == 0 and "behavior" in out and "games" in out and not (tmp_path / "run").exists()
 
 
 def test_report_without_a_run_says_what_to_do(monkeypatch, capsys, tmp_path):
-    code, _, err = call(monkeypatch, capsys, "report", QUICKSTART, f"run_dir={tmp_path}")
-    assert code == 1 and "jaxmech run" in err
+    folder = f"run_dir={tmp_path / 'run'}"
+    code, _, err = call(monkeypatch, capsys, "report", QUICKSTART, folder, "seed=2")
+    assert code == 1 and f"jaxmech run {QUICKSTART} {folder} seed=2" in err and not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "manifest.json").write_text('{"config": {}}')
+    code, _, err = call(monkeypatch, capsys, "report", QUICKSTART, folder)
+    assert code == 1 and "results.json is missing" in err and "Traceback" not in err

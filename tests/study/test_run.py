@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
 from safetensors import SafetensorError
 
+from jaxmech.lock import sole_user
 from jaxmech.study import run as runner
 from jaxmech.study.folder import Outcome, RunFolder, read_json
 from jaxmech.study.stages import effects as ef
@@ -137,3 +139,39 @@ def test_unknown_stages_are_named(small_study):
 
 def test_directions_are_named_after_what_they_move_to():
     assert ef.DIRECTIONS["to_generous"] == ("selfish", "generous")
+
+
+def test_a_folder_has_one_user_at_a_time(small_study, tmp_path):
+    with sole_user(small_study.run_dir):
+        with pytest.raises(ValueError, match=f"run_dir: .*in use by process {os.getpid()}"):
+            runner.run_study(small_study, until="behavior")
+    with sole_user(small_study.run_dir):  # let go of
+        pass
+
+
+def test_a_finished_run_that_cannot_be_written_to_is_shown(small_study, tmp_path, monkeypatch):
+    folder = RunFolder(small_study.run_dir)
+    for name, key in runner.stage_keys(small_study).items():
+        folder.save(name, Outcome({"excluded_pairs": 0}), {"key": key, "seconds": 1.0})
+    assert runner.run_study(small_study) == folder.path and (folder.path / "results.json").is_file()
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(runner, "sole_user", refused)
+    monkeypatch.setattr(runner.os, "access", lambda *_: False)
+    moved = folder.path.rename(tmp_path / "moved")
+    elsewhere = dataclasses.replace(small_study, run_dir=str(moved))
+    assert runner.run_study(elsewhere) == moved
+    monkeypatch.setattr(runner, "__version__", "of another day")
+    assert runner.run_study(elsewhere) == moved
+
+
+def test_values_given_in_python_are_held_to_their_types(small_study):
+    assert dataclasses.replace(small_study, seed=np.int64(3), stakes=np.array([10])).stakes == [10]
+    for name, value in {"batch": 4.0, "sae_lr": "1e-3", "alphas": "-1", "stakes": [1.5], "sae_layers": [True]}.items():
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            dataclasses.replace(small_study, **{name: value})
+    for name, value in {"sae_layers": [1, 1], "seed": -1, "rule_q": float("nan"), "text_length": 1}.items():
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            dataclasses.replace(small_study, **{name: value})
