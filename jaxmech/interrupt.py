@@ -37,6 +37,7 @@ def interruptible(advice: str) -> Iterator[None]:
         while signals := woken.recv(16):
             if signal.SIGINT in signals:
                 os.write(2, f"\n{advice}\n".encode())
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # threads that are left behind complain
                 told.set()
                 time.sleep(_GRACE_SECONDS)
                 os._exit(EXIT_CODE)

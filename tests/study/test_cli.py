@@ -62,7 +62,7 @@ LATE = [
     ("sae_path=/no/such", "sae_path: "),
     ("text_file=/no/such", "text_file: no text file at /no/such"),
     ("selection_families=500", "selection_families: expected 0 to 34"),
-    ("items_per_generator=5000", "items_per_generator: doubling has only"),
+    ("items_per_generator=200", "items_per_generator: doubling has only"),
     ("arithmetic_items=500", "arithmetic_items: there are 33"),
     ("game_families=500", "game_families: "),
     ("dtype=int8", "dtype: expected one of float32"),
@@ -88,7 +88,9 @@ def small_outline(word_lm, real):
     def outline(name):
         if name != "gemma-3-270m":
             return real(name)
-        return Outline(dataclasses.replace(word_lm.config, n_layers=18), lambda: word_lm.tokenizer)
+        return Outline(
+            dataclasses.replace(word_lm.config, n_layers=18, is_local=(True,) * 18), lambda: word_lm.tokenizer
+        )
 
     return outline
 
