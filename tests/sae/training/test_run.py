@@ -10,6 +10,7 @@ import pytest
 from safetensors import SafetensorError
 
 from jaxmech import cli
+from jaxmech.lock import sole_user
 from jaxmech.sae.formats import load_saes
 from jaxmech.sae.training import loop, run
 from jaxmech.sae.training.run import TrainSettings, run_training
@@ -154,3 +155,13 @@ def test_missing_keys_and_files_are_named(tmp_path):
     (tmp_path / "some.yaml").write_text("model: [\n")
     with pytest.raises(ValueError, match="some.yaml: not YAML"):
         load_settings(TrainSettings, tmp_path / "some.yaml")
+
+
+def test_a_folder_has_one_training_at_a_time_and_text_is_looked_for_first(tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "load_model", None)
+    settings = load_settings(TrainSettings, CONFIG, [*tiny, f"text_file={tmp_path / 'none'}"])
+    with pytest.raises(ValueError, match="text_file: no text file at"):
+        run_training(settings)
+    assert not (tmp_path / "run").exists()
+    with sole_user(tmp_path / "run"), pytest.raises(ValueError, match="run_dir: .* is in use by process"):
+        run_training(dataclasses.replace(settings, text_file=None))
