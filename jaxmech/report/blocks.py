@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -61,6 +61,22 @@ class Cards:
     caption: str
     cards: Sequence[Card]
     kind = "cards"
+
+
+class Prompt(NamedTuple):
+    """A whole prompt as the model reads it: worked examples, then the question that it answers."""
+
+    title: str
+    examples: str
+    question: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    caption: str
+    prompts: Sequence[Prompt]
+    folded: bool = True
+    kind = "prompts"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -353,7 +353,7 @@ def specificity(slopes: Mapping[str, Mapping]) -> go.Figure:
 
 
 def games(table: pd.DataFrame) -> go.Figure:
-    """Slope of each game's score with its interval; the grey band is what 95 % of random directions do."""
+    """Slope of each game's score with its interval; the grey band is 1.96 standard deviations of random directions."""
     labels = [fm.wrapped(fm.name(name), 14) for name in table["game"]]
     rows = [
         dict(

@@ -9,7 +9,8 @@ import pandas as pd
 
 from jaxmech.report import causal_figures as fig
 from jaxmech.report import formats as fm
-from jaxmech.report.blocks import Figure, Section, Table, cells, fixed, need, short_p, text
+from jaxmech.report.blocks import Figure, Prompt, Prompts, Section, Table, cells, fixed, need, short_p, text
+from jaxmech.report.sections import first_prompt
 from jaxmech.report.verdict import Claim
 from jaxmech.study.folder import RunFolder
 
@@ -24,16 +25,20 @@ def patching(folder: RunFolder, results: Mapping[str, Any]) -> Section:
     blocks = []
     for direction in DIRECTIONS:
         base, donor = ("selfish", "generous") if direction == "to_generous" else ("generous", "selfish")
-        whole = bars[(bars["direction"] == direction) & (bars["name"] == "whole residual")]["recovered"]
+        here = bars[bars["direction"] == direction].set_index("name")["recovered"]
+        others = {
+            "whole residual": "the whole residual stream",
+            "reconstruction error only": "the dictionaries' error alone",
+        }
+        also = [f"{words} {fm.percent(here[name])}" for name, words in others.items() if name in here]
         blocks.append(
             Figure(
                 f"patching-{direction}",
                 fig.patching_bars(bars, direction),
                 f"{donor.capitalize()} donors' values put into {base} prompts: the features recover "
                 f"{fm.percent(r[f'recovered_{direction}'])} of the shift, matched random sets "
-                f"{fm.percent(r[f'random_{direction}'])}"
-                + (f", the whole residual stream {fm.percent(whole.iloc[0])}." if len(whole) else ".")
-                + " Error bars: 95 % over families; for random sets, 95 % of the sets.",
+                f"{', '.join([fm.percent(r[f'random_{direction}']), *also])}."
+                " Error bars: 95 % over families; for random sets, 95 % of the sets.",
                 "patching/bars",
             )
         )
@@ -44,10 +49,10 @@ def patching(folder: RunFolder, results: Mapping[str, Any]) -> Section:
             Figure(
                 f"null-{direction}",
                 fig.null_histogram(values, observed, x="shift recovered, %"),
-                f"The null {fm.name(direction)}: {fm.plural(len(values), 'random feature set')} matched on layer, "
-                "firing rate and "
-                f"strength, from {fm.number(values.min(), 0)} to {fm.number(values.max(), 0)} %; the features: "
-                f"{fm.number(observed, 0)} % ({fm.p_value(p)}; "
+                f"The null {fm.name(direction)}: {fm.plural(len(values), 'random feature set')} of the same layers, as "
+                "near as there are any in firing rate and strength (their change may be smaller), from"
+                f" {fm.number(values.min(), 0)} to {fm.number(values.max(), 0)} %; the features: "
+                f"{fm.number(observed, 0)} % ({fm.p_value(p)}, one-sided; "
                 f"the smallest possible is {1 / (len(values) + 1):.3f}).",
                 "patching/null",
             )
@@ -231,15 +236,25 @@ def steering(folder: RunFolder, results: Mapping[str, Any]) -> Section:
         "usable": ("within limits", lambda v: "yes" if v else "no"),
     }
     blocks.append(Table("Every coefficient.", *cells(dose, columns), folded=True))
+    blocks += steered_prompts(folder)
     return Section("steering", "Steering", lead, blocks)
+
+
+def steered_prompts(folder: RunFolder) -> list[Prompts]:
+    """A prompt of every condition that is steered, whole."""
+    asked = need(folder, "behavior", "prompts", ("family", "pair", "condition", "prefix", "query"))
+    rows = [first_prompt(asked, name) for name in ("neutral", "keep", "take", "own_accounts_neutral")]
+    prompts = [Prompt(fm.name(row["condition"]), row["prefix"], row["query"]) for row in rows if row is not None]
+    caption = "What is steered, whole: no stance is asked for, yet the worked examples name stances."
+    return [Prompts(caption, prompts)] if prompts else []
 
 
 def costs_caption(dose: pd.DataFrame) -> str:
     out = [fm.coefficient(alpha) for alpha in dose.loc[~dose["usable"].astype(bool), "alpha"]]
     said = f"Too costly: {fm.listing(out)}." if out else "No coefficient tried is too costly."
     return (
-        "What steering costs on neutral text and arithmetic, steered at every token; above the line a coefficient "
-        "is out. "
+        "What steering costs on neutral text and on sums that follow three worked ones, steered at every token; above "
+        "the line a coefficient is out. "
         f"{said} Triangles lie beyond the axis; valid mass is that of the prompts."
     )
 
@@ -256,7 +271,7 @@ def comparators_caption(r: Mapping[str, Any], others: pd.DataFrame) -> str:
     text = (
         f"Directions of the same norm at coefficient 1: the selected features {fm.points(r['slope_at_one_pp'])}; "
         f"{fm.listing(ranges)} pp "
-        f"({fm.p_value(r['p_random'])} against feature sets"
+        f"(one-sided {fm.p_value(r['p_random'])} against feature sets"
     )
     text += (
         f", {fm.p_value(r['p_random_directions'])} against directions)."
@@ -305,9 +320,9 @@ def games(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, An
         Figure(
             "games",
             fig.games(table),
-            "Slope of each game's score, with 95 % intervals over wordings, against what "
-            f"{config['game_directions']} random directions of "
-            f"the same norm do (band). {beyond} of {len(table)} lie outside their band.",
+            "Slope of each game's score, with 95 % intervals over wordings, beside 1.96 standard deviations of what "
+            f"{config['game_directions']} random directions of the same norm do at coefficient 1 (band). {beyond} of "
+            f"{len(table)} lie outside their band. P-values are one-sided.",
             "games/games",
         ),
         Figure(
@@ -321,5 +336,15 @@ def games(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, An
             "context, not a test.",
             *cells(table, columns),
         ),
+        *game_prompts(folder),
     ]
     return Section("games", "Other games", claim.sentence, blocks)
+
+
+def game_prompts(folder: RunFolder) -> list[Prompts]:
+    """A prompt of every game, whole, where the run kept them."""
+    if not folder.has_table("games", "prompts"):
+        return []
+    first = folder.table("games", "prompts").groupby("game", sort=False).first().reset_index()
+    prompts = [Prompt(fm.name(row.game), row.prefix, row.query) for row in first.itertuples()]
+    return [Prompts("A prompt of each game, whole: no worked example names a stance.", prompts)]

@@ -19,6 +19,8 @@ from jaxmech.study.folder import RunFolder
 
 HERE = Path(__file__).parent
 
+UNSEEN_FAMILIES = 8
+
 STATUS_WORDS = {
     "yes": "shown",
     "no": "not shown",
@@ -103,22 +105,32 @@ def statement(config: Mapping[str, Any]) -> Sequence[str]:
         else "The model's weights come under its own licence, which this report does not change."
     )
     return (
-        "This is an independent implementation of the abstract of arXiv:2604.19260. The paper's prompts, "
-        "thresholds and sizes are "
-        "not public here; the parameters below are this study's own, and its numbers are not a replication of "
-        "the paper's.",
+        "This is an independent implementation, worked from the abstract of arXiv:2604.19260 and not from the paper's "
+        "text: prompts, thresholds and sizes are this study's own, and its numbers are no replication of the paper's.",
         "A family is one independently worded scenario; the family, not the prompt, is the unit of inference. "
         "Intervals are 95 %, "
-        "by resampling families. Features are chosen on selection families, and every claim is tested on test "
-        "families that took "
-        "no part in choosing. Shares come from the exact distribution over all allowed answers; their total "
-        "probability is given "
-        "as valid mass. A p-value against random sets is (1 + those at least as large) / (1 + their number), "
-        "two-sided.",
-        "A claim is called shown only if its interval excludes 0 on the expected side and its control gives p < "
-        "0.05; for several "
-        "games, after Holm's correction. Where the behaviour fails its gate, later claims are withheld and their "
-        "numbers still shown.",
+        "by resampling families. Features are chosen on selection families; behaviour, patching and steering are "
+        f"measured on test families that took no part in choosing features.{looked_at(config)} Shares come from the "
+        "exact distribution over all allowed answers; their total probability is given as valid mass.",
+        "P-values of effects over families (Wilcoxon) and of classes' directness are two-sided. P-values against "
+        "random sets, (1 + those at least as large) / (1 + their number), and against random directions, one more draw "
+        "from the normal distribution that the random ones come from, are one-sided: the side on which more is given.",
+        "An effect counts only if its interval excludes 0 on the expected side and its control gives p < 0.05; for "
+        "several games, after Holm's correction. “Do they cause it?” is answered by yes only if, besides, no "
+        "other control moves the answer by more than half of the stance's shift (mood among them), random directions "
+        "of the same norm do not steer as far, giving goes up where the number said must go down, one's own accounts "
+        "stay, and the same game moves without any stance in its worked examples. Where the behaviour fails its gate, "
+        "later claims are withheld and their numbers still shown.",
         f"Model: {model}. {terms}",
         "Every figure can be redrawn from the Parquet table named below it, under stages/ in the run folder.",
+    )
+
+
+def looked_at(config: Mapping[str, Any]) -> str:
+    """What the stock of test families holds beyond those that nobody had looked at (see `dictator.stock_families`)."""
+    if config["test_families"] <= UNSEEN_FAMILIES:
+        return ""
+    return (
+        f" {UNSEEN_FAMILIES} of the {config['test_families']} were never looked at while the worked examples were "
+        "worded; the others may have been."
     )

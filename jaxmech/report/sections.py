@@ -9,8 +9,22 @@ import pandas as pd
 
 from jaxmech.report import figures as fig
 from jaxmech.report import formats as fm
-from jaxmech.report.blocks import Card, Cards, Figure, Section, Table, Text, cells, fixed, need, short_p, text
-from jaxmech.report.verdict import Claim
+from jaxmech.report.blocks import (
+    Card,
+    Cards,
+    Figure,
+    Prompt,
+    Prompts,
+    Section,
+    Table,
+    Text,
+    cells,
+    fixed,
+    need,
+    short_p,
+    text,
+)
+from jaxmech.report.verdict import Claim, by_chance
 from jaxmech.study.folder import RunFolder
 
 CARDS = 12
@@ -21,8 +35,10 @@ def behaviour(folder: RunFolder, results: Mapping[str, Any]) -> Section:
     r = results["behavior"]
     shares = need(folder, "behavior", "distributions", ("condition", "share", "probability"))
     effects = need(folder, "behavior", "effects", ("contrast", "shift_pp", "low_pp", "high_pp", "p", "d_z", "mass"))
+    asked = need(folder, "behavior", "prompts", ("family", "pair", "condition", "stance", "prefix", "query"))
     edges = r["edges"]
     blocks = [
+        *stance_prompts(asked),
         Figure(
             "allocations",
             fig.distributions(shares),
@@ -43,7 +59,7 @@ def behaviour(folder: RunFolder, results: Mapping[str, Any]) -> Section:
         ),
         Table(
             "The same in numbers. d_z is the mean over families divided by their spread; p is Wilcoxon's over "
-            "family means.",
+            "family means, two-sided.",
             *cells(
                 effects,
                 {
@@ -74,6 +90,33 @@ def behaviour(folder: RunFolder, results: Mapping[str, Any]) -> Section:
         for reason, met in r["gate_reasons"].items()
     )  # noqa: E501
     return Section("behaviour", "Behaviour", f"{gate}{reasons}.", blocks)
+
+
+def stance_prompts(asked: pd.DataFrame) -> list[Any]:
+    """Both prompts of a pair, whole, and what is asked in every other condition of the same scenario."""
+    generous, selfish = (first_prompt(asked, name) for name in ("generous", "selfish"))
+    if generous is None or selfish is None:
+        return []
+    examples = generous["prefix"].count("\nA:")
+    caption = (
+        f"A pair of prompts, whole. Both begin with the same {examples} worked examples, which name stances in other "
+        "words and answer by them, so that what is measured is what the model makes of these examples; the questions "
+        "(bold) differ in the stance alone. Features are chosen on such pairs of other families; patching, attribution "
+        "and nearness to the output use these pairs."
+    )
+    pair = [
+        Prompt(f"{fm.name(row['condition'])}, in the word “{row['stance']}”", row["prefix"], row["query"])
+        for row in (generous, selfish)
+    ]
+    rest = [name for name in asked["condition"].unique() if name not in ("generous", "selfish")]
+    rows = [[fm.name(name), " ".join(first_prompt(asked, name)["query"].split())] for name in sorted(rest)]
+    others = "What the other prompts ask, after worked examples too."
+    return [Prompts(caption, pair, folded=False), Table(others, ("condition", "question"), rows, folded=True)]
+
+
+def first_prompt(asked: pd.DataFrame, condition: str) -> dict[str, Any] | None:
+    part = asked[asked["condition"] == condition].sort_values(["family", "pair"], kind="stable")
+    return part.iloc[0].to_dict() if len(part) else None
 
 
 def strongest_control(effects: pd.DataFrame) -> str:
@@ -134,7 +177,7 @@ def selection(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str
             "funnel",
             fig.funnel(criteria),
             f"The rule, criterion by criterion: {r['features_total']:,} features, {r['features_live']:,} live, "
-            f"{r['selected']:,} pass all. Relabelled at random, {fm.number(r['expected_false'], 2)} pass on average.",
+            f"{r['selected']:,} pass all. Relabelled at random, the rule passes {by_chance(r, config)}.",
             "contrast/criteria",
         ),
         Figure(
@@ -294,6 +337,7 @@ def classes(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
             wide=not facts,
         ),
     ]
+    blocks += item_prompts(folder)
     if facts:
         blocks.append(
             Table(
@@ -305,6 +349,16 @@ def classes(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
             )
         )
     return Section("classes", "System 1 and System 2", claim.sentence, blocks)
+
+
+def item_prompts(folder: RunFolder) -> list[Any]:
+    """A reasoning item in all its conditions, whole."""
+    items = folder.table("dual_process", "items") if folder.has_table("dual_process", "items") else pd.DataFrame()
+    if not {"prefix", "query", "item", "condition"} <= set(items):
+        return []
+    part = items[items["item"] == items["item"].iloc[0]]
+    prompts = [Prompt(fm.name(row.condition), row.prefix, row.query) for row in part.itertuples()]
+    return [Prompts("A reasoning item, whole: in each of two arms a pair of prompts, after worked examples.", prompts)]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
@@ -323,10 +377,16 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
     return rows
 
 
+SHARES = {
+    "dead": "dead features",
+    "recovered_zero": "loss recovered, against zeros",
+    "recovered_mean": "loss recovered, against the mean",
+}
+"""Shares by layer, under the names that results.json has."""
+
+
 def fidelity(folder: RunFolder, fit: Claim) -> Section:
     layers = need(folder, "fidelity", "layers", ("layer", "fvu", "l0", "dense"))
-    has = lambda *names: next((name for name in names if name in layers), None)  # noqa: E731
-    dead, recovered = has("dead_share", "dead"), has("loss_recovered", "recovered_mean", "recovered_zero")
     worst = layers.loc[layers["fvu"].idxmax()]
     lead = (
         f"The dictionaries leave {fm.percent(layers['fvu'].mean())} of the variance unexplained on average, at worst "
@@ -365,7 +425,7 @@ def fidelity(folder: RunFolder, fit: Claim) -> Section:
             "fidelity/density",
         )
     )
-    shares = {column: label for column, label in ((dead, "dead features"), (recovered, "loss recovered")) if column}
+    shares = {column: label for column, label in SHARES.items() if column in layers}
     if shares:
         says = [f"{fm.percent(layers[column].mean())} {label}" for column, label in shares.items()]
         blocks.append(
@@ -373,7 +433,8 @@ def fidelity(folder: RunFolder, fit: Claim) -> Section:
                 "shares",
                 fig.by_layer(layers, shares, y="share, %", scale=100),
                 "Dead features, and the share of the model's loss recovered when a layer is replaced by its "
-                f"reconstruction: on average {fm.listing(says)}.",
+                "reconstruction, where zeros, or the layer's mean, in its place would lose all: on average "
+                f"{fm.listing(says)}.",
                 "fidelity/layers",
             )
         )

@@ -15,7 +15,10 @@ LEVEL = 0.05
 """p and FDR below this count; intervals are 95 %."""
 
 HOME_GAMES = ("dictator_give", "dictator")
-"""The game the direction was found in: it is no evidence of transfer."""
+"""The game the direction was found in: it is no evidence of transfer. Its worked examples name no stance here."""
+
+CONFOUND = 0.5
+"""A control that moves the answer by more than this share of the stance's shift may be what was found."""
 
 MARKS = {"yes": "✓", "no": "✗", "partly": "◐", "open": "?", "withheld": "–"}
 
@@ -55,7 +58,7 @@ def judge(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Claim]:
     behaviour = judge_behaviour(results["behavior"])
     later = [
         judge_features(results["contrast"], config),
-        judge_cause(results["patching"], results["steering"], exploratory(results["contrast"])),
+        judge_cause(results, exploratory(results["contrast"])),
         judge_games(results["games"], exploratory(results["contrast"])),
     ]
     return [behaviour, *(later if behaviour.holds else map(withhold, later))]
@@ -112,13 +115,15 @@ def judge_behaviour(r: Mapping[str, Any]) -> Claim:
         ("shift", fm.points(r["shift_pp"])),
         ("95 % interval", f"{fm.interval(r['ci'])} pp"),
         ("placebo words", f"{fm.points(r['placebo_pp'])} ({fm.interval(r.get('placebo_ci'))})"),
-        ("test", f"{fm.p_value(r.get('p'))}, {fm.plural(r['families'], 'family', 'families')}"),
+        ("test", f"{fm.p_value(r.get('p'))} (two-sided), {fm.plural(r['families'], 'family', 'families')}"),
     )
+    size = r.get("placebo_size_pp")
+    single = f" on average, by {fm.number(size, 1)}{fm.NBSP}pp either way in a single family" if fm.known(size) else ""
     seen = (
-        f"Told that the player is generous, the model gives {fm.percent(r['mean_generous'], 1)} of the stake; "
-        "told that "
-        f"the player is selfish, {fm.percent(r['mean_selfish'], 1)}: a shift of {fm.points(r['shift_pp'])} "
-        f"(95 % interval {fm.interval(r['ci'])}). Placebo words shift it by {fm.points(r['placebo_pp'])}. "
+        "After worked examples in which kind players give much and unkind ones little, "
+        f"{fm.percent(r['mean_generous'], 1)} of the stake is given where the player is called generous, or another "
+        f"word of that stance, and {fm.percent(r['mean_selfish'], 1)} where selfish: a shift of "
+        f"{fm.points(r['shift_pp'])} (95 % interval {fm.interval(r['ci'])}). Placebo words shift it by {fm.points(r['placebo_pp'])}{single}. "
         f"Valid answers hold {fm.percent(r['mass'])} of the probability.{strongest_control(r)}"
     )
     if r["gate"]:
@@ -130,14 +135,20 @@ def judge_behaviour(r: Mapping[str, Any]) -> Claim:
 
 def strongest_control(r: Mapping[str, Any]) -> str:
     """The control that moves the answer most: what the stance effect may be confounded with."""
-    controls = {k: v for k, v in r["controls_pp"].items() if k not in ("stance", "heldout", "placebo") and fm.known(v)}
-    if not controls:
+    shares = control_shares(r)
+    if not shares:
         return ""
-    name = max(controls, key=lambda k: abs(controls[k]))
-    share = abs(controls[name] / r["shift_pp"]) if r["shift_pp"] else float("inf")
-    warning = ", so that part of what follows may be that, not giving." if share > 0.5 else ""
-    seen = f" Of the other controls, {fm.name(name).lower()} moves it most, by {fm.points(controls[name])}"
-    return f"{seen}{warning or '.'}"
+    name = max(shares, key=lambda k: shares[k])
+    warning = ", so that part of what follows may be that, not giving" if shares[name] > CONFOUND else ""
+    moved = fm.points(r["controls_pp"][name])
+    return f" Of the other controls, {fm.name(name).lower()} moves it most, by {moved}{warning}."
+
+
+def control_shares(r: Mapping[str, Any]) -> dict[str, float]:
+    """Control -> the size of its shift as a share of the stance's; placebo words have a gate of their own."""
+    own = ("stance", "heldout", "placebo")
+    controls = {name: shift for name, shift in r["controls_pp"].items() if name not in own and fm.known(shift)}
+    return {k: abs(shift / r["shift_pp"]) if r["shift_pp"] else float("inf") for k, shift in controls.items()}
 
 
 def spell(reason: str) -> str:
@@ -151,19 +162,20 @@ def judge_features(r: Mapping[str, Any], config: Mapping[str, Any]) -> Claim:
     facts = (
         ("by the full rule", f"{r['selected']:,} of {r['features_total']:,}"),
         ("share of all features", f"{fm.significant(100 * r['share'])} %"),
-        ("expected by chance", f"{fm.number(r['expected_false'], 2)} (at most {r['expected_false_max']} in one draw)"),
+        ("relabelled at random", by_chance(r, config)),
         ("in use", f"{r['used']:,}, {where}"),
     )
     if not exploratory(r):
         found = (
             f"{fm.plural(r['selected'], 'feature')} of {r['features_total']:,} ({fm.percent(r['share'], 3)}) "
             f"{'passes' if r['selected'] == 1 else 'pass'} every criterion, in {where}. With the stances "
-            "relabelled at random "
-            f"by family, the same rule selects {fm.number(r['expected_false'], 2)} on average"
+            f"relabelled at random by family, the same rule selects {by_chance(r, config)}"
         )
-        if fm.known(r["fdr"]) and r["fdr"] <= LEVEL:
+        # What R draws did not show once may still come once in R.
+        fdr = max(r["fdr"], 1 / (config["relabelings"] * r["selected"])) if fm.known(r["fdr"]) else None
+        if fm.known(fdr) and fdr <= LEVEL:
             return claim(title, "yes", fm.plural(r["selected"], "feature"), f"{found}.", *facts)
-        sentence = f"{found}: up to {fm.percent(r['fdr'])} of those found may be false."
+        sentence = f"{found}: up to {fm.percent(fdr)} of those found may be false."
         return claim(title, "partly", f"{fm.plural(r['selected'], 'feature')}, uncertain", sentence, *facts)
     share = fm.percent(config["budget_share"], 3)
     budget = f"the {fm.plural(r['used'], 'feature')} with the largest |t| ({share} of all), in {where}"
@@ -178,6 +190,14 @@ def judge_features(r: Mapping[str, Any], config: Mapping[str, Any]) -> Claim:
         f"criterion, as do {r['selected']} features in all. What follows is exploratory."
     )
     return claim(title, "partly", "A budget, exploratory", sentence, *facts)
+
+
+def by_chance(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """What the rule selects where there is nothing to find. No draw can show a mean below one in their number."""
+    draws = fm.plural(config["relabelings"], "draw")
+    if not r["expected_false_max"]:
+        return f"none in {draws}"
+    return f"{fm.number(r['expected_false'], 2)} on average over {draws} (at most {r['expected_false_max']})"
 
 
 def above(pair, p: float | None) -> bool:
@@ -198,8 +218,10 @@ def shortfall(pair, p: float | None, sets: int) -> str:
     return f"is not larger than matched random sets give ({fm.p_value(p)})"
 
 
-def judge_cause(patching: Mapping[str, Any], steering: Mapping[str, Any], explore: bool) -> Claim:
+def judge_cause(results: Mapping[str, Any], explore: bool) -> Claim:
+    """Three tests, two of patching and one of steering; "Yes" only where nothing else would explain all three."""
     title = "Do they cause it?"
+    patching, steering = results["patching"], results["steering"]
     parts, facts, sets = [], [], patching["random_sets"]
     missing = {}  # which of the three tests falls short, and why
     for direction in ("to_generous", "to_selfish"):
@@ -224,30 +246,84 @@ def judge_cause(patching: Mapping[str, Any], steering: Mapping[str, Any], explor
         missing["steering"] = f"steering {shortfall(ci, p, sets)}"
     elif not usable:
         missing["steering"] = "steering has no usable range: every coefficient tried but 0 costs too much"
+    doubts = []
+    if len(missing) < 3:  # else there is no effect to doubt
+        doubts += [*confounds(results["behavior"]), *as_good_at_random(steering), *unspecific(steering)]
+        doubts += no_home_effect(results["games"])
+    status = "no" if len(missing) == 3 else "partly" if missing or doubts else "yes"
+    answer = {"yes": "Yes", "no": "Not shown", "partly": "In part"}[status]
+    reasons = "; ".join([*missing.values(), *doubts])
     held = f"inside the usable range {fm.span(low, high)}" if usable else "read over ±1, outside any usable range"
     sentence = (
+        f"{f'{answer}: {reasons}. ' if reasons else ''}"
         f"Set to the other stance's values, the features carry {parts[0]} and {parts[1]}. Steered along them on "
         "neutral "
         f"prompts, the share given changes by {fm.points(slope)} a unit of coefficient ({fm.interval(ci)}), {held}; "
-        f"against random feature sets of the same norm at coefficient 1, {fm.p_value(p)}."
+        f"against random feature sets of the same norm at coefficient 1, {fm.p_value(p)}. These p are one-sided."
     )
-    if missing:
-        sentence += f" Not shown: {fm.listing(list(missing.values()))}."
-    sentence += unspecific(steering)
     if explore:
         sentence += " The set was taken by budget, so this is exploratory."
-    status = {0: "yes", 3: "no"}.get(len(missing), "partly")
-    answer = {"yes": "Yes", "no": "Not shown", "partly": "In part"}[status]
     return claim(title, status, answer + (", exploratory" if explore and status != "no" else ""), sentence, *facts)
 
 
-def unspecific(steering: Mapping[str, Any]) -> str:
-    """What steering moves although it is not social, said beside the claim."""
-    control = (steering.get("specificity") or {}).get("own_accounts_neutral")
-    if not control or not fm.known(control["ci"][0]) or control["ci"][0] <= 0 <= control["ci"][1]:
-        return ""
-    moved = f"{fm.points(control['slope_pp'])} a unit ({fm.interval(control['ci'])})"
-    return f" It is not purely social: the split between one's own two accounts moves as well, by {moved}."
+def confounds(behaviour: Mapping[str, Any]) -> list[str]:
+    """Controls that move the answer nearly as the stance does: what the features carry may be that."""
+    shares = control_shares(behaviour)
+    moved = [
+        f"{fm.name(name).lower()} moves the answer by {fm.points(behaviour['controls_pp'][name])}, {fm.percent(share)} "
+        "of the stance's shift, so that the features may carry that"
+        for name, share in shares.items()
+        if share > CONFOUND
+    ]
+    untried = [] if "valence" in shares else ["no cheerful and gloomy players were tried, so that it may be mood"]
+    return moved + untried
+
+
+def as_good_at_random(steering: Mapping[str, Any]) -> list[str]:
+    """Whether random directions of the same norm steer as far; random sets of features are the other control."""
+    p = steering.get("p_random_directions")
+    if not fm.known(p):
+        return ["no random directions of the same norm were steered along"]
+    return [] if p < LEVEL else [f"random directions of the same norm do as well ({fm.p_value(p)})"]
+
+
+def unspecific(steering: Mapping[str, Any]) -> list[str]:
+    """What steering moves although it is not social, and where a larger number is not a larger gift."""
+    conditions, doubts = steering.get("specificity") or {}, []
+    for name in ("keep", "take"):
+        ci = conditions.get(name, {}).get("ci", (None, None))
+        if not fm.known(ci[0]) or not fm.known(ci[1]):
+            doubts.append(f"it was not steered where it is {fm.name(name).lower()}, so that it may be a larger number")
+        elif ci[0] <= 0:
+            doubts.append(
+                f"{fm.name(name).lower()}, the share given {'goes down' if ci[1] < 0 else 'does not go up'} "
+                f"({slope_text(conditions[name])}), so that it may be a larger number, not giving"
+            )
+    own = conditions.get("own_accounts_neutral")
+    if own and fm.known(own["ci"][0]) and not own["ci"][0] <= 0 <= own["ci"][1]:
+        doubts.append(
+            f"it is not purely social: the split between one's own two accounts moves as well ({slope_text(own)})"
+        )
+    return doubts
+
+
+def slope_text(one: Mapping[str, Any]) -> str:
+    return f"{fm.points(one['slope_pp'])} a unit, {fm.interval(one['ci'])}"
+
+
+def no_home_effect(games: Mapping[str, Any]) -> list[str]:
+    """Whether the home game moves where no worked example names a stance: else it is the examples that are steered."""
+    game = next((games[name] for name in HOME_GAMES if isinstance(games.get(name), Mapping)), None)
+    if game is None:
+        return ["the same game was not played without stances in its worked examples"]
+    seen = (
+        f"the same game without stances in its worked examples ({fm.points(game['slope'])}, {fm.interval(game['ci'])})"
+    )
+    if not off_zero(game, 1):
+        return [f"{seen} {'goes the other way' if off_zero(game, -1) else 'does not move'}"]
+    if not (fm.known(game["p_random"]) and game["p_random"] < LEVEL):
+        return [f"{seen} moves no more than along random directions ({fm.p_value(game['p_random'])})"]
+    return []
 
 
 def judge_games(r: Mapping[str, Any], explore: bool) -> Claim:

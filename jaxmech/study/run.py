@@ -59,20 +59,20 @@ STAGES = (
     Stage("behavior", (*_BANK, "samples", "gate_")),
     Stage("text", (*_BANK, "text_file", "text_dataset", "text_count", "text_length")),
     Stage("dictionaries", (*_MODEL, "sae_"), ("text",), revision=2),
-    Stage("fidelity", (*_BANK, "text_check"), ("dictionaries",), revision=2),
+    Stage("fidelity", (*_BANK, "text_check"), ("dictionaries",), revision=3),
     Stage(
         "contrast",
         (*_BANK, "rule_", "half_splits", "permutations", "relabelings", "selection", "budget_share"),
         ("fidelity",),
     ),
-    Stage("dual_process", ("items_per_generator", "index_cut"), ("contrast",)),
+    Stage("dual_process", ("items_per_generator", "index_cut"), ("contrast",), revision=2),
     Stage("patching", ("random_sets",), ("contrast",)),
     Stage("attribution", ("audit_features", "attribution_steps"), ("contrast",)),
     Stage("proximity", ("proximity_features",), ("dual_process",)),
     Stage(
         "steering", ("alphas", "random_sets", "random_directions", "text_check", "arithmetic_items"), ("dual_process",)
     ),
-    Stage("games", ("game_",), ("steering",)),
+    Stage("games", ("game_",), ("steering",), revision=2),
 )
 
 

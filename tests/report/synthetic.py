@@ -1,10 +1,16 @@
 """Tables and results of every stage, small and plausible, from the schemas that the stages write."""
 
 import dataclasses
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 
+from jaxmech.behavior.dictator import BankConfig, build_bank
+from jaxmech.behavior.dual_process import build_items
+from jaxmech.behavior.games import GAMES as PLAYED
+from jaxmech.behavior.games import game_prompts
 from jaxmech.study.folder import Outcome
 
 LAYERS, F, FAMILIES = (6, 8, 10, 12, 14, 16), 512, 16
@@ -35,6 +41,7 @@ def behaviour(rng, scenario):
     rows = []
     for contrast in CONTRASTS:
         value = {"stance": shift, "heldout": 0.7 * shift, "own_accounts": 6.0}.get(contrast, rng.normal(0, 1.0))
+        value = value if scenario.gate or contrast != "own_accounts" else 1.0
         half = rng.uniform(1.5, 4.0)
         rows.append(
             dict(
@@ -82,7 +89,7 @@ def behaviour(rng, scenario):
             "interval above 0": True,
             "|placebo| <= 0.34 x shift": scenario.gate,
         },
-        "controls_pp": {},
+        "controls_pp": dict(zip(effects["contrast"], effects["shift_pp"], strict=True)),
         "by_split": {"test": {"shift_pp": shift}},
         "excluded_pairs": 2,
         "sampling": {
@@ -100,9 +107,15 @@ def behaviour(rng, scenario):
         },
     }
     exclusions = pd.DataFrame({"family": ["a", "b"], "reason": ["unequal length", "unequal length"]})
-    return Outcome(
-        results, {"effects": effects, "distributions": pd.DataFrame(distributions), "exclusions": exclusions}
-    )
+    tables = {"effects": effects, "distributions": pd.DataFrame(distributions), "exclusions": exclusions}
+    return Outcome(results, tables | {"prompts": bank_prompts()})
+
+
+def bank_prompts():
+    """The prompts of two test families, as the bank words them."""
+    tokenizer = lambda text, add_special_tokens=False: SimpleNamespace(input_ids=re.findall(r"\w+|\W", text))  # noqa: E731
+    prompts = build_bank(BankConfig(selection=1, development=0, test=2), tokenizer).prompts
+    return prompts[prompts["split"] == "test"].reset_index(drop=True)
 
 
 def feature_tables(rng, scenario):
@@ -201,7 +214,7 @@ def dual_process(rng, used, scenario):
     behaviour = {"accuracy_no_conflict": 0.62 if scenario.defined else 0.31, "conflict_cost": 0.18, "ci": [0.1, 0.26]}
     return Outcome(
         counts | {"defined": scenario.defined, "reason": reason, "behavior": behaviour},
-        {"classes": classes, "sensitivity": cuts},
+        {"classes": classes, "sensitivity": cuts, "items": build_items(1).drop(columns="text")},
     )
 
 
@@ -406,7 +419,9 @@ def games(rng, scenario):
             "expected_sign": sign,
             "families": 6,
         }
-    return Outcome(results, {"games": pd.DataFrame(rows), "curves": pd.concat(curves, ignore_index=True)})
+    prompts = pd.concat([game_prompts(PLAYED[name], families=1).assign(game=name) for name in GAMES])
+    tables = {"games": pd.DataFrame(rows), "curves": pd.concat(curves, ignore_index=True), "prompts": prompts}
+    return Outcome(results, tables)
 
 
 def dictionaries(rng):

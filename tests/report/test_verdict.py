@@ -114,6 +114,83 @@ def test_steering_that_moves_the_non_social_split_says_so(judged):
     assert "not purely social" in judged("finding", change)[2].sentence
 
 
+@pytest.mark.parametrize(
+    ("stage", "change", "reason"),
+    [
+        (
+            "games",
+            {"dictator_give": {"slope": 1.2, "ci": [-0.5, 2.4], "p_random": 0.01}},
+            "the same game without stances in its worked examples (+1.2 pp, −0.5 to 2.4) does not move",
+        ),
+        (
+            "games",
+            {"dictator_give": {"slope": 1.2, "ci": [0.5, 2.4], "p_random": 0.2}},
+            "moves no more than along random directions (p = 0.20)",
+        ),
+        (
+            "games",
+            {"dictator_give": {"slope": -3.0, "ci": [-4.0, -2.0], "p_random": 0.99}},
+            "without stances in its worked examples (−3.0 pp, −4.0 to −2.0) goes the other way",
+        ),
+        ("games", {"dictator_give": None}, "the same game was not played without stances"),
+        (
+            "behavior",
+            {"shift_pp": 23.4, "controls_pp": {"stance": 23.4, "valence": 19.1}},
+            "cheerful or gloomy moves the answer by +19.1 pp, 82 % of the stance's shift",
+        ),
+        (
+            "behavior",
+            {"shift_pp": 20.0, "controls_pp": {"stance": 20.0, "valence": -1.0, "number": -14.0}},
+            "likes large numbers moves the answer by −14.0 pp, 70 %",
+        ),
+        ("behavior", {"controls_pp": {"stance": 26.8, "number": 1.0}}, "no cheerful and gloomy players were tried"),
+        ("steering", {"p_random_directions": 0.12}, "random directions of the same norm do as well (p = 0.12)"),
+        ("steering", {"p_random_directions": None}, "no random directions of the same norm were steered along"),
+        (
+            "steering",
+            {"specificity": {name: {"slope_pp": -39.0, "ci": [-45.0, -33.0]} for name in ("keep", "take")}},
+            "asked what to keep, the share given goes down (−39.0 pp a unit, −45.0 to −33.0)",
+        ),
+        ("steering", {"specificity": {}}, "it was not steered where it is asked what to take"),
+    ],
+)
+def test_a_cause_is_only_shown_in_part_where_something_else_would_explain_it(judged, stage, change, reason):
+    cause = judged("finding", lambda r, c: r[stage].update(change))[2]
+    assert cause.holds is None and cause.status == "partly" and cause.answer == "In part"
+    assert plain(cause.sentence).startswith("In part: ") and reason in plain(cause.sentence)
+
+
+def test_every_reason_is_given_and_none_where_nothing_was_caused(judged):
+    def doubtful(results, config):
+        results["behavior"]["controls_pp"]["valence"] = 25.0
+        results["steering"]["p_random_directions"] = 0.12
+        results["games"]["dictator_give"].update(slope=0.1, ci=[-1.0, 1.0])
+
+    cause = judged("finding", doubtful)[2]
+    assert all(word in cause.sentence for word in ("cheerful or gloomy", "random directions", "does not move"))
+    assert "random directions" not in judged("null", doubtful)[2].sentence
+
+
+def test_what_no_draw_showed_is_not_said_to_be_nothing(judged):
+    none = {"expected_false": 0.0, "expected_false_max": 0, "fdr": 0.0}
+    features = judged("finding", lambda r, c: r["contrast"].update(none))[1]
+    assert features.holds and "the same rule selects none in 50 draws" in features.sentence
+    assert "0.00" not in features.sentence + str(features.facts)
+
+    def one_draw(results, config):
+        results["contrast"].update(none, selected=2)
+        config["relabelings"] = 1
+
+    few = judged("finding", one_draw)[1]
+    assert few.holds is None and "50 %" in plain(few.sentence)
+
+
+def test_the_behaviour_says_what_its_worked_examples_show_and_how_far_single_families_move(judged):
+    behaviour = judged("finding")[0]
+    assert "After worked examples in which kind players give much" in behaviour.sentence
+    assert "by 2.0 pp either way in a single family" in plain(behaviour.sentence)
+
+
 def test_an_undefined_index_is_said_to_be(judged):
     dual = judged("coarse")[4]
     assert dual.holds is None and dual.answer == "Undefined" and "not above chance" in dual.sentence

@@ -44,7 +44,7 @@ def run(ctx: Context) -> Outcome:
     ]
     behavior = behaviour(items, seed=c.seed)
     results = class_counts(classes["class"]) | behavior | {"items": int(items["item"].nunique()), "cut": c.index_cut}
-    tables = {"classes": classes, "sensitivity": pd.DataFrame(counts), "items": items.drop(columns=["prefix", "text"])}
+    tables = {"classes": classes, "sensitivity": pd.DataFrame(counts), "items": items.drop(columns="text")}
     return Outcome(results, tables)
 
 

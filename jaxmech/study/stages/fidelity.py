@@ -39,7 +39,7 @@ def run(ctx: Context) -> Outcome:
     recovered = loss_recovered(lm.config, lm.params, saes, tokens[:n], mask[:n], forward_batch=min(n, 4))
     table = found.table.merge(recovered.drop(columns="tokens"), on="layer")
     table["fvu_decision"], table["l0_decision"] = decision_fidelity(ctx)
-    columns = ("fvu", "fvu_decision", "l0", "dead", "recovered_zero")
+    columns = ("fvu", "fvu_decision", "l0", "dead", "recovered_zero", "recovered_mean")
     results = {
         name: {"mean": table[name].mean(), "worst": table[name].min() if "recovered" in name else table[name].max()}
         for name in columns

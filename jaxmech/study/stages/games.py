@@ -52,7 +52,8 @@ def run(ctx: Context) -> Outcome:
         }
         for row in summary.to_dict("records")
     }  # fmt: skip
-    return Outcome(results, {"games": summary, "curves": pd.concat(curves, ignore_index=True)})
+    prompts = table[["game", "family", "prefix", "query"]]
+    return Outcome(results, {"games": summary, "curves": pd.concat(curves, ignore_index=True), "prompts": prompts})
 
 
 def play(ctx: Context, vectors: np.ndarray) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
