@@ -123,8 +123,9 @@ def judge_behaviour(r: Mapping[str, Any]) -> Claim:
         "After worked examples in which kind players give much and unkind ones little, "
         f"{fm.percent(r['mean_generous'], 1)} of the stake is given where the player is called generous, or another "
         f"word of that stance, and {fm.percent(r['mean_selfish'], 1)} where selfish: a shift of "
-        f"{fm.points(r['shift_pp'])} (95 % interval {fm.interval(r['ci'])}). Placebo words shift it by {fm.points(r['placebo_pp'])}{single}. "
-        f"Valid answers hold {fm.percent(r['mass'])} of the probability.{strongest_control(r)}"
+        f"{fm.points(r['shift_pp'])} (95 % interval {fm.interval(r['ci'])}). Placebo words shift it by "
+        f"{fm.points(r['placebo_pp'])}{single}. Valid answers hold {fm.percent(r['mass'])} of the "
+        f"probability.{strongest_control(r)}"
     )
     if r["gate"]:
         return claim(title, "yes", "Yes", seen, *facts)
