@@ -19,6 +19,7 @@ from jaxmech.models.generate import generate, until_end
 from jaxmech.models.load import LanguageModel, load_model, save_model
 from jaxmech.models.repetition import repetition
 from jaxmech.models.sharding import make_mesh, shard_batch
+from jaxmech.progress import show_progress
 from jaxmech.sae.check import check_sae
 from jaxmech.sae.evaluate import evaluate, loss_recovered
 from jaxmech.sae.formats import load_sae, load_saes, save_sae, save_saes
@@ -39,5 +40,5 @@ __all__ = [
     "check_sae", "choice_distribution", "edits", "encode_chat", "encode_prompts", "evaluate", "feature_totals",
     "forward", "gather_features", "generate", "load_activations", "load_model", "load_sae", "load_saes",
     "loss_recovered", "make_mesh", "make_prompts", "repetition", "save_activations", "save_model", "save_sae",
-    "save_saes", "score", "screens", "shard_batch", "shard_saes", "sweep", "train", "until_end",
+    "save_saes", "score", "screens", "shard_batch", "shard_saes", "show_progress", "sweep", "train", "until_end",
 ]  # fmt: skip

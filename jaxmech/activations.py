@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
+from jaxmech import reprs
 from jaxmech.arguments import whole_number, whole_numbers
 from jaxmech.disk import disk_errors, read_json, reason, require_space, whole
 from jaxmech.models.config import ModelConfig
@@ -291,6 +292,11 @@ class Activations:
     tokens: np.ndarray
     mask: np.ndarray
     arrays: Mapping[str, ts.TensorStore]
+
+    def __repr__(self) -> str:
+        n, T = self.mask.shape
+        what = f"{', '.join(self.sites)}, {reprs.layers(self.layers)}, {n:,} texts of {T} tokens, {self.facts['dtype']}"
+        return f"Activations({str(self.folder)!r}: {what})"
 
     @property
     def sites(self) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from jaxmech.models.chat import encode as encode_prompts
 from jaxmech.models.chat import require_texts, token_ids
 from jaxmech.models.decoder import KV, Output, Params, check_groups, forward, next_positions, unembed
 from jaxmech.models.load import LanguageModel
+from jaxmech.reprs import concrete, described, extent, short_repr
 from jaxmech.trie import Trie, build_tries
 
 
@@ -40,6 +41,8 @@ class Prefix(NamedTuple):
     tokens: jax.Array
     mask: jax.Array
     rows: jax.Array
+
+    __repr__ = short_repr
 
     def apart(self) -> Prefix:
         """The same with a prefix of its own for every prompt."""
@@ -59,11 +62,17 @@ class Prompts(NamedTuple):
     cache: tuple[KV, ...] = ()
     prefix: Prefix | None = None
 
+    __repr__ = short_repr
+
 
 class Choices(NamedTuple):
     """logprobs [B,N]: log s(a), unnormalised."""
 
     logprobs: jax.Array
+
+    def __repr__(self) -> str:
+        mass = f", mass {extent(self.mass)}" if concrete(self.logprobs) else ""
+        return f"Choices(logprobs={described(self.logprobs)}{mass})"
 
     @property
     def probs(self) -> jax.Array:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxmech.choices import Choices, Prompts, score
 from jaxmech.contrast import Moments, batch_moments, merge_moments
 from jaxmech.models.decoder import Params, Tap, forward
+from jaxmech.reprs import short_repr
 from jaxmech.sae.module import SAE
 
 
@@ -24,6 +25,8 @@ class Run(NamedTuple):
 
     choices: Choices
     resid: jax.Array
+
+    __repr__ = short_repr
 
 
 @partial(jax.jit, static_argnames=("config", "site"))

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmech.reprs import short_repr
 from jaxmech.statistics import auroc, benjamini_hochberg, paired_t
 
 _PRECISION = jax.lax.Precision.HIGHEST
@@ -41,6 +42,8 @@ class Moments(NamedTuple):
     mean_g: jax.Array
     m2_g: jax.Array
     c_zg: jax.Array
+
+    __repr__ = short_repr
 
 
 def empty_moments(L: int, K: int, F: int) -> Moments:
@@ -152,6 +155,8 @@ class FeatureStats(NamedTuple):
     density: np.ndarray
     placebo_d_z: np.ndarray
 
+    __repr__ = short_repr
+
 
 def feature_stats(m: Moments, placebo: Moments, density: np.ndarray) -> FeatureStats:
     """Flattens moments [L,K,F] of the stance and of the placebo contrast, and density [L,F]."""
@@ -173,6 +178,8 @@ class FamilyTests(NamedTuple):
     q: np.ndarray
     d_z: np.ndarray
     sign: np.ndarray
+
+    __repr__ = short_repr
 
 
 def family_tests(s: FeatureStats) -> FamilyTests:
@@ -342,6 +349,8 @@ class Selected(NamedTuple):
     chosen: np.ndarray
     passed: dict[str, np.ndarray]
     stability: np.ndarray
+
+    __repr__ = short_repr
 
 
 def select_features(s: FeatureStats, rule: Rule, permuted: np.ndarray, *, splits: int, seed: int) -> Selected:

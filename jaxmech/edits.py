@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxmech.reprs import short_repr
 from jaxmech.sae.module import SAE, normalise
 from jaxmech.selection import Selection, as_indices, check_selection
 from jaxmech.selection import select as select
@@ -43,6 +44,12 @@ class Edit:
     before: jax.Array | None = struct.field(default=None, kw_only=True)
     site: str | None = struct.field(pytree_node=False, default=None, kw_only=True)
     reads: str | None = struct.field(pytree_node=False, default=None, kw_only=True)
+
+    __repr__ = short_repr
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        cls.__repr__ = short_repr  # or the dataclass would make one of its own, which prints whole arrays
 
     def change(self, x: jax.Array) -> jax.Array:
         """x' - x where the edit acts, float32 [B,T,D] or what broadcasts to it, from x [B,T,D] of one layer."""
@@ -159,6 +166,8 @@ class Gathered:
     threshold: jax.Array
     normalize: str = struct.field(pytree_node=False, default="none")
 
+    __repr__ = short_repr
+
     def encode(self, x):
         x, *_ = normalise(self.normalize, x)
         pre = jnp.einsum("btd,dk->btk", x, self.W_enc, precision=_PRECISION) + self.b_enc
@@ -174,6 +183,8 @@ class Full:
 
     sae: SAE
     index: jax.Array
+
+    __repr__ = short_repr
 
     @property
     def normalize(self) -> str:

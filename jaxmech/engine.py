@@ -30,6 +30,7 @@ from jaxmech.edits import Edits, from_slot, on_prefix, with_answers
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params, Part, check_edits, check_groups, embed, next_positions, run_layers
 from jaxmech.models.sharding import shard_batch
+from jaxmech.progress import progress
 from jaxmech.sae.module import SAE
 from jaxmech.selection import Selection, check_selection
 from jaxmech.trie import Trie
@@ -64,7 +65,7 @@ def sweep(
       chunk: points in one call of the program, the last call padded; by default as many as fit. With the same number,
         sweeps of any length share a program.
       mesh: spreads the points of a chunk over its "data" axis. The parameters should be on it.
-      advance: told how many points are done, for a progress bar.
+      advance: told how many points are done, for a progress bar; without it there is one.
 
     Returns:
       logprobs [S,B,N], a NumPy array.
@@ -72,6 +73,9 @@ def sweep(
     Raises:
       ValueError: arrays that do not lead with one S, or edits that `forward` would refuse.
     """
+    if advance is None:
+        with progress("sweep", _count(edits if points is None else points), unit="points") as advance:
+            return sweep(config, params, prompts, edits, points, chunk=chunk, mesh=mesh, advance=advance)
     if points is None:
         build, points = Partial(_as_given), edits
     else:

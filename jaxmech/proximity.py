@@ -23,6 +23,7 @@ from jaxmech.choices import Prompts, score
 from jaxmech.engine import sweep
 from jaxmech.models.decoder import Params
 from jaxmech.patching import check_donors, patch_edit
+from jaxmech.reprs import short_repr
 from jaxmech.sae.module import SAE
 
 
@@ -31,6 +32,8 @@ class Sublayers(NamedTuple):
 
     attn_out: jax.Array
     mlp_out: jax.Array
+
+    __repr__ = short_repr
 
 
 @partial(jax.jit, static_argnums=0)

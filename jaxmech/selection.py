@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmech.reprs import short_repr
+
 _TWICE = "feature ({}, {}) is listed twice, and would act twice; list each feature once"
 
 
@@ -22,6 +24,8 @@ class Selection(NamedTuple):
 
     index: jax.Array
     valid: jax.Array
+
+    __repr__ = short_repr
 
 
 def select(pairs: Iterable[tuple[int, int]], n_layers: int, width: int | None = None) -> Selection:

@@ -25,6 +25,7 @@ import numpy as np
 
 from jaxmech.models.chat import check_rows, require_tokenizer, token_ids
 from jaxmech.models.load import LanguageModel
+from jaxmech.reprs import short_repr
 
 _DIGIT, _LETTER, _JOINED_DIGIT, _JOINED_LETTER = 1, 2, 4, 8
 """Bits of what a token begins with: a digit, another letter, or one of them after a separator."""
@@ -49,6 +50,8 @@ class Trie(NamedTuple):
     continues: jax.Array
     cells: jax.Array
     kinds: jax.Array
+
+    __repr__ = short_repr
 
     def of(self, rows: np.ndarray | jax.Array) -> Trie:
         """The tries of some rows."""

@@ -14,6 +14,7 @@ import pandas as pd
 
 from jaxmech.behavior import prompts as qa
 from jaxmech.behavior.scenarios import LEADS, OWN_ACCOUNTS, SCENARIOS, Scenario
+from jaxmech.reprs import short_repr
 
 Words = tuple[str, str]
 
@@ -39,6 +40,8 @@ class Bank(NamedTuple):
 
     prompts: pd.DataFrame
     exclusions: pd.DataFrame
+
+    __repr__ = short_repr
 
 
 @dataclasses.dataclass(frozen=True)

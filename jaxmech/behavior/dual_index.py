@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from jaxmech.reprs import short_repr
 from jaxmech.statistics import benjamini_hochberg
 
 CLASSES = ("s2", "s1", "mixed", "silent", "neither")
@@ -24,6 +25,8 @@ class Arm(NamedTuple):
     index: np.ndarray
     se: np.ndarray
     families: np.ndarray
+
+    __repr__ = short_repr
 
     @property
     def low(self) -> np.ndarray:

@@ -18,6 +18,7 @@ import pandas as pd
 from jaxmech.choices import Choices, Prefix, Prompts, check_apart, check_length, encode_prompts, score, token_ids
 from jaxmech.models.decoder import KV, forward
 from jaxmech.models.load import LanguageModel
+from jaxmech.reprs import short_repr
 from jaxmech.trie import build_tries
 
 
@@ -32,6 +33,8 @@ class Encoded(NamedTuple):
     values: jax.Array
     prefix: np.ndarray
     caches: KV
+
+    __repr__ = short_repr
 
 
 def share_given(row) -> np.ndarray:

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from jaxmech.progress import progress
+
 Transform = Callable[[np.ndarray], np.ndarray]
 _LISTED = 20  # names printed per kind of problem
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -125,7 +127,8 @@ def convert(source: Source, table: Table, target: Mapping[str, Any]) -> dict:
                 "values; if the unembedding was trained apart, set tie_word_embeddings to false in config.json, else "
                 f"take {name!r} out of the checkpoint"
             )
-    return unflatten({path: _fill(source, by_path[path], leaf) for path, leaf in wanted.items()})
+    with progress("converting", len(places), unit="tensors") as advance:
+        return unflatten({path: _fill(source, by_path[path], leaf, advance) for path, leaf in wanted.items()})
 
 
 def _digest(array: np.ndarray) -> str:
@@ -136,10 +139,11 @@ def _digest(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _fill(source: Source, places: Sequence[_Place], leaf) -> jax.Array:
-    """One parameter, its layers stacked where it lives."""
+def _fill(source: Source, places: Sequence[_Place], leaf, advance: Callable[[], None]) -> jax.Array:
+    """One parameter, its layers stacked where it lives; `advance` is called for each tensor."""
     first = places[0]
     if first.layer is None:
+        advance()
         return jax.device_put(_read(source, first, leaf.dtype), leaf.sharding)
     sharding = _one_layer(leaf.sharding)
     put = _put_layer(leaf.sharding)
@@ -149,6 +153,7 @@ def _fill(source: Source, places: Sequence[_Place], leaf) -> jax.Array:
         whole = jax.block_until_ready(
             put(whole, jax.device_put(_read(source, place, leaf.dtype), sharding), place.layer)
         )
+        advance()
     return whole
 
 

@@ -24,6 +24,7 @@ from flax import struct
 from jaxmech.models.block import SITES, Block, Norm, precision
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.rope import rope_tables
+from jaxmech.reprs import short_repr
 
 Params = Mapping[str, Any]
 
@@ -44,6 +45,8 @@ class KV(NamedTuple):
     mask: jax.Array
     rows: jax.Array | None = None
 
+    __repr__ = short_repr
+
     def of(self, array: jax.Array) -> jax.Array:
         """`array`, which leads with the segment's rows, with a row for each prompt."""
         return array if self.rows is None else array[self.rows]
@@ -61,6 +64,8 @@ class Tap:
     reduce: Callable[[Any, jax.Array], Any] = struct.field(pytree_node=False, default=lambda _, x: x)
     args: Any = None
 
+    __repr__ = short_repr
+
 
 class Output(NamedTuple):
     """logits [B,V], [B,n,V] or None; taps: name -> stacked over layers; cache: this call's own tokens, or None; final
@@ -70,6 +75,8 @@ class Output(NamedTuple):
     taps: dict[str, Any]
     cache: KV | None
     final: jax.Array
+
+    __repr__ = short_repr
 
 
 class Part(NamedTuple):
@@ -85,6 +92,8 @@ class Part(NamedTuple):
     within: jax.Array | None = None
     cache: tuple[KV, ...] = ()
     rows: jax.Array | None = None
+
+    __repr__ = short_repr
 
 
 def _init(config: ModelConfig, key: jax.Array) -> Params:

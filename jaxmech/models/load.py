@@ -32,6 +32,7 @@ from jaxmech.models.gguf import GGUFFile
 from jaxmech.models.gguf_config import hf_config
 from jaxmech.models.safetensors import SafetensorsFolder
 from jaxmech.models.sharding import param_shardings
+from jaxmech.reprs import memory
 
 CONVERTER_VERSION = 2
 """Part of every cache key: raise it when conversion or tokenizers come out differently."""
@@ -60,6 +61,14 @@ class LanguageModel:
     config: ModelConfig
     params: Mapping[str, Any]
     tokenizer: Any
+
+    def __repr__(self) -> str:
+        c, leaves = self.config, jax.tree.leaves(self.params)
+        devices = sorted({str(d) for leaf in leaves for d in getattr(leaf, "devices", set)()})
+        return (
+            f"LanguageModel({self.name!r}: {c.family}, {c.n_layers} layers of width {c.d_model}, vocabulary of "
+            f"{c.vocab_size:,}, {memory(leaves)}{', on ' if devices else ''}{', '.join(devices)})"
+        )
 
 
 class _Packaged(NamedTuple):

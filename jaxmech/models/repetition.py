@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmech.reprs import short_repr
+
 LENGTHS = (1, 2, 3, 4)
 """The n of the n-grams."""
 
@@ -23,6 +25,8 @@ class Repetition(NamedTuple):
     repeated: jax.Array
     loop_length: jax.Array
     loop_period: jax.Array
+
+    __repr__ = short_repr
 
 
 @partial(jax.jit, static_argnames="max_period")

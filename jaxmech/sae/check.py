@@ -23,6 +23,8 @@ import pandas as pd
 from jaxmech.arguments import strings, whole_number
 from jaxmech.models.chat import encode_chat
 from jaxmech.models.decoder import SITES, forward
+from jaxmech.progress import counted, progress
+from jaxmech.reprs import short_repr
 from jaxmech.sae.evaluate import evaluate
 from jaxmech.sae.module import SAE, SAEConfig
 from jaxmech.sae.stream import behind_first
@@ -56,6 +58,8 @@ class Check(NamedTuple):
 
     table: pd.DataFrame
     warnings: tuple[str, ...]
+
+    __repr__ = short_repr
 
 
 def check_sae(
@@ -96,11 +100,13 @@ def check_sae(
     saes = saes.as_stack()
     rows, length = whole_number("rows", rows, 1), whole_number("length", length)
     config, text = saes.config, _encode(lm, texts, saes.config.skip_first, rows, length)
-    seen = _read(lm, text, {config.site, config.site_out})
-    _require_finite(lm, config, seen)
-    found = _fit(saes, *seen.pair(config))
-    faults = [_faults(*facts) for facts in zip(found.fvu, found.l0, config.l0, strict=True)]
-    causes = [a or b for a, b in zip(_by_skipping(saes, seen, found), _by_reading(lm, saes, text, found), strict=True)]
+    with progress("checking dictionaries", None, unit="readings") as advance:
+        seen = _read(lm, text, {config.site, config.site_out})
+        _require_finite(lm, config, seen)
+        found = _fit(saes, *seen.pair(config))
+        faults = [_faults(*facts) for facts in zip(found.fvu, found.l0, config.l0, strict=True)]
+        skipped, read = _by_skipping(saes, seen, found), _by_reading(lm, saes, text, found, advance)
+        causes = [a or b for a, b in zip(skipped, read, strict=True)]
     table = pd.DataFrame({
         "layer": config.layers, "tokens": int(seen.kept(config.skip_first).sum()),
         "l0_declared": [np.nan if l0 is None else float(l0) for l0 in config.l0],
@@ -266,14 +272,14 @@ def _by_skipping(saes: SAE, seen: _Seen, found: _Fit) -> list[_Cause | None]:
     return causes
 
 
-def _by_reading(lm: LanguageModel, saes: SAE, text: Tokens, found: _Fit) -> list[_Cause | None]:
+def _by_reading(lm: LanguageModel, saes: SAE, text: Tokens, found: _Fit, advance) -> list[_Cause | None]:
     """The site, layer, scale or b_dec at which a dictionary does far better, for each."""
     c = saes.config
     width = lm.config.width
     sites = [s for s in SITES if width(s) in (width(c.site), width(c.site_out))]
     seen = _read(lm, Tokens(*(a[:_PROBE_ROWS] for a in text)), sites)
     base = _fit(saes, *seen.pair(c))
-    tried = [(trial, _outcome(trial)) for trial in _near(saes, seen)]
+    tried = [(trial, _outcome(trial)) for trial in counted(_near(saes, seen), advance)]
     causes = [_best(base, tried, c.l0, i) for i in range(len(c.layers))]
     doubtful = [
         i
@@ -286,7 +292,7 @@ def _by_reading(lm: LanguageModel, saes: SAE, text: Tokens, found: _Fit) -> list
         tried = [
             (_Trial(t.cause, [t.where[i] for i in rows], *t[2:]), _Fit(*(a[rows] for a in fit))) for t, fit in tried
         ]
-        tried += [(trial, _outcome(trial)) for trial in _far(some, seen)]
+        tried += [(trial, _outcome(trial)) for trial in counted(_far(some, seen), advance)]
         for place, i in enumerate(doubtful):
             causes[i] = _best(base, tried, some.config.l0, place)
     return causes

@@ -8,7 +8,7 @@ comes out. Where SAELens measures the same, its name stands in brackets; `script
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from functools import partial
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ from jaxmech.arguments import whole_number
 from jaxmech.edits import Replace
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params, forward
+from jaxmech.progress import counted, progress
+from jaxmech.reprs import short_repr
 from jaxmech.sae.module import SAE, SAEConfig
 from jaxmech.sae.stream import behind_first, token_rows
 
@@ -32,6 +34,8 @@ class Fidelity(NamedTuple):
 
     table: pd.DataFrame
     density: np.ndarray
+
+    __repr__ = short_repr
 
 
 def evaluate(sae: SAE, batches: Iterable[jax.Array | tuple[jax.Array, jax.Array]]) -> Fidelity:
@@ -60,7 +64,11 @@ def evaluate(sae: SAE, batches: Iterable[jax.Array | tuple[jax.Array, jax.Array]
       ValueError: no batch, one that does not fit or is not finite, or single activations for a dictionary whose two
         sites differ.
     """
-    sae = sae.as_stack()
+    with progress("evaluating", len(batches) if isinstance(batches, Sized) else None, unit="batches") as advance:
+        return _evaluate(sae.as_stack(), counted(batches, advance))
+
+
+def _evaluate(sae: SAE, batches: Iterable) -> Fidelity:
     maths = SAE(sae.params, _maths(sae.config))
     n, mean, square, error, means, fired, centre = 0, 0.0, 0.0, 0.0, 0.0, 0.0, None
     for number, batch in enumerate(batches):
@@ -215,17 +223,19 @@ def loss_recovered(
     batches = list(_blocks(forward_batch, tokens, mask, kept, scored))
     means = sum(_site_sums(config, sites, layers, params, t, m, k) for t, m, k, _ in batches) / kept.sum()
     total = {name: np.zeros(len(layers)) for part in ("ce", "kl") for name in (part, *(f"{part}_{c}" for c in _CASES))}
-    for t, m, k, s in batches:
-        clean, x, target = _clean(config, sites, layers, params, t, m)
-        total["ce"] += float(_cross_entropy(clean, t, s))
-        y = _spliced(sae, x, target, k)
-        for i, layer in enumerate(layers):
-            donors = (y[i], jnp.zeros_like(target[i]), jnp.broadcast_to(means[i], target[i].shape))
-            for case, donor in zip(_CASES, donors, strict=True):
-                where = m if case == "zero" and zero_skipped else k
-                ce, kl = _changed(config, sites[1], params, clean, donor, where, layer, t, m, k, s)
-                total[f"ce_{case}"][i] += float(ce)
-                total[f"kl_{case}"][i] += float(kl)
+    with progress("loss recovered", len(batches) * len(layers), unit="layers") as advance:
+        for t, m, k, s in batches:
+            clean, x, target = _clean(config, sites, layers, params, t, m)
+            total["ce"] += float(_cross_entropy(clean, t, s))
+            y = _spliced(sae, x, target, k)
+            for i, layer in enumerate(layers):
+                donors = (y[i], jnp.zeros_like(target[i]), jnp.broadcast_to(means[i], target[i].shape))
+                for case, donor in zip(_CASES, donors, strict=True):
+                    where = m if case == "zero" and zero_skipped else k
+                    ce, kl = _changed(config, sites[1], params, clean, donor, where, layer, t, m, k, s)
+                    total[f"ce_{case}"][i] += float(ce)
+                    total[f"kl_{case}"][i] += float(kl)
+                advance()
     table = {name: v / (scored if name.startswith("ce") else kept).sum() for name, v in total.items() if name != "kl"}
     for name, part, against in (("zero", "ce", "zero"), ("mean", "ce", "mean"), ("kl", "kl", "zero")):
         lost = table[f"{part}_{against}"] - table.get(part, 0.0)

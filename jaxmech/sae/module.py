@@ -22,6 +22,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
+from jaxmech import reprs
 from jaxmech.arguments import number, whole_number, whole_numbers
 from jaxmech.sae.topk import largest
 
@@ -216,6 +217,17 @@ class SAE:
 
     params: Mapping[str, jax.Array]
     config: SAEConfig = struct.field(pytree_node=False)
+
+    def __repr__(self) -> str:
+        c = self.config
+        kind = c.activation if c.k is None else f"{c.activation} with k={c.k:g}"
+        widths = f"{c.d_in}" if c.d_in == c.d_out else f"{c.d_in} to {c.d_out}"
+        place = c.site if c.site == c.site_out else f"{c.site} to {c.site_out}"
+        source = "" if c.source is None else f", from {reprs.described(c.source)}"
+        return (
+            f"SAE({place}, {reprs.layers(c.layers)}{'' if self.stacked else ', single'}: {c.d_sae:,} features of width "
+            f"{widths}, {kind}, {reprs.memory(jax.tree.leaves(dict(self.params)))}{source})"
+        )
 
     @property
     def stacked(self) -> bool:

@@ -22,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from jaxmech import reprs
 from jaxmech.arguments import whole_number, whole_numbers
 from jaxmech.disk import disk_errors, whole
 from jaxmech.models.config import ModelConfig
@@ -44,6 +45,10 @@ class BatchStream:
     epochs: int
     seed: int
     buffer_sizes: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        count = f"{sum(self.buffer_sizes):,} activations of width {self.d_in}, batches of {self.batch_size:,}"
+        return f"{type(self).__name__}({self.site}, {reprs.layers(self.layers)}: {count})"
 
     def buffer(self, b: int) -> jax.Array:
         """The activations [L',n,D] of buffer b."""

@@ -16,6 +16,7 @@ import numpy as np
 from jaxmech.arguments import strings, whole_number
 from jaxmech.models.chat import checked_ids, text_ids
 from jaxmech.models.generate import generate
+from jaxmech.reprs import short_repr
 from jaxmech.sae.folders import walk
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class Tokens(NamedTuple):
 
     tokens: np.ndarray
     mask: np.ndarray
+
+    __repr__ = short_repr
 
 
 def pack_texts(lm: LanguageModel, texts: Iterable[str], *, length: int, limit: int | None = None) -> Tokens:

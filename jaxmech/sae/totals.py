@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmech.reprs import short_repr
 from jaxmech.sae.module import SAE
 
 
@@ -23,6 +24,8 @@ class Totals(NamedTuple):
 
     total: jax.Array
     fired: jax.Array
+
+    __repr__ = short_repr
 
 
 @partial(jax.jit, static_argnames=("rows", "features"))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmech.arguments import whole_number, whole_numbers
+from jaxmech.progress import counted, progress
 from jaxmech.sae.formats import (
     bare,
     circuit_tracer,
@@ -97,7 +98,9 @@ def load_saes(
         found = places.find(source, layers, revision)
     else:
         found = [place for one in source for place in places.find(one, None, revision, single=True)]
-    saes = [_read(place, Given(site, place.layer, k, model, batch_topk)) for place in found]
+    with progress("reading dictionaries", len(found), unit="layers") as advance:
+        given = ((place, Given(site, place.layer, k, model, batch_topk)) for place in counted(found, advance))
+        saes = [_read(*one) for one in given]
     by_layer = {}
     for sae, place in zip(saes, found, strict=True):
         number = sae.config.layers[0]

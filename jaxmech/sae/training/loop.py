@@ -6,7 +6,7 @@ import dataclasses
 import json
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxmech.models.sharding import auto_axes
 from jaxmech.progress import console
 from jaxmech.progress import progress as progress_bar
+from jaxmech.reprs import short_repr
 from jaxmech.sae.module import SAE
 from jaxmech.sae.stream import BatchStream
 from jaxmech.sae.training.checkpoint import Checkpoints
@@ -23,6 +24,15 @@ from jaxmech.sae.training.config import SAETrainConfig
 from jaxmech.sae.training.export import export
 from jaxmech.sae.training.metrics import MetricsLog
 from jaxmech.sae.training.step import FEATURES, ROWS, batch_sharding, init_state, state_shardings, train_step
+
+
+class Trained(NamedTuple):
+    """saes: a stack of dictionaries for each sparsity; history: a row per logged step, sparsity and layer."""
+
+    saes: list[SAE]
+    history: pd.DataFrame
+
+    __repr__ = short_repr
 
 
 def train(
@@ -35,7 +45,7 @@ def train(
     log_dir: str | Path | None = None,
     tensorboard: bool = False,
     progress: bool = True,
-) -> tuple[list[SAE], pd.DataFrame]:
+) -> Trained:
     """Trains a dictionary for each of the stream's layers at each of the config's sparsities.
 
     Args:
@@ -45,7 +55,7 @@ def train(
         its "model" axis. None: one device.
       checkpoint_dir: where to save and, if a training of the same config, stream and key stands there, to go on.
       log_dir: a folder for metrics.csv, the history as it comes; and, with `tensorboard`, for its events.
-      progress: whether to show a progress bar.
+      progress: whether to show a progress bar; `jaxmech.show_progress` rules them all.
 
     Returns:
       A stack of dictionaries for each sparsity, in order, and the history: a row per logged step, sparsity and layer
@@ -88,7 +98,7 @@ def train(
                 logged = step + 1
             if checkpoints and _due(config, step, config.checkpoint_every):
                 checkpoints.save(step + 1, state, rows)
-    return export(config, state, stream), pd.DataFrame(rows)
+    return Trained(export(config, state, stream), pd.DataFrame(rows))
 
 
 def _due(config: SAETrainConfig, step: int, every: int) -> bool:
