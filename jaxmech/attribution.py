@@ -22,6 +22,7 @@ from flax import struct
 from jaxmech import edits as ed
 from jaxmech.choices import Prefix, Prompts, before_last, score
 from jaxmech.models.decoder import KV, Params, forward
+from jaxmech.progress import progress
 from jaxmech.sae.module import SAE, matmul, normalise
 
 
@@ -93,18 +94,20 @@ def residual_gradient(
     followers = [np.flatnonzero(rows == g) for g in read]
     by_length, turns = np.argsort(mask[read].sum(1), kind="stable"), max(map(len, followers))
     pieces, kept = [], []
-    for start in range(0, len(read), chunk):
-        # [G] prefixes, and the i-th prompt behind each [turns,G]; what there are too few of is filled up, so that all
-        # chunks share a program, or a few of unlike length.
-        group = np.resize(by_length[start : start + chunk], min(chunk, len(read)))
-        behind = np.stack([np.resize(followers[g], turns) for g in group], axis=1).ravel()
-        padding = mask[read[group]].any(0).argmax() // _BUCKET * _BUCKET
-        early = (jnp.asarray(a[read[group], padding:]) for a in (tokens, mask))
-        prefix = Prefix(*early, jnp.asarray(np.tile(np.arange(len(group)), turns)))
-        part = Prompts(prompts.tokens[behind], prompts.mask[behind], prompts.trie.of(behind), prefix=prefix)
-        worth = values if jnp.ndim(values) == 1 else values[behind]
-        pieces.append(_shared_gradients(config, params, part, worth, site, remat))
-        kept.append(behind)
+    with progress("gradients", len(read), unit="prefixes") as advance:
+        for start in range(0, len(read), chunk):
+            # [G] prefixes, and the i-th prompt behind each [turns,G]; what there are too few of is filled up, so that
+            # all chunks share a program, or a few of unlike length.
+            group = np.resize(by_length[start : start + chunk], min(chunk, len(read)))
+            behind = np.stack([np.resize(followers[g], turns) for g in group], axis=1).ravel()
+            padding = mask[read[group]].any(0).argmax() // _BUCKET * _BUCKET
+            early = (jnp.asarray(a[read[group], padding:]) for a in (tokens, mask))
+            prefix = Prefix(*early, jnp.asarray(np.tile(np.arange(len(group)), turns)))
+            part = Prompts(prompts.tokens[behind], prompts.mask[behind], prompts.trie.of(behind), prefix=prefix)
+            worth = values if jnp.ndim(values) == 1 else values[behind]
+            pieces.append(_shared_gradients(config, params, part, worth, site, remat))
+            kept.append(behind)
+            advance(len(by_length[start : start + chunk]))
     order = np.unique(np.concatenate(kept), return_index=True)[1]
     return _put_together(tuple(pieces), order, mask.shape[1] + prompts.tokens.shape[1])
 

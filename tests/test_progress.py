@@ -17,7 +17,9 @@ from rich.console import Console
 
 import jaxmech as jm
 from jaxmech import progress as bars
+from jaxmech.attribution import residual_gradient
 from jaxmech.models import convert
+from jaxmech.sae.text import sample_text
 from jaxmech.sae.training import SAETrainConfig
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -216,3 +218,13 @@ def test_conversion_has_a_bar_that_counts_tensors(monkeypatch):
         "layers": {"scale": jax.ShapeDtypeStruct((4, 3), jnp.float32, sharding=sharding)},
     }
     assert shown(monkeypatch, lambda: convert.convert(Source(), table, target)) == [("converting", 5, 5)]
+
+
+def test_gradients_at_every_token_and_sampled_text_have_a_bar(lm, monkeypatch):
+    texts, prefixes = ["one ", "two ", "ten "], ["a: 1\n", "b: 2\n", "a: 1\n"]
+    prompts = jm.make_prompts(lm, texts, ["1", "2"], prefixes=prefixes)
+    values = jnp.arange(2.0)
+    slope = lambda: residual_gradient(lm.config, lm.params, prompts, values, everywhere=True, chunk=1)  # noqa: E731
+    assert shown(monkeypatch, slope) == [("gradients", 2, 2)]
+    draw = lambda: sample_text(lm, 3, 5, jax.random.key(0), batch_size=2)  # noqa: E731
+    assert shown(monkeypatch, draw) == [("sampling text", 3, 3)]

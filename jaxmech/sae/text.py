@@ -16,6 +16,7 @@ import numpy as np
 from jaxmech.arguments import strings, whole_number
 from jaxmech.models.chat import checked_ids, text_ids
 from jaxmech.models.generate import generate
+from jaxmech.progress import progress
 from jaxmech.reprs import short_repr
 from jaxmech.sae.folders import walk
 
@@ -189,27 +190,29 @@ def sample_text(
     if (longest := max(map(len, openings))) >= length:
         raise ValueError(f"length: the longest opening already has {longest} tokens, more than fits in {length}")
     out = Tokens(np.zeros((n, length), np.int32), np.zeros((n, length), bool))
-    for first in range(0, n, batch_size):
-        # Every batch has the same shape, so that one program samples them all.
-        rows = [openings[i % len(openings)] for i in range(first, first + batch_size)]
-        prompt, mask = np.zeros((batch_size, longest), np.int32), np.zeros((batch_size, longest), bool)
-        for i, row in enumerate(rows):
-            prompt[i, : len(row)], mask[i, : len(row)] = row, True
-        new = generate(
-            lm.config,
-            lm.params,
-            jnp.asarray(prompt),
-            mask=jnp.asarray(mask),
-            max_new_tokens=length - min(map(len, openings)),
-            temperature=temperature,
-            key=jax.random.fold_in(key, first),
-        )
-        for i, (row, continued) in enumerate(zip(rows[: n - first], np.asarray(new), strict=False)):
-            text = np.concatenate([row, continued])[:length]
-            ended = np.isin(text, lm.config.eos_ids)
-            ended[: len(row)] = False
-            out.tokens[first + i] = text
-            out.mask[first + i] = np.cumsum(ended) - ended == 0
+    with progress("sampling text", n, unit="texts") as advance:
+        for first in range(0, n, batch_size):
+            # Every batch has the same shape, so that one program samples them all.
+            rows = [openings[i % len(openings)] for i in range(first, first + batch_size)]
+            prompt, mask = np.zeros((batch_size, longest), np.int32), np.zeros((batch_size, longest), bool)
+            for i, row in enumerate(rows):
+                prompt[i, : len(row)], mask[i, : len(row)] = row, True
+            new = generate(
+                lm.config,
+                lm.params,
+                jnp.asarray(prompt),
+                mask=jnp.asarray(mask),
+                max_new_tokens=length - min(map(len, openings)),
+                temperature=temperature,
+                key=jax.random.fold_in(key, first),
+            )
+            for i, (row, continued) in enumerate(zip(rows[: n - first], np.asarray(new), strict=False)):
+                text = np.concatenate([row, continued])[:length]
+                ended = np.isin(text, lm.config.eos_ids)
+                ended[: len(row)] = False
+                out.tokens[first + i] = text
+                out.mask[first + i] = np.cumsum(ended) - ended == 0
+            advance(len(rows[: n - first]))
     return out
 
 
