@@ -56,7 +56,7 @@ def layers(numbers: tuple[int, ...]) -> str:
 
 def memory(arrays: Iterable[Any]) -> str:
     """What arrays take, with the types they have: float32, 1.02 GiB."""
-    arrays = list(arrays)
+    arrays = [array for array in arrays if hasattr(array, "dtype")]  # a tree may hold what stands for arrays
     types = ", ".join(sorted({str(array.dtype) for array in arrays}))
     amount, unit = float(sum(array.size * array.dtype.itemsize for array in arrays)), "B"
     for larger in ("KiB", "MiB", "GiB"):

@@ -49,6 +49,7 @@ def test_dictionaries_say_where_they_stand_and_how_many_features_they_have():
         f"float32, {size:.3g} KiB, from 'runs/quickstart/saes')"
     )
     assert repr(stack.at(4)).startswith("SAE(resid_post, layer 4, single: 48 features")
+    assert repr(jax.tree.map(lambda _: 0, stack)).startswith("SAE(resid_post, layers 3 to 5: 48 features")
     wide = dictionaries(tuple(range(0, 40, 2)), d_sae=8)
     assert "layers 0, 2, 4, 6, 8, 10, …:" in repr(wide)
 

@@ -228,7 +228,9 @@ def dose(table: pd.DataFrame, usable: tuple[float, float]) -> go.Figure:
             hovertemplate="coefficient %{x}: gives %{y:.1f} %<extra></extra>",
         ),
     ]
-    out = figure(traces, x="coefficient (1 = one gap of the stances)", y="share given, %", height=380, phone=340)
+    out = figure(
+        traces, x="coefficient (1 = each feature's own gap of the stances)", y="share given, %", height=380, phone=340
+    )
     out.add_hline(y=100 * zero, line=dict(color=NEUTRAL, width=1, dash="dot"))
     return shade(out, usable)
 

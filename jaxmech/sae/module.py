@@ -223,9 +223,10 @@ class SAE:
         kind = c.activation if c.k is None else f"{c.activation} with k={c.k:g}"
         widths = f"{c.d_in}" if c.d_in == c.d_out else f"{c.d_in} to {c.d_out}"
         place = c.site if c.site == c.site_out else f"{c.site} to {c.site_out}"
+        single = ", single" if getattr(self.params["W_dec"], "ndim", None) == 2 else ""
         source = "" if c.source is None else f", from {reprs.described(c.source)}"
         return (
-            f"SAE({place}, {reprs.layers(c.layers)}{'' if self.stacked else ', single'}: {c.d_sae:,} features of width "
+            f"SAE({place}, {reprs.layers(c.layers)}{single}: {c.d_sae:,} features of width "
             f"{widths}, {kind}, {reprs.memory(jax.tree.leaves(dict(self.params)))}{source})"
         )
 
