@@ -270,8 +270,8 @@ def _check_shapes(saes: SAE, **arrays: jax.Array | None) -> None:
     shapes = {name: a.shape for name, a in arrays.items() if a is not None}
     if len(set(shapes.values())) > 1 or any(len(s) != 3 or (s[0], s[2]) != (L, D) for s in shapes.values()):
         raise ValueError(
-            f"{', '.join(shapes)}: expected [L',B,D] of the same prompts, with D = {D} and L' = {L}, the layers of saes "
-            f"({', '.join(map(str, saes.config.layers))}), got {', '.join(f'{n} {list(s)}' for n, s in shapes.items())}"
+            f"{', '.join(shapes)}: expected [L',B,D] of the same prompts, with D = {D} and L' = {L}, layers "
+            f"{', '.join(map(str, saes.config.layers))}, got {', '.join(f'{n} {list(s)}' for n, s in shapes.items())}"
         )
 
 

@@ -180,5 +180,5 @@ def test_double_precision_switched_on_changes_nothing(lm, saes, runs):
 def test_arrays_of_other_layers_or_prompts_are_named(saes):
     right = jnp.zeros((2, 3, 32))
     for wrong in (jnp.zeros((4, 3, 32)), jnp.zeros((2, 3, 16)), jnp.zeros((2, 5, 32)), jnp.zeros((2, 32))):
-        with pytest.raises(ValueError, match=r"gradient, base: expected \[L',B,D\] .* layers of saes \(1, 3\), got"):
+        with pytest.raises(ValueError, match=r"gradient, base: expected \[L',B,D\] .* layers 1, 3, got"):
             at.attribute(saes, right, wrong)

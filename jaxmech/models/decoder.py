@@ -226,7 +226,7 @@ def check_tokens(
         tokens = np.asarray(tokens)
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(
-            f"{name}: expected token ids as integers [B,T], got {tokens.dtype} of shape {tokens.shape}; texts become "
+            f"{name}: expected integers [B,T], ids of tokens, got {tokens.dtype} of shape {tokens.shape}; texts become "
             "tokens by encode_prompts(lm, texts)"
         )
     if tokens.ndim != 2:
@@ -245,8 +245,8 @@ def check_tokens(
         if wrong.any():
             row, slot = np.argwhere(wrong)[0]
             raise ValueError(
-                f"{name}: expected ids from 0 to {config.vocab_size - 1}, the model's vocabulary, got {ids[row, slot]} "
-                f"in row {row}, slot {slot}; slots that are no text are left out by the mask"
+                f"{name}: expected integers 0..{config.vocab_size - 1}, ids of the model's vocabulary, got "
+                f"{ids[row, slot]} in row {row}, slot {slot}; slots that are no text are left out by the mask"
             )
     return jnp.asarray(tokens, jnp.int32), jnp.asarray(mask, bool)
 

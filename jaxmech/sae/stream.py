@@ -26,7 +26,7 @@ from jaxmech import reprs
 from jaxmech.arguments import whole_number, whole_numbers
 from jaxmech.disk import disk_errors, whole
 from jaxmech.models.config import ModelConfig
-from jaxmech.models.decoder import SITES, Params, Tap, forward
+from jaxmech.models.decoder import SITES, Params, Tap, check_tokens, forward
 
 
 class BatchStream:
@@ -273,15 +273,10 @@ def token_rows(config: ModelConfig, tokens, mask) -> tuple[np.ndarray, np.ndarra
     Raises:
       ValueError: other shapes, none, or tokens that the model does not have.
     """
-    tokens = np.asarray(tokens)
-    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask, bool)
-    if tokens.ndim != 2 or not tokens.size or mask.shape != tokens.shape:
-        raise ValueError(f"tokens, mask: expected two arrays [n,T], got shapes {tokens.shape} and {mask.shape}")
-    if tokens.dtype.kind not in "iu" or not 0 <= tokens.min() <= tokens.max() < config.vocab_size:
-        raise ValueError(
-            f"tokens: expected integers 0..{config.vocab_size - 1}, got {tokens.dtype}s {tokens.min()}..{tokens.max()}"
-        )
-    return tokens.astype(np.int32), mask
+    shape, other = np.shape(tokens), None if mask is None else np.shape(mask)
+    if len(shape) != 2 or 0 in shape or other not in (None, shape):
+        raise ValueError(f"tokens, mask: expected two arrays [n,T], got shapes {shape} and {other}")
+    return tuple(map(np.asarray, check_tokens(config, tokens, mask)))
 
 
 def behind_first(mask: np.ndarray, n: int) -> np.ndarray:

@@ -164,13 +164,16 @@ V = 43  # of the fixture's vocabulary
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (np.array([[1, V + 1000]]), "expected ids from 0 to 42, the model's vocabulary, got 1043 in row 0, slot 1"),
+        (
+            np.array([[1, V + 1000]]),
+            r"expected integers 0\.\.42, ids of the model's vocabulary, got 1043 in row 0, slot 1",
+        ),
         (np.array([[3, 1], [-1, 2]]), "got -1 in row 1, slot 0"),
         (np.array([[-100]]), "got -100"),
         (np.array([[2**32 + 5]]), "got 4294967301"),
-        (np.array([[1.0, 2.0]]), "expected token ids as integers .* got float64"),
-        ("hello", "expected token ids as integers .*encode_prompts"),
-        (["hello"], "expected token ids as integers"),
+        (np.array([[1.0, 2.0]]), r"expected integers \[B,T\], ids of tokens, got float64"),
+        ("hello", r"expected integers \[B,T\].*encode_prompts"),
+        (["hello"], r"expected integers \[B,T\]"),
         (np.array([[True]]), "got bool"),
         (np.array([1, 2]), r"add a batch axis with tokens\[None\]"),
     ],

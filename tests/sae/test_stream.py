@@ -168,7 +168,7 @@ def test_tokens_that_the_model_does_not_have_are_refused():
         tokens[2, 3] = wrong
         with pytest.raises(ValueError, match=r"tokens: expected integers 0\.\.49"):
             ActivationStream(CONFIG, PARAMS, tokens, MASK, layers=(0,))
-    with pytest.raises(ValueError, match="tokens: expected integers .*float64s"):
+    with pytest.raises(ValueError, match="tokens: expected integers .*float64"):
         ActivationStream(CONFIG, PARAMS, TOKENS.astype(float), MASK, layers=(0,))
 
 

@@ -2,9 +2,9 @@
 
 After dictionary_learning/dictionary.py and trainers/{top_k,batch_top_k,matryoshka_batch_top_k}.py of release 0.1.0 (and
 of commit 60ec6bf), which differ in more than the activation: AutoEncoderTopK ignores its stored threshold, the
-BatchTopK kinds use theirs. Features have the units that the library gives them by default: those of an AutoEncoder,
-which its `from_pretrained` brings to decoder rows of norm 1 (`normalize_decoder=True`), are multiplied by their rows'
-norms; all others are as stored, GatedAutoEncoder's too, whose `encode` has `normalize_decoder=False`.
+BatchTopK kinds use theirs. Features have the units of each class's own `encode` on the stored weights, those of
+GatedAutoEncoder and JumpReluAutoEncoder too, whose `normalize_decoder` is off by default. (`AutoEncoder.from_pretrained`
+goes over to decoder rows of norm 1, which changes nothing where they were trained to be, as its trainers do.)
 """
 
 from __future__ import annotations
@@ -31,19 +31,17 @@ _GATED = {name: (ours, False) for name, ours in
 
 
 class _Class(NamedTuple):
-    """What a `dict_class` is; `batch`: trained with BatchTopK, one threshold for all features; `unit_rows`: whether the
-    library brings decoder rows to norm 1 when it loads one."""
+    """What a `dict_class` is; `batch`: trained with BatchTopK, one threshold for all features."""
 
     activation: str
     rules: dict[str, tuple[str, bool]]
     subtracts: bool = True
     batch: bool = False
-    unit_rows: bool = False
     ignored: tuple[str, ...] = ()
 
 
 _CLASSES = {
-    "AutoEncoder": _Class("relu", _LINEAR | {"bias": ("b_dec", False)}, unit_rows=True),
+    "AutoEncoder": _Class("relu", _LINEAR | {"bias": ("b_dec", False)}),
     "AutoEncoderNew": _Class("relu", _LINEAR | {"decoder.bias": ("b_dec", False)}, subtracts=False),
     "GatedAutoEncoder": _Class("jumprelu", {n: _LINEAR[n] for n in ("encoder.weight", "decoder.weight")} | _GATED),
     "AutoEncoderTopK": _Class("topk", _LINEAR | _B_DEC, ignored=("threshold",)),
@@ -98,7 +96,6 @@ def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
         layers=(layer,),
         l0=(k,),
         model=model,
-        units="residual" if kind.unit_rows else "unknown",
     )
     shapes = {name: shape for name, shape in param_shapes(config).items() if name != "threshold" or not kind.batch}
     if trainer["dict_class"] == "GatedAutoEncoder":
@@ -107,8 +104,6 @@ def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
     weights = assemble(file, tensors, kind.rules, shapes, kind.ignored)
     if "r_mag" in weights:
         weights = folds.gated(weights)
-    if kind.unit_rows:
-        weights = folds.unit_rows(weights)
     if kind.batch and not given.batch_topk:
         weights["threshold"] = np.full(config.d_sae, _threshold(file, learnt), np.float32)
     return weights, config

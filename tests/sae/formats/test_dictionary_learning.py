@@ -61,10 +61,7 @@ def largest(values, k):
 
 
 def defined(name, w, batch=False):
-    """Code and output of each class, as its repository has them: nothing folded.
-
-    `AutoEncoder.from_pretrained` alone goes over to decoder rows of norm 1, which multiplies features by those norms.
-    """
+    """Code and output of each class, as its repository has them: nothing folded."""
     w = {key: np.asarray(value, np.float64) for key, value in w.items()}
     encoder = w["W_enc"] if "W_enc" in w else w["encoder.weight"].T
     decoder = w["W_dec"] if "W_dec" in w else w["decoder.weight"].T
@@ -81,8 +78,7 @@ def defined(name, w, batch=False):
             f = np.stack([largest(row, K) for row in f])
         elif name in BATCH:
             f = largest(f, K * len(X)) if batch else f * (f > w["threshold"])
-    y = f @ decoder + bias
-    return f * np.linalg.norm(decoder, axis=1) if name == "AutoEncoder" else f, y
+    return f, f @ decoder + bias
 
 
 def check(sae, f, y):
