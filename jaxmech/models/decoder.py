@@ -210,9 +210,7 @@ def forward(
     )
 
 
-def check_tokens(
-    config: ModelConfig, tokens, mask=None, *, names: tuple[str, str] = ("tokens", "mask")
-) -> tuple[jax.Array, jax.Array]:
+def check_tokens(config: ModelConfig, tokens, mask=None) -> tuple[jax.Array, jax.Array]:
     """Tokens [B,T] as int32 and their mask as bools, all True by default.
 
     What a mask leaves out may hold anything. Traced arrays cannot be looked into.
@@ -221,31 +219,30 @@ def check_tokens(
       ValueError: other shapes, tokens that are no whole numbers or outside of the vocabulary, a mask of anything but
         bools, or of the ones and zeros that tokenizers give.
     """
-    name, mask_name = names
     if not hasattr(tokens, "dtype"):
         tokens = np.asarray(tokens)
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(
-            f"{name}: expected integers [B,T], ids of tokens, got {tokens.dtype} of shape {tokens.shape}; texts become "
+            f"tokens: expected integers [B,T], ids of tokens, got {tokens.dtype} of shape {tokens.shape}; texts become "
             "tokens by encode_prompts(lm, texts)"
         )
     if tokens.ndim != 2:
-        raise ValueError(f"{name}: expected [B,T], got shape {tokens.shape}; add a batch axis with {name}[None]")
+        raise ValueError(f"tokens: expected [B,T], got shape {tokens.shape}; add a batch axis with tokens[None]")
     if mask is None:
         mask = jnp.ones(tokens.shape, bool)
     elif not hasattr(mask, "dtype"):
         mask = np.asarray(mask)
     if mask.shape != tokens.shape:
-        raise ValueError(f"{mask_name}: expected the shape of {name} {tokens.shape}, got {mask.shape}")
+        raise ValueError(f"mask: expected the shape of tokens {tokens.shape}, got {mask.shape}")
     if mask.dtype != bool and _readable(mask) and not np.isin(np.asarray(mask), (0, 1)).all():
-        raise ValueError(f"{mask_name}: expected bools, True on real tokens, or ones and zeros, got other numbers")
+        raise ValueError("mask: expected bools, True on real tokens, or ones and zeros, got other numbers")
     if _readable(tokens) and _readable(mask):
         ids = np.asarray(tokens)
         wrong = ((ids < 0) | (ids >= config.vocab_size)) & np.asarray(mask, bool)
         if wrong.any():
             row, slot = np.argwhere(wrong)[0]
             raise ValueError(
-                f"{name}: expected integers 0..{config.vocab_size - 1}, ids of the model's vocabulary, got "
+                f"tokens: expected integers 0..{config.vocab_size - 1}, ids of the model's vocabulary, got "
                 f"{ids[row, slot]} in row {row}, slot {slot}; slots that are no text are left out by the mask"
             )
     return jnp.asarray(tokens, jnp.int32), jnp.asarray(mask, bool)

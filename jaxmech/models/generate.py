@@ -139,7 +139,7 @@ def _check(max_new_tokens, temperature, top_k, top_p, key) -> None:
         raise ValueError(f"top_k: expected at least 1, or None to keep all tokens, got {top_k}")
     if temperature > 0 and not hasattr(key, "dtype"):
         raise ValueError(
-            f"key: sampling at temperature > 0 needs a jax.random.key(0), got {key!r}; or pass temperature=0"
+            f"key: sampling at temperature > 0 needs one, such as jax.random.key(0), got {key!r}; or pass temperature=0"
         )
 
 

@@ -56,7 +56,7 @@ _BANK = (
 )
 
 STAGES = (
-    Stage("behavior", (*_BANK, "samples", "gate_")),
+    Stage("behavior", (*_BANK, "samples", "gate_"), revision=2),
     Stage("text", (*_BANK, "text_file", "text_dataset", "text_count", "text_length")),
     Stage("dictionaries", (*_MODEL, "sae_"), ("text",), revision=2),
     Stage("fidelity", (*_BANK, "text_check"), ("dictionaries",), revision=3),
@@ -64,6 +64,7 @@ STAGES = (
         "contrast",
         (*_BANK, "rule_", "half_splits", "permutations", "relabelings", "selection", "budget_share"),
         ("fidelity",),
+        revision=2,
     ),
     Stage("dual_process", ("items_per_generator", "index_cut"), ("contrast",), revision=2),
     Stage("patching", ("random_sets",), ("contrast",)),

@@ -3,8 +3,8 @@
 After dictionary_learning/dictionary.py and trainers/{top_k,batch_top_k,matryoshka_batch_top_k}.py of release 0.1.0 (and
 of commit 60ec6bf), which differ in more than the activation: AutoEncoderTopK ignores its stored threshold, the
 BatchTopK kinds use theirs. Features have the units of each class's own `encode` on the stored weights, those of
-GatedAutoEncoder and JumpReluAutoEncoder too, whose `normalize_decoder` is off by default. (`AutoEncoder.from_pretrained`
-goes over to decoder rows of norm 1, which changes nothing where they were trained to be, as its trainers do.)
+GatedAutoEncoder and JumpReluAutoEncoder too, whose `normalize_decoder` is off by default. (The library's
+`AutoEncoder.from_pretrained` goes over to decoder rows of norm 1, which its trainers keep them at anyway.)
 """
 
 from __future__ import annotations
