@@ -90,7 +90,8 @@ class Choices(NamedTuple):
         Raises:
           ValueError: values of another number of choices or prompts.
         """
-        shape, given = self.logprobs.shape, jnp.shape(values)
+        values = jnp.asarray(values)
+        shape, given = self.logprobs.shape, values.shape
         if given[-1:] != shape[-1:] or given[:-1] not in ((), shape[:-1], shape[-2:-1]):
             raise ValueError(f"values: expected [N] or [B,N] for choices {list(shape)}, got shape {list(given)}")
         return (self.probs * values).sum(-1)
@@ -329,7 +330,8 @@ def check_length(config, prompts: Prompts) -> None:
     if counts[longest] + answer[longest] > config.max_positions:
         raise ValueError(
             f"prompt {longest}: {counts[longest]} tokens, worked examples included, and {answer[longest]} of its "
-            f"longest answer are more than the model's {config.max_positions} positions; shorten it"
+            "longest answer (with the separator that is looked at after it) are more than the model's "
+            f"{config.max_positions} positions; shorten it"
         )
 
 

@@ -89,7 +89,12 @@ class Edit:
 
     def with_answers(self, prompt_length: int, answer_length: int) -> Edit:
         """The same edit for a pass over the prompt and `answer_length` tokens behind it."""
-        layers, batch, _ = self.where.shape
+        layers, batch, slots = self.where.shape
+        if slots not in (1, prompt_length):
+            raise ValueError(
+                f"{type(self).__name__}: `where` speaks of {slots} prompt tokens, the prompts have {prompt_length}; "
+                "give edits.at_last or at_positions prompts.tokens.shape[1] of them"
+            )
         batch = max(batch, self.after.shape[1])
         prompt = jnp.broadcast_to(self.where, (layers, batch, prompt_length))
         answer = jnp.broadcast_to(self.after[..., None], (layers, batch, answer_length))
@@ -399,11 +404,20 @@ class _Rows(NamedTuple):
 
 def _rows(saes: SAE, selection: Selection) -> _Rows:
     layers, (index, valid) = np.asarray(saes.config.layers), selection
+    _require_layers(saes, len(index))
     slot = np.zeros(len(index), int)
     slot[layers] = np.arange(len(layers))
     has = jnp.zeros(len(index), bool).at[layers].set(True)
     exists = has[:, None] & (index >= 0) & (index < saes.config.d_sae)
+    same = (index[:, :, None] == index[:, None]) & valid[:, None]  # a traced one that stands twice would act twice
+    exists &= ~jnp.tril(same, -1).any(-1)
     return _Rows(slot, valid, exists)
+
+
+def _require_layers(saes: SAE, n_layers: int) -> None:
+    if (last := max(saes.config.layers)) >= n_layers:
+        raise ValueError(f"saes: a dictionary of layer {last}, yet there are layers 0..{n_layers - 1}; it is another "
+                         "model's, or the number of layers is wrong")  # fmt: skip
 
 
 def _refuse_batch_ranks(config) -> None:
@@ -428,12 +442,25 @@ def features(saes: SAE, selection: Selection, *, gain, shift, **spans: jax.Array
     """Chosen features become gain * z + shift; gain, shift broadcast to [L,B,K]; `spans` as `everywhere` gives them."""
     encoder, W_dec = gather(saes, selection)
     least = (W_dec.shape[0], 1, W_dec.shape[1])
-    gain, shift = (jnp.broadcast_to(v, jnp.broadcast_shapes(jnp.shape(v), least)) for v in (gain, shift))
+    gain, shift = (_over_features(name, value, least) for name, value in (("gain", gain), ("shift", shift)))
     return Features(encoder=encoder, W_dec=W_dec, gain=gain, shift=shift, **_placed(saes.config), **_checked(spans))
+
+
+def _over_features(name: str, value, least: tuple[int, int, int]) -> jax.Array:
+    """A value for each layer, prompt and chosen feature."""
+    L, _, K = least
+    shape = (1,) * (3 - jnp.ndim(value)) + jnp.shape(value)
+    if len(shape) != 3 or shape[0] not in (1, L) or shape[2] not in (1, K):
+        raise ValueError(f"{name}: expected a number, or [L,B,K] with {L} layers and {K} features each, got shape "
+                         f"{jnp.shape(value)}")  # fmt: skip
+    return jnp.broadcast_to(value, (L, shape[1], K))
 
 
 def project(direction: jax.Array, *, shift, **spans: jax.Array) -> Features:
     """The component of x along unit vectors [L,D] is set to shift [L,B]: a one-feature linear dictionary."""
+    direction = jnp.asarray(direction)
+    if direction.ndim != 2:
+        raise ValueError(f"direction: expected unit vectors [L,D], got shape {direction.shape}")
     spans, zeros = _checked(spans), jnp.zeros(direction.shape[:1] + (1,))
     encoder = Gathered(direction[..., None], zeros, jnp.full_like(zeros, -jnp.inf))
     shift = jnp.asarray(shift)[..., None]
@@ -471,6 +498,7 @@ def patch_parts(
 
 def over_layers(saes: SAE, n_layers: int) -> SAE:
     """A stack over some layers (or one dictionary) as one over all, with zeros where there is no dictionary."""
+    _require_layers(saes, n_layers)
     saes = saes.as_stack()
     layers = np.asarray(saes.config.layers)
     return jax.tree.map(lambda a: jnp.zeros((n_layers, *a.shape[1:]), a.dtype).at[layers].set(a), saes)

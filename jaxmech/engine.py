@@ -87,6 +87,8 @@ def sweep(
     (B, T), M = prompts.tokens.shape, prompts.trie.tokens.shape[1]
     check_edits(config, jax.eval_shape(lambda edits: with_answers(edits, T, M), shapes), (B, T + M))
     shared, entry = _prepare(config, params, prompts, shapes, build, points)
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk: expected at least one sweep point at a time, got {chunk}")
     if (size := chunk) is None:
         most = points_at_once(config, shared.parts, shapes)
         size = math.ceil(total / math.ceil(total / most))  # as few chunks, and as few points computed in vain

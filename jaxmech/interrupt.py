@@ -36,7 +36,8 @@ def interruptible(advice: str) -> Iterator[None]:
     def watch() -> None:
         while signals := woken.recv(16):
             if signal.SIGINT in signals:
-                os.write(2, f"\n{advice}\n".encode())
+                bar_ends = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""  # a bar hid the cursor and will not end itself
+                os.write(2, f"{bar_ends}\n{advice}\n".encode())
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # threads that are left behind complain
                 told.set()
                 time.sleep(_GRACE_SECONDS)

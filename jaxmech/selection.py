@@ -57,7 +57,10 @@ def select(pairs: Iterable[tuple[int, int]], n_layers: int, width: int | None = 
 def _pairs(pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Pairs of whole numbers of Python's own."""
     try:
-        return [(operator.index(layer), operator.index(feature)) for layer, feature in pairs]
+        listed = [(layer, feature) for layer, feature in pairs]
+        if any(isinstance(number, bool | np.bool_) for pair in listed for number in pair):
+            raise TypeError
+        return [(operator.index(layer), operator.index(feature)) for layer, feature in listed]
     except (TypeError, ValueError):
         raise ValueError(f"features: expected pairs (layer, index) of whole numbers, got {pairs!r:.80}") from None
 
@@ -102,7 +105,10 @@ def as_indices(name: str, which: Any, end: int) -> np.ndarray:
     Raises:
       ValueError: neither, or an index out of range; names `name`.
     """
-    listed = np.asarray(which if isinstance(which, np.ndarray | jax.Array) else list(_each(name, which, end)))
+    listed = which if isinstance(which, np.ndarray | jax.Array) else list(_each(name, which, end))
+    if isinstance(listed, list) and 0 < sum(isinstance(i, bool | np.bool_) for i in listed) < len(listed):
+        raise ValueError(f"{name}: expected indices or a mask, got bools and numbers mixed: {which!r:.80}")
+    listed = np.asarray(listed)
     if listed.dtype == bool and listed.shape == (end,):
         return np.flatnonzero(listed)
     if listed.size == 0 and listed.ndim == 1 and listed.dtype != bool:

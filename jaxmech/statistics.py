@@ -60,7 +60,8 @@ def ratio_of_sums(numerator: np.ndarray, denominator: np.ndarray, *, seed: int, 
 
 
 def p_from_null(observed: float, null: np.ndarray) -> float:
-    """(1 + #{null >= observed}) / (B + 1), one-sided (Phipson & Smyth 2010); NaN in the null counts as beating it."""
+    """(1 + #{null >= observed}) / (B + 1), one-sided (Phipson & Smyth 2010); NaN, in the null or observed,
+    counts as beaten."""
     null = np.asarray(null, float)
     return float((1 + np.sum(~(null < observed))) / (1 + len(null)))
 

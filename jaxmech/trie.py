@@ -34,6 +34,9 @@ _JOINS = {_DIGIT: ".,", _LETTER: "'’-"}
 """Separators that a number and a word may go on after."""
 
 
+_DIGITS = r"[\d¼½¾]"
+
+
 class Trie(NamedTuple):
     """Token tries, one a row.
 
@@ -221,9 +224,9 @@ def _respelled(string: str) -> str | None:
 def _going_on(string: str) -> int:
     """The bits of tokens that go on with `string`: digits with a number, letters and digits with a word."""
     bits, last = 0, string[-1]
-    number = re.search(r"\d[.,]?$", string) is not None
+    number = re.search(_DIGITS + r"[.,]?$", string) is not None
     if number:
-        bits |= _DIGIT | (_JOINED_DIGIT if last.isdigit() else 0)
+        bits |= _DIGIT | (0 if last in _JOINS[_DIGIT] else _JOINED_DIGIT)
     if not number or any(c.isalpha() for c in string):
         bits |= _after_separator(_LETTER) | (0 if last in _JOINS[_LETTER] else _JOINED_LETTER)
     return bits
@@ -250,7 +253,7 @@ def _token_kinds(tokenizer, vocab_size: int) -> tuple[np.ndarray, dict[int, tupl
 
 
 def _begins(character: str) -> int:
-    if re.match(r"[\d¼½¾]", character):
+    if re.match(_DIGITS, character):
         return _DIGIT
     return _LETTER if re.match(r"\w", character) else 0
 

@@ -146,7 +146,18 @@ def test_bools_are_masks_and_integers_indices():
     assert not ed.everywhere(L, ())["before"].any() and not ed.everywhere(L, np.zeros(0, int))["before"].any()
     traced = jax.jit(lambda mask: ed.everywhere(L, mask)["before"][:, 0])
     np.testing.assert_array_equal(traced(want), want)
-    for layers in (np.ones(3, bool), [True], 2, "12", np.array([1.0]), [[1, 3]], [0, 4], [-1], np.bool_(True)):
+    for layers in (
+        np.ones(3, bool),
+        [True],
+        2,
+        "12",
+        np.array([1.0]),
+        [[1, 3]],
+        [0, 4],
+        [-1],
+        np.bool_(True),
+        [True, 2],
+    ):
         with pytest.raises(ValueError, match="^layers: expected"):
             ed.everywhere(L, layers)
     with pytest.raises(ValueError, match="^layers: traced, it has to be a mask of 4 bools"):
@@ -188,6 +199,17 @@ def test_what_does_not_fit_is_named(lm, tokens, saes):
     ):
         with pytest.raises(ValueError, match=r"^spans: an edit has to know where it acts; .*, got nothing"):
             make({})
+    chosen = ed.select([(1, 2), (1, 4)], L)
+    for wrong in (dict(gain=jnp.ones(3)), dict(shift=jnp.ones((3, 1, 2))), dict(gain=jnp.ones((1, L, 1, 2)))):
+        with pytest.raises(
+            ValueError, match=rf"^{next(iter(wrong))}: expected a number, or \[L,B,K\] with 4 layers and 2"
+        ):
+            ed.features(saes, chosen, **(dict(gain=1.0, shift=0.0) | wrong), **spans)
+    for make in (lambda: ed.gather(saes, ed.select([(1, 1)], 2)), lambda: ed.splice(saes, 3, **ed.everywhere(3))):
+        with pytest.raises(ValueError, match="^saes: a dictionary of layer 3, yet there are layers 0"):
+            make()
+    with pytest.raises(ValueError, match=r"^direction: expected unit vectors \[L,D\]"):
+        ed.project(jnp.ones(32), shift=jnp.ones((L, 1)), **spans)
     with pytest.raises(ValueError, match=r"^vector: expected \[L,D\] or \[L,B,D\], got shape \(32,\)"):
         ed.add_vector(np.ones(32), **spans)
 
@@ -210,6 +232,17 @@ def test_a_traced_feature_that_does_not_exist_is_nan(saes):
         for index, layer in ((24, 1), (9999, 3), (-1, 1), (5, 2)):
             got = jax.jit(code, static_argnums=2)(index, layer, activation)
             assert jnp.isnan(got[layer]).all() and jnp.isfinite(jnp.delete(got, layer, 0)).all()
+
+
+def test_a_traced_feature_that_stands_twice_is_nan(saes):
+    def delta(selection):
+        edit = ed.features(saes, selection, gain=0.0, shift=1.0, **ed.everywhere(L))
+        return jax.vmap(lambda e: e.delta(jnp.ones((1, 1, 32))))(edit)
+
+    once, twice = (jax.jit(delta)(by_hand(features)) for features in ([5, 2, 7], [5, 2, 5]))
+    assert jnp.isfinite(once).all() and jnp.isnan(twice[1]).all() and jnp.isfinite(twice[2:]).all()
+    padded = jax.jit(delta)(by_hand([5, 2, 2], valid=[True, True, False]))
+    assert jnp.isfinite(padded).all()
 
 
 def test_nan_activations_stay_nan(saes):

@@ -170,6 +170,11 @@ def test_bad_points_are_named(lm, prompts):
         engine.sweep(lm.config, lm.params, prompts, {"resid_post": (add_vector(v, **spans),)})
     with pytest.raises(ValueError, match="leads with the model's 4 layers"):
         engine.sweep(lm.config, lm.params, prompts, Partial(alone, spans=spans), v[:, :2])
+    with pytest.raises(ValueError, match="Add: `where` speaks of .* prompt tokens, the prompts have"):
+        longer = at_last(L, prompts.tokens.shape[1] + 1)
+        engine.sweep(lm.config, lm.params, prompts, Partial(alone, spans=longer), v)
+    with pytest.raises(ValueError, match="chunk: expected at least one sweep point"):
+        engine.sweep(lm.config, lm.params, prompts, Partial(alone, spans=spans), v, chunk=0)
     with pytest.raises(ValueError, match=r"Add does not fit the activations here, \[B,T,D\] = .*vector \[4, 1, 31\]"):
         engine.sweep(lm.config, lm.params, prompts, Partial(alone, spans=spans), v[..., :31])
     with pytest.raises(ValueError, match="unknown site"):

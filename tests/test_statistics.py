@@ -99,7 +99,7 @@ def test_what_is_not_a_number_stays_none():
     np.testing.assert_array_equal(js.auroc(high, low), [0.875, np.nan])
     assert np.isnan(js.p_from_normal_null(np.nan, [0.0, 1.0, 2.0]))
     assert np.isnan(js.p_from_normal_null(5.0, [0.0, np.nan, 2.0]))
-    assert js.p_from_null(np.nan, [0.0, 1.0]) == 1.0
+    assert js.p_from_null(np.nan, [0.0, 1.0]) == 1.0 and js.p_from_null(5.0, [0.0, np.nan]) == 2 / 3
     labels, layer = np.array([True, False] * 4), np.repeat([0, 1], 4)
     difference, p, _ = within_layer_difference(
         np.array([np.nan, *np.arange(7.0)]), layer, labels, permutations=50, seed=0

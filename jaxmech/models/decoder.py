@@ -177,11 +177,9 @@ def forward(
       An `Output`.
 
     Raises:
-      ValueError: tokens that are no ids of the vocabulary, more of them than positions that were learned, an unknown
-        site, a bad shape, or a bad `logits`.
+      ValueError: tokens as `check_tokens` refuses them, an unknown site, a bad shape, or a bad `logits`.
     """
-    given = np.ones(np.shape(tokens), bool) if mask is None else mask
-    tokens, mask = check_tokens(config, tokens, mask)
+    tokens, mask = check_tokens(config, tokens, mask, cache=cache, placed=positions is not None)
     if isinstance(taps, str):
         raise ValueError(f"taps: expected names of sites in a tuple, such as ({taps!r},), got a string")
     check_edits(config, edits, tokens.shape)
@@ -190,9 +188,6 @@ def forward(
     _check_sites({t.site for t in taps.values()})
     if logits not in ("last", "all", "none") and not (isinstance(logits, int) and 0 < logits <= tokens.shape[1]):
         raise ValueError(f"logits: expected 'last', 'all', 'none' or 1..{tokens.shape[1]}, got {logits!r}")
-    if positions is None and (longest := longest_text(config, given, cache)) > config.max_positions:
-        raise ValueError(f"tokens: a text has {longest} of them, yet {config.max_positions} positions were learned; "
-                         "shorten it")  # fmt: skip
     return _forward(
         config,
         params,
@@ -210,14 +205,19 @@ def forward(
     )
 
 
-def check_tokens(config: ModelConfig, tokens, mask=None) -> tuple[jax.Array, jax.Array]:
+def check_tokens(
+    config: ModelConfig, tokens, mask=None, *, cache: Sequence[KV] = (), placed: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """Tokens [B,T] as int32 and their mask as bools, all True by default.
 
     What a mask leaves out may hold anything. Traced arrays cannot be looked into.
 
+    Args:
+      cache: what stands before the tokens; placed: whether their positions are given, and not counted from there.
+
     Raises:
       ValueError: other shapes, tokens that are no whole numbers or outside of the vocabulary, a mask of anything but
-        bools, or of the ones and zeros that tokenizers give.
+        bools, or of the ones and zeros that tokenizers give, or more tokens than positions were learned.
     """
     if not hasattr(tokens, "dtype"):
         tokens = np.asarray(tokens)
@@ -229,7 +229,7 @@ def check_tokens(config: ModelConfig, tokens, mask=None) -> tuple[jax.Array, jax
     if tokens.ndim != 2:
         raise ValueError(f"tokens: expected [B,T], got shape {tokens.shape}; add a batch axis with tokens[None]")
     if mask is None:
-        mask = jnp.ones(tokens.shape, bool)
+        mask = np.ones(tokens.shape, bool)
     elif not hasattr(mask, "dtype"):
         mask = np.asarray(mask)
     if mask.shape != tokens.shape:
@@ -245,6 +245,10 @@ def check_tokens(config: ModelConfig, tokens, mask=None) -> tuple[jax.Array, jax
                 f"tokens: expected integers 0..{config.vocab_size - 1}, ids of the model's vocabulary, got "
                 f"{ids[row, slot]} in row {row}, slot {slot}; slots that are no text are left out by the mask"
             )
+    if not placed and (longest := longest_text(config, mask, cache)) > config.max_positions:
+        raise ValueError(
+            f"tokens: a text has {longest} of them, yet {config.max_positions} positions were learned; shorten it"
+        )
     return jnp.asarray(tokens, jnp.int32), jnp.asarray(mask, bool)
 
 
@@ -259,7 +263,7 @@ def longest_text(config: ModelConfig, mask: jax.Array, cache: Sequence[KV] = ())
     masks = [mask, *(segment.of(segment.mask) for segment in cache)]
     if not config.learned_positions or not all(map(_readable, masks)):
         return 0
-    return int(sum(np.asarray(m).sum(1) for m in masks).max())
+    return int(sum(np.asarray(m, bool).sum(1) for m in masks).max())
 
 
 def check_edits(config: ModelConfig, edits, shape: tuple[int, int]) -> None:

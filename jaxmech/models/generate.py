@@ -112,7 +112,7 @@ def generate(
     if not isinstance(ids, jax.core.Tracer) and ids.is_fully_addressable and (broken := np.argwhere(ids == _NONE)).size:
         row, step = broken[0]
         raise ValueError(
-            f"row {row}: the logits of new token {step} are NaN, so that there is no next token; the edits, the "
+            f"row {row}: the logits of new token {step} are not finite, so that there is no next token; the edits, the "
             "weights or the dtype (float16 overflows) make the activations infinite"
         )
     return ids
@@ -230,7 +230,7 @@ def _empty_like(cache: KV, room: int) -> KV:
 
 
 def _pick(logits: jax.Array, rules: _Rules, step: jax.Array | int) -> jax.Array:
-    """The next token of each row, from logits [B,V]: [B] int32, `_NONE` where they are NaN."""
+    """The next token of each row, from logits [B,V]: [B] int32, `_NONE` where the largest is not finite."""
 
     def uniform(row):
         return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(rules.key, row), step))
@@ -240,7 +240,7 @@ def _pick(logits: jax.Array, rules: _Rules, step: jax.Array | int) -> jax.Array:
     else:
         filtered = filter_logits(logits / rules.temperature, rules.top_k, rules.top_p)
         token = draw(filtered, jax.vmap(uniform)(jnp.arange(logits.shape[0])))
-    return jnp.where(jnp.isnan(logits.max(axis=-1)), _NONE, token)
+    return jnp.where(jnp.isfinite(logits.max(axis=-1)), token, _NONE)
 
 
 def filter_logits(logits: jax.Array, top_k: jax.Array | None = None, top_p: jax.Array | None = None) -> jax.Array:

@@ -160,7 +160,7 @@ def _load(name_or_path: str | Path, dtype: str, mesh, own: bool) -> LanguageMode
     if (path / "config.json").is_file():
         return _load_hf(name, path, dtype, mesh, own)
     require_hub_id(name)
-    return _load_hf(name, _download(name), dtype, mesh, own)
+    return _load_hf(name, download(name), dtype, mesh, own)
 
 
 def require_hub_id(name: str) -> None:
@@ -319,9 +319,10 @@ def _converted(source, config: ModelConfig, dtype: str, mesh, gguf: bool = False
         raise ValueError(f"{source.name}: {error}") from None
 
 
-def _download(hub_id: str) -> Path:
+def download(hub_id: str, *, weights: bool = True) -> Path:
     """A hub model's configuration, tokenizer and safetensors, in the hub's own cache."""
-    folder = hub.fetch(hub_id, ["*.safetensors", *tokenizers.FILES], ignore=["*/*", "consolidated*"])
+    wanted = ["*.safetensors"] * weights + list(tokenizers.FILES)
+    folder = hub.fetch(hub_id, wanted, ignore=["*/*", "consolidated*"])
     if (folder / "config.json").is_file():
         return folder
     if adapter := _adapter(folder):

@@ -7,7 +7,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxmech import hub
 from jaxmech.disk import read_json
 from jaxmech.models import load
 from jaxmech.models import tokenizer as tokenizers
@@ -46,7 +45,9 @@ def outline(name_or_path: str | Path) -> Outline:
         return _saved(path)
     if not (path / "config.json").is_file():
         load.require_hub_id(name)
-        path = hub.fetch(name, ["*.json", "*.model", "*.jinja", "*.txt"], ignore=["*/*", "consolidated*"])
+        path = load.download(name, weights=False)
+    if adapter := load._adapter(path):
+        raise ValueError(f"{path}: {adapter}")
     try:
         config = config_from_hf(read_json(path / "config.json"))
     except ValueError as error:

@@ -53,7 +53,9 @@ def first_id(tokenizer) -> int | None:
     Raises:
       ValueError: it puts several.
     """
-    full, bare = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
+    # A toy vocabulary may know no "a", of which it then makes nothing, or an error of its own.
+    letter = "a" if "a" in tokenizer.get_vocab() else tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)
+    full, bare = tokenizer(letter).input_ids, tokenizer(letter, add_special_tokens=False).input_ids
     before = next((full[:i] for i in range(len(full)) if bare and full[i : i + len(bare)] == bare), full)
     if len(before) > 1:
         names = tokenizer.convert_ids_to_tokens(before)

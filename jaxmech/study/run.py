@@ -17,6 +17,7 @@ from jinja2 import UndefinedError
 from jaxmech import __version__
 from jaxmech.lock import sole_user
 from jaxmech.progress import console
+from jaxmech.sae.folders import walk
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.folder import Outcome, RunFolder, digest, read_json, way_out, write_json
 
@@ -57,7 +58,7 @@ _BANK = (
 
 STAGES = (
     Stage("behavior", (*_BANK, "samples", "gate_"), revision=2),
-    Stage("text", (*_BANK, "text_file", "text_dataset", "text_count", "text_length")),
+    Stage("text", (*_BANK, "text_file", "text_dataset", "text_count", "text_length"), revision=2),
     Stage("dictionaries", (*_MODEL, "sae_"), ("text",), revision=2),
     Stage("fidelity", (*_BANK, "text_check"), ("dictionaries",), revision=3),
     Stage(
@@ -101,7 +102,7 @@ def contents(path: str | None) -> list:
     root = Path(path).expanduser() if path else None
     if root is None or not root.exists():
         return []
-    files = sorted(root.rglob("*")) if root.is_dir() else [root]
+    files = [root / name for name in sorted(walk(root).files)] if root.is_dir() else [root]
     return [(str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
 
 

@@ -12,6 +12,7 @@ from jaxmech import edits as ed
 from jaxmech.models import decoder
 from jaxmech.models.decoder import Tap, forward, init_params
 from jaxmech.models.generate import generate
+from jaxmech.sae.stream import ActivationStream
 from jaxmech.steering import language_cost, next_token
 from tests.conftest import tiny_config
 
@@ -207,8 +208,15 @@ def test_padding_takes_no_learned_positions(lm, tokens):
     mask = jnp.pad(jnp.ones(tokens.shape, bool), ((0, 0), (5, 0)))
     want = forward(config, params, tokens).logits
     np.testing.assert_allclose(forward(config, params, padded, mask=mask).logits, want, atol=1e-5)
-    with pytest.raises(ValueError, match="a text has 17 of them, yet 12 positions were learned"):
-        forward(config, params, padded)
+    for run in (
+        lambda: forward(config, params, padded),
+        lambda: forward(config, params, padded, mask=np.ones(padded.shape, int)),
+        lambda: language_cost(config, params, padded, None, np.zeros((1, 4, 32))),
+        lambda: next_token(config, params, padded, None, np.zeros((1, 4, 32))),
+        lambda: ActivationStream(config, params, padded, None, layers=(0,)),
+    ):
+        with pytest.raises(ValueError, match="a text has 17 of them, yet 12 positions were learned"):
+            run()
     cache = forward(config, params, tokens, return_cache=True).cache
     with pytest.raises(ValueError, match="a text has 13 of them"):
         forward(config, params, tokens[:, :1], cache=(cache,))

@@ -339,5 +339,5 @@ def test_there_is_no_next_token_after_nan(lm, tokens, how):
     vector = jnp.zeros((4, 3, 32)).at[:, 1].set(jnp.nan)
     later = dict(where=jnp.zeros((4, 1, 1), bool), after=jnp.ones((4, 1), bool))
     edits = {"resid_post": (ed.add_vector(vector, **later),)}
-    with pytest.raises(ValueError, match="^row 1: the logits of new token 1 are NaN, so that there is no next token"):
+    with pytest.raises(ValueError, match="^row 1: the logits of new token 1 are not finite, so that there is no"):
         write(lm, tokens, max_new_tokens=4, edits=edits, **how)

@@ -161,8 +161,14 @@ def _without_weights(below: folders.Below, layers: Collection[int] | None) -> li
     configs = {path.name for path in map(PurePosixPath, below.files) if _text(path.parent) in names} & _OWN_CONFIGS
     described = {_text(path.parent) for path in map(PurePosixPath, below.files) if path.name in configs}
 
+    def others(name: str) -> bool:
+        """Whether it holds files, and nothing that a dictionary is made of: plots, logs."""
+        files = [path for path in map(PurePosixPath, below.files) if _text(path.parent) == name]
+        made_of = [f for f in files if f.name in _OWN_CONFIGS or f.name[0] == "." or {*TENSOR_SUFFIXES} & {*f.suffixes}]
+        return bool(files) and not made_of
+
     def is_meant(name: str) -> bool:
-        own = layer_of(PurePosixPath(name).name) is not None
+        own = layer_of(PurePosixPath(name).name) is not None and not others(name)
         return own or name in described or name not in filled and layer_of(name) is not None
 
     lost = [name for name in below.lost if PurePosixPath(name).suffix in TENSOR_SUFFIXES
