@@ -54,7 +54,8 @@ def first_id(tokenizer) -> int | None:
       ValueError: it puts several.
     """
     # A toy vocabulary may know no "a", of which it then makes nothing, or an error of its own.
-    letter = "a" if "a" in tokenizer.get_vocab() else tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)
+    known = tokenizer.convert_tokens_to_ids("a") not in (None, tokenizer.unk_token_id)
+    letter = "a" if known else tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)
     full, bare = tokenizer(letter).input_ids, tokenizer(letter, add_special_tokens=False).input_ids
     before = next((full[:i] for i in range(len(full)) if bare and full[i : i + len(bare)] == bare), full)
     if len(before) > 1:

@@ -27,7 +27,7 @@ from jaxmech.progress import counted, progress
 from jaxmech.reprs import short_repr
 from jaxmech.sae.evaluate import evaluate
 from jaxmech.sae.module import SAE, SAEConfig
-from jaxmech.sae.stream import behind_first
+from jaxmech.sae.stream import behind_first, finite_layers
 from jaxmech.sae.text import Tokens, pack_texts
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _require_fit(lm: LanguageModel, saes: SAE) -> None:
 
 def _require_finite(lm: LanguageModel, config: SAEConfig, seen: _Seen) -> None:
     for site in dict.fromkeys((config.site, config.site_out)):
-        finite = np.asarray(_finite(seen.at(site, config.layers, config.skip_first)))
+        finite = np.asarray(finite_layers(seen.at(site, config.layers, config.skip_first)))
         if wrong := [layer for layer, good in zip(config.layers, finite, strict=True) if not good]:
             raise ValueError(f"lm: {site} of layer {', '.join(map(str, wrong))} of {lm.name} is not finite on these "
                              "texts; check the model's weights and dtype")  # fmt: skip
@@ -197,17 +197,11 @@ class _Fit(NamedTuple):
 
 def _fit(saes: SAE, x: jax.Array, target: jax.Array) -> _Fit:
     """NaN where activations are not finite, as those of a layer that nobody asked for may be."""
-    finite = _finite(x) & _finite(target)
+    finite = finite_layers(x) & finite_layers(target)
     x, target = (jnp.where(finite[:, None, None], a, 0.0) for a in (x, target))
     table = evaluate(saes, [(x, target)]).table
     columns = (table[name].to_numpy() for name in ("fvu", "fvu_median", "l0", "cosine_centred"))
     return _Fit(*(np.where(finite, column, np.nan) for column in columns))
-
-
-@jax.jit
-def _finite(x: jax.Array) -> jax.Array:
-    """[S], whether all of [S,n,D] are."""
-    return jnp.isfinite(x).all((1, 2))
 
 
 def _faults(fvu: float, l0: float, declared: float | None) -> list[str]:

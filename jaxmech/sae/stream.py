@@ -112,7 +112,7 @@ class BatchStream:
         if getattr(self, "_held", (None, None))[0] != b:
             self._held = (None, None)  # let go of the old buffer before the new one is made
             buffer = self.buffer(b)
-            if not (finite := np.asarray(_finite(buffer))).all():
+            if not (finite := np.asarray(finite_layers(buffer))).all():
                 layer = self.layers[int(np.flatnonzero(~finite)[0])]
                 raise ValueError(f"activations: {self.site} of layer {layer} is not finite in buffer {b}; check the "
                                  "model's weights and dtype")  # fmt: skip
@@ -302,9 +302,9 @@ def _read(config, site, layers, params, tokens, mask):
 
 
 @jax.jit
-def _finite(buffer):
-    """[L'], whether every activation of a layer is."""
-    return jnp.isfinite(buffer).all((1, 2))
+def finite_layers(x: jax.Array) -> jax.Array:
+    """[L'], whether every activation of a layer is, of [L',n,D]."""
+    return jnp.isfinite(x).all((1, 2))
 
 
 @jax.jit
