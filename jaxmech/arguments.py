@@ -52,7 +52,21 @@ def whole_numbers(name: str, values: Any) -> tuple[int, ...]:
     """
     if isinstance(values, str | bytes) or not _goes_through(values):
         raise ValueError(f"{name}: expected whole numbers in a list, such as [1, 3], got {plain(values)!r}")
+    values = [plain(value) for value in values]
+    if any(isinstance(value, bool) for value in values):
+        raise ValueError(f"{name}: expected whole numbers, got bools; of a mask, np.flatnonzero(mask) gives them")
     return tuple(whole_number(name, value) for value in values)
+
+
+def numbers_or_none(name: str, values: Any) -> tuple[int | float | None, ...]:
+    """Numbers of a list, None among them where there is none.
+
+    Raises:
+      ValueError: it is no list (one string, one number), or an entry is no number.
+    """
+    if isinstance(values, str | bytes) or not _goes_through(values):
+        raise ValueError(f"{name}: expected numbers in a list, got {plain(values)!r}")
+    return tuple(None if value is None else number(name, value) for value in values)
 
 
 def strings(name: str, values: Any) -> Iterator[str]:

@@ -29,7 +29,8 @@ def main(folder: Path) -> None:
         print(f"games.{name}: slope {game['slope']:.2f} {game['ci']}")
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, record in manifest["stages"].items():
-        print(f"{name}: {record['seconds']:.1f} s, peak {record['peak_gb']:.1f} GB")
+        peak = "unknown" if record["peak_gb"] is None else f"{record['peak_gb']:.1f} GB"
+        print(f"{name}: {record['seconds']:.1f} s, peak {peak}")
     print(f"all stages: {sum(r['seconds'] for r in manifest['stages'].values()):.0f} s")
 
 

@@ -21,6 +21,11 @@ from jaxmech.models.decoder import init_params
 from jaxmech.models.load import LanguageModel
 from jaxmech.sae.module import SAE, SAEConfig
 
+# Tests share what they compile, and the next run of them finds it there: `pytest --cache-clear` takes it away.
+if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache/programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
 ALPHABET = "0123456789 abcdefghijklmnopqrstuvwxyz$.:?\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,15 @@ def test_loops_count_as_often_as_they_run(mesh):
     assert weights < report.hbm_bytes < 1.5 * weights  # activations stay in the chip's fast memory
     assert report.collectives == {"all-reduce": {"count": 6, "bytes": 6 * 96 * 512 * 2}}
     assert report.loops == 0 and not report.faults
+
+
+def test_what_jaxs_cache_on_disk_cannot_give_back_is_compiled_anew(mesh):
+    first = compile_ahead(program(perceptron, *layers(mesh)))
+    jax.clear_caches()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = compile_ahead(program(perceptron, *layers(mesh)))
+    assert dataclasses.replace(again, compile_seconds=first.compile_seconds) == first
 
 
 def test_flops_are_the_compilers_own_where_nothing_loops(mesh):

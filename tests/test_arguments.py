@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxmech.arguments import number, strings, whole_number, whole_numbers
+from jaxmech.arguments import number, numbers_or_none, strings, whole_number, whole_numbers
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,8 @@ def test_whole_numbers_of_anything_that_is_gone_through(given):
 
 
 @pytest.mark.parametrize(
-    "given, said", [("13", "'13'"), (3, "3"), (np.int64(3), "3"), (["1"], "'1'"), ([1.0], "1.0"), ([True], "True"),
+    "given, said", [("13", "'13'"), (3, "3"), (np.int64(3), "3"), (["1"], "'1'"), ([1.0], "1.0"),
+                    ([True], "bools; of a mask, np.flatnonzero.mask. gives them"),
                     (np.array([1.5]), "1.5"), (None, "None"), ([None], "None")],
 )  # fmt: skip
 def test_what_are_no_whole_numbers(given, said):
@@ -50,3 +51,10 @@ def test_strings_one_by_one():
             strings("texts", given)
     with pytest.raises(ValueError, match="texts: expected strings, got 3 among them"):
         list(strings("texts", ["ab", 3]))
+
+
+def test_numbers_some_of_which_are_not_known():
+    assert numbers_or_none("l0", [12, None, np.float32(0.5)]) == (12, None, 0.5)
+    for given, said in (("12", "numbers in a list, got '12'"), (12, "numbers in a list, got 12"), (["12"], "a number")):
+        with pytest.raises(ValueError, match=f"l0: expected {said}"):
+            numbers_or_none("l0", given)

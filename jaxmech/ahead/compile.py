@@ -9,6 +9,7 @@ import dataclasses
 import math
 import re
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -126,7 +127,10 @@ def compile_ahead(program: Program) -> Report:
     begun = time.perf_counter()
     lowered = program.function.lower(*program.args)
     try:
-        compiled = lowered.compile()
+        with warnings.catch_warnings():
+            # JAX's cache on disk keeps a program for devices that are not there and cannot read it: it compiles anew.
+            warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmech.arguments import number, whole_number, whole_numbers
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import KV, Params, check_edits, check_tokens, forward, longest_text
 
@@ -76,7 +77,11 @@ def generate(
         than the positions that a model has learned (rotary ones have no end).
     """
     tokens, mask = check_tokens(config, tokens, mask)
-    _check(max_new_tokens, temperature, top_k, top_p, key)
+    max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 0)
+    temperature, top_p = number("temperature", temperature), number("top_p", top_p)
+    top_k = None if top_k is None else whole_number("top_k", top_k)
+    ends = config.eos_ids if eos_ids is None else whole_numbers("eos_ids", eos_ids)
+    _check(temperature, top_k, top_p, key)
     _check_length(config, mask, cache, max_new_tokens)
     T = tokens.shape[1]
     # Never past the model's own limit: a model with learned positions refuses rows that are longer.
@@ -104,7 +109,7 @@ def generate(
         jnp.pad(mask, ((0, 0), (front, 0))),
         {site: tuple(edit.pad_prompt(front) for edit in group) for site, group in (edits or {}).items()},
         rules,
-        jnp.asarray(config.eos_ids if eos_ids is None else tuple(eos_ids), jnp.int32),
+        jnp.asarray(ends, jnp.int32),
         jnp.int32(max_new_tokens),
         bucket(max_new_tokens),
     )
@@ -130,17 +135,21 @@ def bucket(n: int) -> int:
     return size
 
 
-def _check(max_new_tokens, temperature, top_k, top_p, key) -> None:
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens: expected 0 or more, got {max_new_tokens}")
+def _check(temperature, top_k, top_p, key) -> None:
     if not (temperature >= 0 and 0 < top_p <= 1):
         raise ValueError(f"expected temperature >= 0 and 0 < top_p <= 1, got {temperature} and {top_p}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k: expected at least 1, or None to keep all tokens, got {top_k}")
-    if temperature > 0 and not hasattr(key, "dtype"):
-        raise ValueError(
-            f"key: sampling at temperature > 0 needs one, such as jax.random.key(0), got {key!r}; or pass temperature=0"
-        )
+    if temperature > 0 and not _is_key(key):
+        raise ValueError(f"key: sampling at temperature > 0 needs one key, such as jax.random.key(0), got {key!r:.80}; "
+                         "or pass temperature=0")  # fmt: skip
+
+
+def _is_key(key) -> bool:
+    """Whether it is one key: of a key type, or the raw uint32 words of one."""
+    if not isinstance(key, jax.Array | np.ndarray):
+        return False
+    return key.ndim == 0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.dtype == np.uint32 and key.ndim == 1
 
 
 def _check_length(config: ModelConfig, mask, cache, max_new_tokens: int) -> None:

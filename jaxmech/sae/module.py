@@ -23,7 +23,7 @@ from flax import linen as nn
 from flax import struct
 
 from jaxmech import reprs
-from jaxmech.arguments import number, whole_number, whole_numbers
+from jaxmech.arguments import number, numbers_or_none, whole_number, whole_numbers
 from jaxmech.sae.topk import largest
 
 ACTIVATIONS = ("relu", "jumprelu", "topk", "abstopk", "batchtopk")
@@ -80,7 +80,7 @@ class SAEConfig:
             "k": None if self.k is None else number("k", self.k),
             "site_out": self.site if self.site_out is None else self.site_out,
             "layers": layers,
-            "l0": tuple(None if l0 is None else number("l0", l0) for l0 in self.l0) or (None,) * len(layers),
+            "l0": numbers_or_none("l0", self.l0) or (None,) * len(layers),
             "skip_first": whole_number("skip_first", self.skip_first, 0),
         }
         for name, value in plain.items():

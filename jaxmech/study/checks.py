@@ -22,7 +22,7 @@ from jaxmech.study.run import plan
 from jaxmech.study.stages.dictionaries import require_fit
 from jaxmech.study.stages.text import HELD_OUT
 
-_SHARES = ("rule_q", "rule_sign", "rule_auroc", "rule_fires", "rule_density", "rule_half_splits", "budget_share")
+_SHARES = ("rule_q", "rule_sign", "rule_auroc", "rule_fires", "rule_density", "rule_half_splits")
 
 
 def check_study(config: StudyConfig, until: str | None = None) -> None:

@@ -140,6 +140,12 @@ class StudyConfig:
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not isinstance(value, bool) and field.name != "seed" and value < 0:
                 raise ValueError(f"{field.name}: expected a number that is not negative, got {value}")
+        if twice := sorted({stake for stake in self.stakes if self.stakes.count(stake) > 1}):
+            raise ValueError(f"stakes: {twice[0]} stands twice; families get the stakes evenly, list each once")
+        if not 0 < self.budget_share <= 1:
+            raise ValueError(f"budget_share: expected a share above 0, up to 1, got {self.budget_share}")
+        if not self.index_cut < 1:
+            raise ValueError(f"index_cut: expected less than 1, the index's largest value, got {self.index_cut}")
         for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")

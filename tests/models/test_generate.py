@@ -11,6 +11,7 @@ import pytest
 from flax import struct
 
 from jaxmech import edits as ed
+from jaxmech.models import block
 from jaxmech.models import generate as module
 from jaxmech.models.decoder import forward, init_params
 from jaxmech.models.generate import bucket, draw, filter_logits, generate, until_end
@@ -299,9 +300,16 @@ def test_no_row_is_padded_past_learned_positions(lm, tokens):
         (dict(mask=jnp.ones((3, 5), bool)), r"mask: expected the shape of tokens \(3, 12\), got \(3, 5\)"),
         (
             dict(temperature=1.0, key=0),
-            r"key: sampling .* needs one, such as jax.random.key\(0\), got 0",
+            r"key: sampling .* needs one key, such as jax.random.key\(0\), got 0",
         ),
-        (dict(max_new_tokens=-1), "max_new_tokens: expected 0 or more, got -1"),
+        (dict(temperature=1.0, key=np.int64(0)), r"key: sampling .* got (np.int64\()?0"),
+        (dict(temperature=1.0, key=jax.random.split(KEY)), "key: sampling .* needs one key"),
+        (dict(temperature="1"), "temperature: expected a number, got '1'"),
+        (dict(temperature=1.0, top_p="0.9", key=KEY), "top_p: expected a number, got '0.9'"),
+        (dict(temperature=1.0, top_k=2.5, key=KEY), "top_k: expected a whole number, got 2.5"),
+        (dict(max_new_tokens=-1), "max_new_tokens: expected a whole number of at least 0, got -1"),
+        (dict(max_new_tokens=2.0), "max_new_tokens: expected a whole number, got 2.0"),
+        (dict(eos_ids=5), r"eos_ids: expected whole numbers in a list, such as \[1, 3\], got 5"),
     ],
 )
 def test_wrong_settings_are_named(lm, tokens, wrong, message):
@@ -341,3 +349,21 @@ def test_there_is_no_next_token_after_nan(lm, tokens, how):
     edits = {"resid_post": (ed.add_vector(vector, **later),)}
     with pytest.raises(ValueError, match="^row 1: the logits of new token 1 are not finite, so that there is no"):
         write(lm, tokens, max_new_tokens=4, edits=edits, **how)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("ins", "out"), [((48,), (7,)), ((5,), (2, 3)), ((4, 24), (10,))])
+def test_the_product_of_one_token_is_the_row_of_many(ins, out, dtype):
+    """On a CPU it is summed in another way."""
+    x, kernel = jax.random.normal(KEY, (1, 3, *ins)).astype(dtype), jax.random.normal(KEY, ins + out).astype(dtype)
+    expected = np.tensordot(np.float64(x), np.float64(kernel), len(ins))
+    letters = "".join("nhk"[: len(ins)]), "".join("xyz"[: len(out)])
+    linear = block._Linear(
+        f"bt{letters[0]},{letters[0]}{letters[1]}->bt{letters[1]}", kernel.shape, (None,) * kernel.ndim
+    )
+    for t in range(3):
+        got = jax.jit(linear.apply)({"params": {"kernel": kernel}}, x[:, t : t + 1])
+        assert got.dtype == dtype
+        np.testing.assert_allclose(
+            got[0, 0].astype(float), expected[0, t], rtol=1e-5 if dtype == jnp.float32 else 8e-3, atol=1e-5
+        )

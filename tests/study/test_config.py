@@ -31,6 +31,10 @@ def test_overrides_win():
         ("random_sets=-1", "random_sets"),
         ("sae_sparsity=100000", "sae_sparsity: .*0 < k <= sae_features=2048"),
         ("sae_kind=l1", "sae_kind: expected one of topk, batchtopk"),
+        ("stakes=[10,10]", "stakes: 10 stands twice"),
+        ("budget_share=0", "budget_share: expected a share above 0"),
+        ("budget_share=2", "budget_share: expected a share"),
+        ("index_cut=5", "index_cut: expected less than 1"),
         ("seed", "key=value"),
     ],
 )
