@@ -7,11 +7,14 @@ out = jm.forward(lm.config, lm.params, tokens, mask=mask, taps=("resid_post",))
 dist = jm.choice_distribution(lm, ["..."], [str(a) for a in range(11)])
 """
 
-from jaxmech import edits, screens
-from jaxmech.activations import Activations, load_activations, save_activations
-from jaxmech.choices import Choices, Prefix, Prompts, choice_distribution, encode_prompts, make_prompts, score
-from jaxmech.edits import gather_features
-from jaxmech.engine import sweep
+from jaxmech.activations.saved import Activations, load_activations, save_activations
+from jaxmech.activations.stream import ActivationStream
+from jaxmech.answers.score import Choices, Prefix, Prompts, choice_distribution, encode_prompts, make_prompts, score
+from jaxmech.interventions import edits, screens
+from jaxmech.interventions.edits import gather_features
+from jaxmech.interventions.sweep import sweep
+from jaxmech.io.progress import show_progress
+from jaxmech.io.tpu import quiet_without_chips
 from jaxmech.models.chat import encode_chat
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Output, Tap, forward
@@ -19,16 +22,13 @@ from jaxmech.models.generate import generate, until_end
 from jaxmech.models.load import LanguageModel, load_model, save_model
 from jaxmech.models.repetition import repetition
 from jaxmech.models.sharding import make_mesh, shard_batch
-from jaxmech.progress import show_progress
 from jaxmech.sae.check import check_sae
 from jaxmech.sae.evaluate import evaluate, loss_recovered
 from jaxmech.sae.formats import load_sae, load_saes, save_sae, save_saes
 from jaxmech.sae.module import SAE, SAEConfig
 from jaxmech.sae.sharding import shard_saes
-from jaxmech.sae.stream import ActivationStream
 from jaxmech.sae.totals import feature_totals
 from jaxmech.sae.training import SAETrainConfig, train
-from jaxmech.tpu import quiet_without_chips
 
 quiet_without_chips()
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jaxmech import __version__
-from jaxmech.interrupt import interruptible
+from jaxmech.io.interrupt import interruptible
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Finds the features that carry a behaviour, and tests them."
@@ -85,8 +85,8 @@ def train_sae(
     overrides: Overrides = None,
 ) -> None:
     """Trains sparse autoencoders and measures them on held-out text; what was killed resumes."""
+    from jaxmech.io.settings import load_settings
     from jaxmech.sae.training.run import TrainSettings, run_training, show
-    from jaxmech.settings import load_settings
     from jaxmech.study.config import StudyConfig
 
     settings = load_settings(TrainSettings, config, overrides or [], {"jaxmech run": StudyConfig})

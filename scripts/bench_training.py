@@ -44,8 +44,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 from transformer_lens import HookedTransformer
 
 import jaxmech as jm
+from jaxmech.activations.stream import ActivationStream, ArrayStream
 from jaxmech.sae.formats import load_sae
-from jaxmech.sae.stream import ActivationStream, ArrayStream
 from jaxmech.sae.training import SAETrainConfig, train
 
 LAYER, FEATURES, K = 9, 4096, 32

@@ -25,10 +25,10 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from jaxmech import load_sae
+from jaxmech.activations.stream import ActivationStream
 from jaxmech.models.config import ModelConfig, Rope
 from jaxmech.models.decoder import forward
 from jaxmech.sae.evaluate import evaluate, loss_recovered
-from jaxmech.sae.stream import ActivationStream
 
 TOLERANCE = 1e-4
 LAYERS, D, HEADS, WIDTH, MLP, VOCAB, FEATURES, BOS = 3, 32, 4, 12, 48, 97, 80, 2

@@ -24,8 +24,8 @@ from transformers import PreTrainedTokenizerFast
 
 import jaxmech as jm
 from jaxmech.behavior.scoring import encode_table, take
-from jaxmech.collect import update_moments
-from jaxmech.contrast import empty_moments
+from jaxmech.contrast.rule import empty_moments
+from jaxmech.interventions.collect import update_moments
 from jaxmech.models.config import ModelConfig, Rope
 from jaxmech.models.decoder import init_params
 from jaxmech.sae.module import SAE, SAEConfig

@@ -19,7 +19,7 @@ from jax.experimental import mesh_utils, topologies
 from jax.sharding import AxisType, Mesh
 
 from jaxmech.ahead.hlo import cost
-from jaxmech.tpu import quiet_without_chips
+from jaxmech.io.tpu import quiet_without_chips
 
 GIB = 2**30
 HBM = {"TPU v5 lite": 15.75 * GIB, "TPU v6 lite": 31.25 * GIB, "TPU v5": 95.74 * GIB}

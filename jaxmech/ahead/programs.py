@@ -18,13 +18,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from jaxmech import edits as ed
 from jaxmech.ahead.compile import Program
-from jaxmech.attribution import attribute, path_gradient
-from jaxmech.choices import Prompts
-from jaxmech.collect import update_moments
-from jaxmech.contrast import empty_moments
-from jaxmech.engine import run_chunk, set_out
+from jaxmech.answers.score import Prompts
+from jaxmech.answers.trie import Trie
+from jaxmech.contrast.rule import empty_moments
+from jaxmech.interventions import edits as ed
+from jaxmech.interventions.attribution import attribute, path_gradient
+from jaxmech.interventions.collect import update_moments
+from jaxmech.interventions.sweep import run_chunk, set_out
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Tap, forward, param_shapes
 from jaxmech.models.sharding import MESH_AXES, param_shardings
@@ -33,7 +34,6 @@ from jaxmech.sae.module import param_shapes as sae_shapes
 from jaxmech.sae.sharding import sae_shardings
 from jaxmech.sae.training import SAETrainConfig
 from jaxmech.sae.training.step import batch_sharding, init_state, state_shardings, train_step
-from jaxmech.trie import Trie
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from jaxmech.behavior import prompts as qa
 from jaxmech.behavior.scenarios import LEADS, OWN_ACCOUNTS, SCENARIOS, Scenario
-from jaxmech.reprs import short_repr
+from jaxmech.io.reprs import short_repr
 
 Words = tuple[str, str]
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from jaxmech.reprs import short_repr
-from jaxmech.statistics import benjamini_hochberg
+from jaxmech.contrast.statistics import benjamini_hochberg
+from jaxmech.io.reprs import short_repr
 
 CLASSES = ("s2", "s1", "mixed", "silent", "neither")
 

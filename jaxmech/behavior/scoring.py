@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.choices import Choices, Prefix, Prompts, check_apart, check_length, encode_prompts, score, token_ids
+from jaxmech.answers.score import Choices, Prefix, Prompts, check_apart, check_length, encode_prompts, score, token_ids
+from jaxmech.answers.trie import build_tries
+from jaxmech.io.reprs import short_repr
 from jaxmech.models.decoder import KV, forward
 from jaxmech.models.load import LanguageModel
-from jaxmech.reprs import short_repr
-from jaxmech.trie import build_tries
 
 
 class Encoded(NamedTuple):

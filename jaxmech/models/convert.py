@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from jaxmech.progress import progress
+from jaxmech.io.progress import progress
 
 Transform = Callable[[np.ndarray], np.ndarray]
 _LISTED = 20  # names printed per kind of problem

@@ -5,7 +5,8 @@ vocabulary, `S` cached tokens.
 
 An edit is any pytree whose leaves lead with `L` and that offers, once sliced to one layer, `delta(x) -> like x`, and
 the names `site` and `reads` of the site it belongs to and of the one whose x it wants (None: any, and its own); see
-`jaxmech.edits`. A tap reads one site, reduced inside the scan. Nothing here knows what edits or taps mean.
+`jaxmech.interventions.edits`. A tap reads one site, reduced inside the scan. Nothing here knows what edits or taps
+mean.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
+from jaxmech.io.reprs import short_repr
 from jaxmech.models.block import SITES, Block, Norm, precision
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.rope import rope_tables
-from jaxmech.reprs import short_repr
 
 Params = Mapping[str, Any]
 

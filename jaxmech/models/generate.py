@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmech.arguments import number, whole_number, whole_numbers
+from jaxmech.io.arguments import number, whole_number, whole_numbers
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import KV, Params, check_edits, check_tokens, forward, longest_text
 

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmech import hub
-from jaxmech.disk import disk_errors, plain, read_json, reason, require_space, whole
+from jaxmech.io import hub
+from jaxmech.io.files import disk_errors, plain, read_json, reason, require_space, whole
+from jaxmech.io.reprs import memory
 from jaxmech.models import tokenizer as tokenizers
 from jaxmech.models.config import ModelConfig, Rope
 from jaxmech.models.convert import Misfit, convert
@@ -32,7 +33,6 @@ from jaxmech.models.gguf import GGUFFile
 from jaxmech.models.gguf_config import hf_config
 from jaxmech.models.safetensors import SafetensorsFolder
 from jaxmech.models.sharding import param_shardings
-from jaxmech.reprs import memory
 
 CONVERTER_VERSION = 2
 """Part of every cache key: raise it when conversion or tokenizers come out differently."""

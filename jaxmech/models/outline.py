@@ -7,7 +7,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxmech.disk import read_json
+from jaxmech.io.files import read_json
 from jaxmech.models import load
 from jaxmech.models import tokenizer as tokenizers
 from jaxmech.models.config import ModelConfig

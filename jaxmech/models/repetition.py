@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmech.reprs import short_repr
+from jaxmech.io.reprs import short_repr
 
 LENGTHS = (1, 2, 3, 4)
 """The n of the n-grams."""

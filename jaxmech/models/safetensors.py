@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmech.disk import is_lfs_pointer, read_json
+from jaxmech.io.files import is_lfs_pointer, read_json
 
 
 class SafetensorsFolder:

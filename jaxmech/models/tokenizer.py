@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxmech.disk import is_lfs_pointer, read_json, reason
+from jaxmech.io.files import is_lfs_pointer, read_json, reason
 from jaxmech.models.gguf_tokenizer import from_gguf as from_gguf
 
 # transformers tells at import that it found no PyTorch, which nobody here needs.

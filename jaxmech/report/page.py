@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from jaxmech.disk import whole
+from jaxmech.io.files import whole
 from jaxmech.report import causal_sections, sections
 from jaxmech.report.blocks import level
 from jaxmech.report.formats import NBSP

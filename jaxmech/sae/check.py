@@ -20,15 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.arguments import strings, whole_number
+from jaxmech.activations.stream import behind_first, finite_layers
+from jaxmech.activations.text import Tokens, pack_texts
+from jaxmech.io.arguments import strings, whole_number
+from jaxmech.io.progress import counted, progress
+from jaxmech.io.reprs import short_repr
 from jaxmech.models.chat import encode_chat
 from jaxmech.models.decoder import SITES, forward
-from jaxmech.progress import counted, progress
-from jaxmech.reprs import short_repr
 from jaxmech.sae.evaluate import evaluate
 from jaxmech.sae.module import SAE, SAEConfig
-from jaxmech.sae.stream import behind_first, finite_layers
-from jaxmech.sae.text import Tokens, pack_texts
 
 if TYPE_CHECKING:
     from jaxmech.models.load import LanguageModel

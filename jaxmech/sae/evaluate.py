@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.arguments import whole_number
-from jaxmech.edits import Replace
+from jaxmech.activations.stream import behind_first, token_rows
+from jaxmech.interventions.edits import Replace
+from jaxmech.io.arguments import whole_number
+from jaxmech.io.progress import counted, progress
+from jaxmech.io.reprs import short_repr
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params, forward
-from jaxmech.progress import counted, progress
-from jaxmech.reprs import short_repr
 from jaxmech.sae.module import SAE, SAEConfig
-from jaxmech.sae.stream import behind_first, token_rows
 
 _TINY = 1e-12
 

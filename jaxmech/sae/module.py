@@ -22,8 +22,8 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from jaxmech import reprs
-from jaxmech.arguments import number, numbers_or_none, whole_number, whole_numbers
+from jaxmech.io import reprs
+from jaxmech.io.arguments import number, numbers_or_none, whole_number, whole_numbers
 from jaxmech.sae.topk import largest
 
 ACTIVATIONS = ("relu", "jumprelu", "topk", "abstopk", "batchtopk")

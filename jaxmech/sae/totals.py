@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmech.reprs import short_repr
+from jaxmech.io.reprs import short_repr
 from jaxmech.sae.module import SAE
 
 

@@ -7,15 +7,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxmech.activations.text import require_source
 from jaxmech.behavior.arithmetic import one_digit_sums
 from jaxmech.behavior.dictator import build_bank
 from jaxmech.behavior.dual_process import build_items
 from jaxmech.behavior.games import GAMES, game_prompts
+from jaxmech.io.settings import renamed
 from jaxmech.models.load import DTYPES
 from jaxmech.models.outline import Outline, outline
 from jaxmech.sae.formats import load_sae, places
-from jaxmech.sae.text import require_source
-from jaxmech.settings import renamed
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.context import bank_config
 from jaxmech.study.run import plan

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxmech.io.settings import load_settings, renamed
 from jaxmech.sae.training.config import SAETrainConfig
-from jaxmech.settings import load_settings, renamed
 
 _AT_LEAST_ONE = (
     "batch", "pairs", "development_families", "sae_steps", "sae_batch", "sae_epochs", "random_sets", "audit_features",
@@ -66,7 +66,7 @@ class StudyConfig:
     text_count: int = 128
     text_length: int = 128
 
-    # contrast: see jaxmech.contrast.Rule
+    # contrast: see jaxmech.contrast.rule.Rule
     rule_q: float = 0.01
     rule_d_z: float = 0.8
     rule_sign: float = 0.9

@@ -7,13 +7,13 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from jaxmech import edits as ed
 from jaxmech.behavior.dictator import SPLITS, Bank, BankConfig, build_bank
 from jaxmech.behavior.scoring import Encoded, encode_table
+from jaxmech.interventions import edits as ed
+from jaxmech.io.settings import renamed
 from jaxmech.models.load import LanguageModel, load_model
 from jaxmech.sae.formats import load_saes
 from jaxmech.sae.module import SAE
-from jaxmech.settings import renamed
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.folder import RunFolder
 

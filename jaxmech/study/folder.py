@@ -26,7 +26,7 @@ import pyarrow as pa
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from jaxmech import disk
+from jaxmech.io import files as disk
 
 
 class Outcome(NamedTuple):

@@ -15,9 +15,9 @@ from typing import NamedTuple
 from jinja2 import UndefinedError
 
 from jaxmech import __version__
-from jaxmech.lock import sole_user
-from jaxmech.progress import console
-from jaxmech.sae.folders import walk
+from jaxmech.io.folders import walk
+from jaxmech.io.lock import sole_user
+from jaxmech.io.progress import console
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.folder import Outcome, RunFolder, digest, read_json, way_out, write_json
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from scipy import stats
 
-from jaxmech.contrast import permutation_p, sign_flips
-from jaxmech.statistics import benjamini_hochberg, paired_t
+from jaxmech.contrast.rule import permutation_p, sign_flips
+from jaxmech.contrast.statistics import benjamini_hochberg, paired_t
 from peers.bench import Bench
 from peers.results import Row
 from peers.timing import Peer, compare

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmech as jm
-from jaxmech import edits as ed
-from jaxmech.choices import Prefix
+from jaxmech.answers.score import Prefix
+from jaxmech.answers.trie import Trie
+from jaxmech.interventions import edits as ed
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import param_shapes
 from jaxmech.models.families import config_from_hf
-from jaxmech.trie import Trie
 from peers.flops import text_flops, unembed_flops
 from peers.results import Row
 from peers.timing import seconds_of

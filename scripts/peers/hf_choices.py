@@ -2,7 +2,7 @@
 
 `T` denotes prompt tokens, `N` answers, `R` texts that are run, `A` tokens of the longest one, `V` the vocabulary.
 
-As in `jaxmech.choices`, an answer counts as given if what follows does not continue it, be it at once or after a
+As in `jaxmech.answers.score`, an answer counts as given if what follows does not continue it, be it at once or after a
 separator: each answer is run, and each answer with each separator after it.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from jaxmech.trie import answer_ids, going_on
+from jaxmech.answers.trie import answer_ids, going_on
 
 Hook = Callable[[torch.Tensor], torch.Tensor]
 """The steered layer's output [n,slots,D] -> what takes its place."""

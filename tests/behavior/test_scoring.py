@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import jaxmech.choices as ch
+import jaxmech.answers.score as ch
 from jaxmech.behavior import scoring as sc
 
 

@@ -8,7 +8,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from jaxmech import choices
+from jaxmech.answers import score as choices
 from jaxmech.models.chat import encode, encode_chat, token_ids
 
 BOS = 2

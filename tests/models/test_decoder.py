@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmech import edits as ed
+from jaxmech.activations.stream import ActivationStream
+from jaxmech.interventions import edits as ed
+from jaxmech.interventions.steering import language_cost, next_token
 from jaxmech.models import decoder
 from jaxmech.models.decoder import Tap, forward, init_params
 from jaxmech.models.generate import generate
-from jaxmech.sae.stream import ActivationStream
-from jaxmech.steering import language_cost, next_token
 from tests.conftest import tiny_config
 
 TIGHT = dict(rtol=2e-5, atol=2e-5)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import struct
 
-from jaxmech import edits as ed
+from jaxmech.interventions import edits as ed
 from jaxmech.models import block
 from jaxmech.models import generate as module
 from jaxmech.models.decoder import forward, init_params

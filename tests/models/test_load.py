@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxmech.choices import choice_distribution
+from jaxmech.activations.text import from_prompts, pack_texts
+from jaxmech.answers.score import choice_distribution
 from jaxmech.models import load
 from jaxmech.models.chat import encode, encode_chat
 from jaxmech.models.decoder import forward
 from jaxmech.models.load import LanguageModel, load_model, save_model
 from jaxmech.models.safetensors import SafetensorsFolder
-from jaxmech.sae.text import from_prompts, pack_texts
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 Usage = namedtuple("Usage", "total used free")
@@ -521,7 +521,7 @@ def test_adapters_are_named(folder, monkeypatch):
 def test_a_hub_repository_of_gguf_files_names_them(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
     files = ["README.md", "m-Q4_K_M.gguf", "m-Q8_0.gguf"]
-    monkeypatch.setattr("jaxmech.hub.list_files", lambda repo: files)
+    monkeypatch.setattr("jaxmech.io.hub.list_files", lambda repo: files)
     with pytest.raises(
         ValueError, match="no config.json; it holds GGUF files: m-Q4_K_M.gguf, m-Q8_0.gguf.*hf download"
     ):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxmech import edits as ed
+from jaxmech.interventions import edits as ed
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import forward
 from jaxmech.models.generate import generate

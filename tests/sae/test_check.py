@@ -10,11 +10,11 @@ import numpy as np
 import optax
 import pytest
 
+from jaxmech.activations.text import pack_texts
 from jaxmech.models.decoder import forward
 from jaxmech.models.load import LanguageModel
 from jaxmech.sae.check import TEXT, check_sae
 from jaxmech.sae.module import SAE, SAEConfig, make_sae, param_shapes
-from jaxmech.sae.text import pack_texts
 
 D, F, K = 32, 64, 6
 LAYERS = (1, 2, 3)

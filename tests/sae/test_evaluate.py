@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxmech import edits
+from jaxmech.interventions import edits
 from jaxmech.models.config import ModelConfig, Rope
 from jaxmech.models.decoder import forward, init_params
 from jaxmech.sae.evaluate import Fidelity, density_histogram, evaluate, loss_recovered

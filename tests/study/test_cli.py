@@ -12,8 +12,8 @@ import pytest
 
 import jaxmech
 from jaxmech import cli
+from jaxmech.io.settings import find_config
 from jaxmech.models.outline import Outline
-from jaxmech.settings import find_config
 from jaxmech.study import checks
 from jaxmech.study.config import load_config
 from jaxmech.study.context import Context
@@ -148,7 +148,7 @@ def test_an_interrupted_process_says_how_to_resume_and_ends(tmp_path):
     """Also where the signal finds the main thread in a call that does not return to Python."""
     code = (
         "import ctypes, time\n"
-        "from jaxmech.interrupt import interruptible\n"
+        "from jaxmech.io.interrupt import interruptible\n"
         "with interruptible('Stopped; to resume: jaxmech run x'):\n"
         "    print('on', flush=True)\n"
         "    libc = ctypes.CDLL(None)\n"

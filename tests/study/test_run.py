@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from jaxmech.lock import sole_user
+from jaxmech.io.lock import sole_user
 from jaxmech.study import run as runner
 from jaxmech.study.folder import Outcome, RunFolder, read_json
 from jaxmech.study.stages import effects as ef

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmech.arguments import whole_number, whole_numbers
-from jaxmech.progress import counted, progress
+from jaxmech.io.arguments import whole_number, whole_numbers
+from jaxmech.io.progress import counted, progress
 from jaxmech.sae.formats import (
     bare,
     circuit_tracer,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmech.disk import read_json
+from jaxmech.io.files import read_json
 from jaxmech.sae.formats.files import Given, agree, described, read_tensors
 from jaxmech.sae.formats.tensors import assemble, matrix_shape
 from jaxmech.sae.module import SAEConfig, param_shapes

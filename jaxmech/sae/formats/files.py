@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from jaxmech.disk import is_lfs_pointer, read_json
+from jaxmech.io.files import is_lfs_pointer, read_json
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmech.disk import read_json
+from jaxmech.io.files import read_json
 from jaxmech.sae.formats import folds
 from jaxmech.sae.formats.files import Given, agree, described, read_tensors, refuse_rank
 from jaxmech.sae.formats.hooks import site_of

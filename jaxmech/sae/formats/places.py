@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 from huggingface_hub.errors import GatedRepoError
 
-from jaxmech import hub
-from jaxmech.sae import folders
-from jaxmech.sae.folders import some
+from jaxmech.io import folders, hub
+from jaxmech.io.folders import some
 from jaxmech.sae.formats import suites
 from jaxmech.sae.formats.files import TENSOR_SUFFIXES
 

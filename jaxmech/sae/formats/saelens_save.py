@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxmech.disk import disk_errors, whole
+from jaxmech.io.files import disk_errors, whole
 from jaxmech.sae.formats.hooks import HOOKS
 from jaxmech.sae.formats.saelens import BATCH_TOPK, CONFIG_FILE, KINDS, NORMALIZATIONS, WEIGHTS_FILE, Kind
 from jaxmech.sae.module import SAE, SAEConfig

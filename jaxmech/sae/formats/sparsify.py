@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmech.disk import read_json
+from jaxmech.io.files import read_json
 from jaxmech.sae.formats.files import Given, agree, read_config, read_tensors
 from jaxmech.sae.formats.hooks import locate
 from jaxmech.sae.formats.tensors import assemble

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jaxmech.disk import disk_errors, plain, reason, require_space
+from jaxmech.io.files import disk_errors, plain, reason, require_space
 
 _REMEDY = "make room, or choose another folder; started again, the training goes on from its last checkpoint"
 

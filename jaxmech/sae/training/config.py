@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmech.arguments import plain, plain_numbers
+from jaxmech.io.arguments import plain, plain_numbers
 
 SELECTING = ("topk", "batchtopk", "matryoshka")
 """Kinds whose sparsity is k, the number of features kept; the others' is the coefficient of a penalty."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 import jax
 import numpy as np
 
+from jaxmech.activations.stream import BatchStream
 from jaxmech.sae.module import SAE, SAEConfig, make_sae
-from jaxmech.sae.stream import BatchStream
 from jaxmech.sae.training.config import SAETrainConfig
 from jaxmech.sae.training.step import TrainState, corrected
 

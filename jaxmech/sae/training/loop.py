@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
 
+from jaxmech.activations.stream import BatchStream
+from jaxmech.io.progress import console
+from jaxmech.io.progress import progress as progress_bar
+from jaxmech.io.reprs import short_repr
 from jaxmech.models.sharding import auto_axes
-from jaxmech.progress import console
-from jaxmech.progress import progress as progress_bar
-from jaxmech.reprs import short_repr
 from jaxmech.sae.module import SAE
-from jaxmech.sae.stream import BatchStream
 from jaxmech.sae.training.checkpoint import Checkpoints
 from jaxmech.sae.training.config import SAETrainConfig
 from jaxmech.sae.training.export import export
@@ -49,7 +49,7 @@ def train(
     """Trains a dictionary for each of the stream's layers at each of the config's sparsities.
 
     Args:
-      stream: batch i must be a pure function of i (see `jaxmech.sae.stream`).
+      stream: batch i must be a pure function of i (see `jaxmech.activations.stream`).
       key: random directions and the draws of AuxK.
       mesh: devices to train on (`jaxmech.make_mesh`): a batch's rows are spread over its "data" axis, features over
         its "model" axis. None: one device.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmech.disk import disk_errors, whole
+from jaxmech.io.files import disk_errors, whole
 
 CSV_FILE, EVENTS_FOLDER = "metrics.csv", "tensorboard"
 _LABELS = ("step", "tokens", "layer", "sparsity")

@@ -24,19 +24,19 @@ from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxmech.disk import disk_errors, whole
-from jaxmech.lock import sole_user
+from jaxmech.activations import text
+from jaxmech.activations.stream import ActivationStream
+from jaxmech.io.files import disk_errors, whole
+from jaxmech.io.lock import sole_user
+from jaxmech.io.progress import console
+from jaxmech.io.settings import renamed
 from jaxmech.models.load import LanguageModel, load_model
 from jaxmech.models.sharding import make_mesh
-from jaxmech.progress import console
-from jaxmech.sae import text
 from jaxmech.sae.evaluate import evaluate
 from jaxmech.sae.formats import save_saes
-from jaxmech.sae.stream import ActivationStream
 from jaxmech.sae.training.config import SAETrainConfig
 from jaxmech.sae.training.loop import checked_mesh, train
 from jaxmech.sae.training.metrics import event_writer
-from jaxmech.settings import renamed
 
 _REMEDY = "make room, or choose another run_dir"
 _SHOWN = ("fvu", "cosine_centred", "l0", "dead")
@@ -52,7 +52,7 @@ class TrainSettings(SAETrainConfig):
       text_file, text_dataset: a file or a set of the hub; without either, text is sampled from the model.
       text_count, text_length: rows of text, and tokens of a row. held_out: the share of rows kept for evaluation.
       site, layers: what is trained on; every layer if none are given.
-      batch, buffer, epochs, skip_first, forward_batch, cache: see `jaxmech.sae.stream.ActivationStream`.
+      batch, buffer, epochs, skip_first, forward_batch, cache: see `jaxmech.activations.stream.ActivationStream`.
       buffer_dtype: of the activations held.
       mesh_data, mesh_model: devices over which batch and features are spread.
       tensorboard: whether to write events.

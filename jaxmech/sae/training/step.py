@@ -15,9 +15,9 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxmech.activations.stream import BatchStream
 from jaxmech.models.sharding import MESH_AXES
 from jaxmech.sae.module import matmul
-from jaxmech.sae.stream import BatchStream
 from jaxmech.sae.topk import largest
 from jaxmech.sae.training.config import SAETrainConfig, largest_k, optimizer, sparsity_at
 from jaxmech.sae.training.objectives import OBJECTIVES, kept, revival, sparsely

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from jaxmech import patching as pa
-from jaxmech.attribution import attribute, midpoints, path_gradient, residual_gradient
+from jaxmech.interventions import patching as pa
+from jaxmech.interventions.attribution import attribute, midpoints, path_gradient, residual_gradient
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages import effects as ef

@@ -10,9 +10,9 @@ from scipy import stats
 from jaxmech.behavior.dictator import PAIRED
 from jaxmech.behavior.parsing import parse_amount
 from jaxmech.behavior.scoring import allocate, take
+from jaxmech.contrast.statistics import family_means, mean_effect
+from jaxmech.io.progress import progress
 from jaxmech.models.generate import generate
-from jaxmech.progress import progress
-from jaxmech.statistics import family_means, mean_effect
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 

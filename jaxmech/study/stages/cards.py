@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech import edits as ed
-from jaxmech.choices import encode_prompts
+from jaxmech.answers.score import encode_prompts
+from jaxmech.interventions import edits as ed
 from jaxmech.models.decoder import Tap, forward
 from jaxmech.study.context import Context
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech import contrast as co
 from jaxmech.behavior.dictator import PAIRED
 from jaxmech.behavior.scoring import Encoded, encode_table, take
-from jaxmech.collect import update_moments
-from jaxmech.progress import progress
-from jaxmech.statistics import paired_t
+from jaxmech.contrast import rule as co
+from jaxmech.contrast.statistics import paired_t
+from jaxmech.interventions.collect import update_moments
+from jaxmech.io.progress import progress
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages.cards import feature_cards

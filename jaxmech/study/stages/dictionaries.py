@@ -7,10 +7,10 @@ import shutil
 
 import jax
 
+from jaxmech.activations.stream import ActivationStream
 from jaxmech.models.config import ModelConfig
 from jaxmech.sae.formats import save_saes
 from jaxmech.sae.module import SAEConfig
-from jaxmech.sae.stream import ActivationStream
 from jaxmech.sae.training import train
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome, digest

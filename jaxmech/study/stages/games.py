@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pandas as pd
 
-from jaxmech import steering as st
+from jaxmech.answers.score import before_last
 from jaxmech.behavior.games import GAMES, game_prompts
 from jaxmech.behavior.scoring import encode_table, take
-from jaxmech.choices import before_last
-from jaxmech.patching import random_directions
-from jaxmech.progress import progress
-from jaxmech.statistics import holm, mean_effect, p_from_normal_null
+from jaxmech.contrast.statistics import holm, mean_effect, p_from_normal_null
+from jaxmech.interventions import steering as st
+from jaxmech.interventions.patching import random_directions
+from jaxmech.io.progress import progress
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages import effects as ef

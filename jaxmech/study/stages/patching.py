@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech import patching as pa
-from jaxmech.statistics import p_from_null, ratio_of_sums
+from jaxmech.contrast.statistics import p_from_null, ratio_of_sums
+from jaxmech.interventions import patching as pa
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages import effects as ef

@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from jaxmech import patching as pa
-from jaxmech import proximity as px
-from jaxmech.statistics import mean_effect, ratio_of_sums
+from jaxmech.contrast.statistics import mean_effect, ratio_of_sums
+from jaxmech.interventions import patching as pa
+from jaxmech.interventions import proximity as px
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages import effects as ef

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax
 
+from jaxmech.activations import text as source
 from jaxmech.behavior.dictator import PAIRED
-from jaxmech.sae import text as source
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 

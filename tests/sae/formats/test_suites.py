@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.flax import save_file
 
-from jaxmech import hub
+from jaxmech.io import hub
 from jaxmech.sae.formats import load_sae, load_saes, suites
 
 D, F = 4, 8

@@ -6,8 +6,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from jaxmech.activations.stream import ArrayStream
 from jaxmech.sae.formats import load_saes, save_saes
-from jaxmech.sae.stream import ArrayStream
 from jaxmech.sae.training import KINDS
 from jaxmech.sae.training.export import export
 from jaxmech.sae.training.step import init_state, train_step

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxmech import disk
+from jaxmech.activations.stream import ActivationStream, ArrayStream
+from jaxmech.io import files as disk
 from jaxmech.models.decoder import init_params
-from jaxmech.sae.stream import ActivationStream, ArrayStream
 from jaxmech.sae.training import checkpoint, loop, train
 from jaxmech.sae.training.metrics import MetricsLog
 from tests.conftest import tiny_config

@@ -10,11 +10,11 @@ import pytest
 from safetensors import SafetensorError
 
 from jaxmech import cli
-from jaxmech.lock import sole_user
+from jaxmech.io.lock import sole_user
+from jaxmech.io.settings import load_settings
 from jaxmech.sae.formats import load_saes
 from jaxmech.sae.training import loop, run
 from jaxmech.sae.training.run import TrainSettings, run_training
-from jaxmech.settings import load_settings
 
 CONFIG = Path(__file__).parents[3] / "configs" / "train-sae-gemma-3-270m.yaml"
 SMALL = [

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxmech.sae.stream import ArrayStream
+from jaxmech.activations.stream import ArrayStream
 from jaxmech.sae.training import KINDS, SAETrainConfig, loop
 from jaxmech.sae.training.config import optimizer, sparsity_at
 from jaxmech.sae.training.step import init_state, train_step

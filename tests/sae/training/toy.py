@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from jaxmech.sae.stream import ArrayStream
+from jaxmech.activations.stream import ArrayStream
 from jaxmech.sae.training import SAETrainConfig, train
 
 D, F = 24, 32

@@ -1,0 +1,367 @@
+"""Activations as a stream of shuffled batches, each a pure function of the seed and its number.
+
+`B` denotes a batch of activations, `N` texts, `T` tokens, `D` the width at the site, `L'` the layers asked for.
+
+Because batch i depends on nothing but (seed, i), a training that is killed goes on exactly where it stood: the data
+position is the step number. Activations are computed a buffer at a time, and each buffer is visited `epochs` times in
+a fresh order before the next one replaces it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from jaxmech.io import reprs
+from jaxmech.io.arguments import whole_number, whole_numbers
+from jaxmech.io.files import disk_errors, whole
+from jaxmech.models.config import ModelConfig
+from jaxmech.models.decoder import SITES, Params, Tap, check_tokens, forward
+
+
+class BatchStream:
+    """Batches [L',B,D] from buffers [L',n,D] that a subclass provides; endless, buffer after buffer.
+
+    A subclass sets `layers`, `site`, `model`, `skip_first` (tokens at the start of a text that it leaves out), `d_in`,
+    `batch_size`, `epochs`, `seed` and `buffer_sizes` (rows of each buffer), and defines `buffer(b)` and `contents()`.
+    """
+
+    layers: tuple[int, ...]
+    site: str
+    model: str | None
+    skip_first: int
+    d_in: int
+    batch_size: int
+    epochs: int
+    seed: int
+    buffer_sizes: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        count = f"{sum(self.buffer_sizes):,} activations of width {self.d_in}, batches of {self.batch_size:,}"
+        return f"{type(self).__name__}({self.site}, {reprs.layers(self.layers)}: {count})"
+
+    def buffer(self, b: int) -> jax.Array:
+        """The activations [L',n,D] of buffer b."""
+        raise NotImplementedError
+
+    def contents(self) -> dict[str, Any]:
+        """What else the buffers depend on, as JSON; hashes of what cannot be shown have names that end in "_hash"."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """All that the batches depend on, as JSON."""
+        names = ("site", "batch_size", "epochs", "skip_first", "seed")
+        common = {"stream": type(self).__name__, "layers": list(self.layers)} | {n: getattr(self, n) for n in names}
+        return common | self.contents()
+
+    def fingerprint(self) -> str:
+        """A hash of `settings()`."""
+        return _hash(sorted(self.settings().items()))
+
+    @property
+    def batches_per_pass(self) -> int:
+        """Batches until every buffer has been visited `epochs` times."""
+        return self.epochs * sum(n // self.batch_size for n in self.buffer_sizes)
+
+    def batch(self, i: int) -> jax.Array:
+        """Batch i, [L',B,D]: rows of one buffer, none twice within an epoch. Rows beyond a full batch wait a turn."""
+        round_, place = divmod(i, self.batches_per_pass)
+        for b, n in enumerate(self.buffer_sizes):  # noqa: B007
+            per_epoch = n // self.batch_size
+            if place < self.epochs * per_epoch:
+                break
+            place -= self.epochs * per_epoch
+        epoch, place = divmod(place, per_epoch)
+        rows = self._order(round_, b, epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        return _rows(self._current(b), rows)
+
+    def __iter__(self) -> Iterator[jax.Array]:
+        i = 0
+        while True:
+            yield self.batch(i)
+            i += 1
+
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of every dimension, [L',D] each, over the first buffer."""
+        return _moments(self._current(0))
+
+    def chunks(self, size: int = 4096) -> Iterator[jax.Array]:
+        """Every activation once, in order, [L',n,D] with n up to `size`: for evaluation."""
+        for b, n in enumerate(self.buffer_sizes):
+            for start in range(0, n, size):
+                yield self._current(b)[:, start : start + size].astype(jnp.float32)
+
+    def _order(self, *visit: int) -> np.ndarray:
+        """The order of a buffer's rows on one visit (round, buffer, epoch)."""
+        if getattr(self, "_visit", (None, None))[0] != visit:
+            order = np.random.default_rng((self.seed, 1, *visit)).permutation(self.buffer_sizes[visit[1]])
+            self._visit = (visit, order)
+        return self._visit[1]
+
+    def _current(self, b: int) -> jax.Array:
+        if getattr(self, "_held", (None, None))[0] != b:
+            self._held = (None, None)  # let go of the old buffer before the new one is made
+            buffer = self.buffer(b)
+            if not (finite := np.asarray(finite_layers(buffer))).all():
+                layer = self.layers[int(np.flatnonzero(~finite)[0])]
+                raise ValueError(f"activations: {self.site} of layer {layer} is not finite in buffer {b}; check the "
+                                 "model's weights and dtype")  # fmt: skip
+            self._held = (b, buffer)
+        return self._held[1]
+
+    def _check(self) -> None:
+        """Makes the numbers that a subclass was given plain, and refuses those that fit nothing."""
+        for name, least in {"batch_size": 1, "epochs": 1, "skip_first": 0, "seed": 0}.items():
+            setattr(self, name, whole_number(name, getattr(self, name), least))
+        if (smallest := min(self.buffer_sizes)) < self.batch_size:
+            raise ValueError(
+                f"batch_size: {self.batch_size} rows do not fit the smallest buffer, which has {smallest};"
+                " use more text, a larger buffer or a smaller batch"
+            )
+
+
+class ArrayStream(BatchStream):
+    """A stream over activations [L',n,D] already in memory."""
+
+    def __init__(self, activations, *, batch_size, layers=None, site="resid_post", model=None, skip_first=1, seed=0):
+        array = jnp.asarray(activations)
+        self._array = array.astype(jnp.float32) if array.dtype == np.float64 else array
+        if self._array.ndim != 3:
+            raise ValueError(f"activations: expected [L', n, D], got shape {self._array.shape}")
+        self.layers = tuple(range(len(self._array))) if layers is None else whole_numbers("layers", layers)
+        if len(self.layers) != len(self._array):
+            raise ValueError(f"layers: expected {len(self._array)} entries, got {self.layers}")
+        _require_distinct(self.layers)
+        self.site, self.model, self.skip_first, self.seed, self.epochs = site, model, skip_first, seed, 1
+        self.d_in, self.batch_size = self._array.shape[2], batch_size
+        self.buffer_sizes = (self._array.shape[1],)
+        self._check()
+
+    def buffer(self, b: int) -> jax.Array:
+        return self._array
+
+    def contents(self) -> dict[str, Any]:
+        return {"activations_hash": _hash(np.asarray(self._array))}
+
+
+class ActivationStream(BatchStream):
+    """Activations of a model at one site of some layers, computed from token arrays as they are needed.
+
+    Only the layers up to the deepest one asked for are run. Padding never counts, nor do the first `skip_first` real
+    tokens of a text: by default one, its BOS, whose activation is an outlier that has no meaning for a dictionary.
+
+    Args:
+      config, params: the model.
+      tokens: [N,T] int; mask: [N,T] bool, True on real tokens.
+      layers: of the model, in any order; the streams' leading axis follows it.
+      site: where to read; one of `jaxmech.models.decoder.SITES`.
+      batch_size: activations in a batch; 512 by default, or all there are if they are fewer.
+      buffer_tokens: about how many activations are held at a time (all of them if they fit).
+      epochs: visits of a buffer before it is replaced.
+      forward_batch: texts in one forward pass.
+      dtype: of the buffer; float32, or bfloat16 to hold twice as many.
+      cache: a folder that keeps every buffer, so that a second pass, or another training on the same activations,
+        reads instead of computing. By default nothing is written.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params,
+        tokens,
+        mask=None,
+        *,
+        layers: Sequence[int],
+        site: str = "resid_post",
+        batch_size: int | None = None,
+        buffer_tokens: int = 65_536,
+        epochs: int = 1,
+        skip_first: int = 1,
+        forward_batch: int = 8,
+        seed: int = 0,
+        dtype: str = "float32",
+        model: str | None = None,
+        cache: str | Path | None = None,
+    ):
+        self.layers, self.site, self.model = whole_numbers("layers", layers), site, model
+        self.epochs, self.skip_first, self.seed = epochs, whole_number("skip_first", skip_first, 0), seed
+        self.forward_batch = whole_number("forward_batch", forward_batch, 1)
+        self._cache = None if cache is None else Path(cache)
+        tokens, mask = token_rows(config, tokens, mask)
+        if wrong := [layer for layer in self.layers if not 0 <= layer < config.n_layers]:
+            raise ValueError(f"layers: expected 0..{config.n_layers - 1}, got {wrong}")
+        _require_distinct(self.layers)
+        if site not in SITES:
+            raise ValueError(f"site: expected one of {', '.join(SITES)}, got {site!r}")
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype: expected 'float32' or 'bfloat16', got {dtype!r}")
+        self._dtype = jnp.dtype(dtype)
+        self._config, self._params = first_layers(config, params, max(self.layers) + 1)
+        order = np.random.default_rng((whole_number("seed", seed, 0), 0)).permutation(len(tokens))
+        self._tokens, self._mask = tokens[order], mask[order]
+        self._kept = behind_first(self._mask, self.skip_first)
+        total = int(self._kept.sum())
+        batch_size = min(512, max(total, 1)) if batch_size is None else whole_number("batch_size", batch_size, 1)
+        self.batch_size = batch_size
+        self.buffer_tokens = max(whole_number("buffer_tokens", buffer_tokens), batch_size)
+        self._bounds = _split(self._kept.sum(1), self.buffer_tokens, batch_size)
+        self.buffer_sizes = tuple(int(self._kept[a:z].sum()) for a, z in self._bounds)
+        self._check()
+        shapes = jax.eval_shape(partial(_read, self._config, self.site, self.layers), self._params, *self._block(0, 1))
+        self.d_in = shapes.shape[-1]
+
+    @property
+    def tokens_seen(self) -> int:
+        """Distinct activations of one pass, that is real tokens less those skipped."""
+        return sum(self.buffer_sizes)
+
+    def buffer(self, b: int) -> jax.Array:
+        if self._cache is None:
+            return jnp.asarray(self._compute(b))
+        file = self._cache / f"{self._buffers_hash()[:16]}-{b}.safetensors"
+        if not file.is_file():
+            _write(file, self._compute(b))
+        shape = (len(self.layers), self.buffer_sizes[b], self.d_in)
+        return jnp.asarray(_stored(file, shape, self._dtype))
+
+    def _compute(self, b: int) -> np.ndarray:
+        first, last = self._bounds[b]
+        out, filled = np.empty((len(self.layers), self.buffer_sizes[b], self.d_in), self._dtype), 0
+        read = jax.jit(_read, static_argnums=(0, 1, 2))
+        for start in range(first, last, self.forward_batch):
+            stop = min(start + self.forward_batch, last)
+            x = np.asarray(read(self._config, self.site, self.layers, self._params, *self._block(start, stop)))
+            x = x[:, : stop - start][:, self._kept[start:stop]]
+            out[:, filled : filled + x.shape[1]] = x
+            filled += x.shape[1]
+        return out
+
+    def contents(self) -> dict[str, Any]:
+        # Of what does not fit the texts nothing can depend.
+        return {
+            "buffer_tokens": min(self.buffer_tokens, self.tokens_seen), "dtype": self._dtype.name,
+            "tokens_hash": _hash(self._tokens, self._mask), "weights_hash": _hash(self._config, *self._probe()),
+        }  # fmt: skip
+
+    def _buffers_hash(self) -> str:
+        facts = (self._config, self.layers, self.site, self._dtype.name, self._bounds)
+        return _hash(*facts, self._tokens, self._mask, self._kept, *self._probe())
+
+    def _probe(self) -> list[np.ndarray]:
+        """A few entries of each leaf, for the parameters: hashing all of them would take as long as using them."""
+        return [_sample(leaf) for leaf in jax.tree.leaves(self._params)]
+
+    def _block(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Texts start..stop, filled up to the one shape that is compiled."""
+        rows = np.minimum(np.arange(start, start + self.forward_batch), stop - 1)
+        return self._tokens[rows], self._mask[rows]
+
+
+def token_rows(config: ModelConfig, tokens, mask) -> tuple[np.ndarray, np.ndarray]:
+    """tokens [n,T] int32 and mask [n,T] bool, True everywhere where None is given.
+
+    Raises:
+      ValueError: other shapes, none, or tokens that the model does not have.
+    """
+    shape, other = np.shape(tokens), None if mask is None else np.shape(mask)
+    if len(shape) != 2 or 0 in shape or other not in (None, shape):
+        raise ValueError(f"tokens, mask: expected two arrays [n,T], got shapes {shape} and {other}")
+    return tuple(map(np.asarray, check_tokens(config, tokens, mask)))
+
+
+def behind_first(mask: np.ndarray, n: int) -> np.ndarray:
+    """The real tokens of each text but the first n: what dictionaries are trained and measured on. mask [N,T] bool."""
+    return mask & (np.cumsum(mask, axis=1) > n)
+
+
+def _require_distinct(layers: tuple[int, ...]) -> None:
+    if not layers or len(set(layers)) != len(layers):
+        raise ValueError(f"layers: expected distinct layers, at least one, got {layers}")
+
+
+def first_layers(config: ModelConfig, params: Params, n: int) -> tuple[ModelConfig, Params]:
+    """The model cut off behind its first n layers: what lies above cannot matter to them."""
+    config = dataclasses.replace(config, n_layers=n, is_local=config.is_local[:n])
+    return config, {**params, "layers": jax.tree.map(lambda leaf: leaf[:n], params["layers"])}
+
+
+def _read(config, site, layers, params, tokens, mask):
+    """[L',B,T,D] at `site` of `layers`."""
+    out = forward(config, params, tokens, mask=mask, taps={"x": Tap(site)}, logits="none")
+    return out.taps["x"][np.array(layers)]
+
+
+@jax.jit
+def finite_layers(x: jax.Array) -> jax.Array:
+    """[L'], whether every activation of a layer is, of [L',n,D]."""
+    return jnp.isfinite(x).all((1, 2))
+
+
+@jax.jit
+def _rows(buffer, rows):
+    return jnp.take(buffer, rows, axis=1).astype(jnp.float32)
+
+
+def _sample(leaf: jax.Array, n: int = 64) -> np.ndarray:
+    """n entries spread over a leaf."""
+    at = np.unravel_index(np.linspace(0, leaf.size - 1, n).astype(np.int64), leaf.shape)
+    return np.asarray(leaf[at].astype(jnp.float32))
+
+
+def _write(file: Path, x: np.ndarray) -> None:
+    with disk_errors(file, "make room, or train without cache"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole(file) as temporary:
+            save_file({"x": x}, temporary)
+
+
+def _stored(file: Path, shape: tuple[int, ...], dtype) -> np.ndarray:
+    try:
+        x = load_file(file)["x"]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{file} is damaged ({error}); delete it") from error
+    if x.shape != shape or x.dtype != dtype:
+        raise ValueError(f"{file}: expected {dtype} {shape}, got {x.dtype} {x.shape}; delete it")
+    return x
+
+
+def _moments(buffer: jax.Array, chunk: int = 8192) -> tuple[np.ndarray, np.ndarray]:
+    """Two passes in float64, a chunk at a time: residual streams have means far larger than their spread."""
+    n = buffer.shape[1]
+    parts = [slice(start, start + chunk) for start in range(0, n, chunk)]
+    mean = sum(np.asarray(buffer[:, part], np.float64).sum(1) for part in parts) / n
+    square = sum(((np.asarray(buffer[:, part], np.float64) - mean[:, None]) ** 2).sum(1) for part in parts)
+    spread = np.sqrt(square / n)
+    if not np.isfinite(spread).all() or not spread.any(axis=1).all():
+        raise ValueError("activations: expected finite values that vary, at every layer")
+    return mean.astype(np.float32), spread.astype(np.float32)
+
+
+def _split(sizes: np.ndarray, target: int, at_least: int) -> list[tuple[int, int]]:
+    """Cuts texts of the given sizes into runs of about `target` tokens; a short rest joins the last run."""
+    bounds, start, held = [], 0, 0
+    for i, size in enumerate(sizes):
+        if held and held + size > target:
+            bounds.append((start, i))
+            start, held = i, 0
+        held += size
+    if bounds and held < at_least:
+        start = bounds.pop()[0]
+    return [*bounds, (start, len(sizes))]
+
+
+def _hash(*facts) -> str:
+    digest = hashlib.sha256()
+    for fact in facts:
+        digest.update(fact.tobytes() if isinstance(fact, np.ndarray) else repr(fact).encode())
+    return digest.hexdigest()

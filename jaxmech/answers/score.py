@@ -1,0 +1,344 @@
+"""The exact distribution over allowed answers, from one pass over a token trie.
+
+`B` denotes the batch, `T` prompt tokens, `M` trie nodes, `N` choices, `V` the vocabulary.
+
+An answer's strings become paths in a trie of tokens. All nodes run after the prompt in one pass, each attending to the
+prompt and to its own ancestors only. With w_k the tokens of string w,
+
+    s(a) = sum_w  prod_k p(w_k | prompt, w_<k) * p(end | prompt, w),
+
+where `end` is the event that what follows neither continues the answer, so that "1" stands neither for "10" nor for
+"1.5", nor makes another of the answers of it (`jaxmech.answers.trie`). No text counts as two answers. The distribution
+over choices is s / M with M = sum_a s(a), the mass on valid answers. All of it is differentiable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmech.answers.trie import Trie, build_tries
+from jaxmech.interventions.edits import Edits, on_prefix, with_answers
+from jaxmech.io.reprs import concrete, described, extent, short_repr
+from jaxmech.models.chat import encode as encode_prompts
+from jaxmech.models.chat import require_texts, token_ids
+from jaxmech.models.decoder import KV, Output, Params, check_groups, forward, next_positions, unembed
+from jaxmech.models.load import LanguageModel
+
+
+class Prefix(NamedTuple):
+    """What several prompts begin with, such as a family's worked examples: computed once for all of them.
+
+    tokens [G,P]; mask [G,P]; rows [B], which of the G prefixes each prompt follows.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+    rows: jax.Array
+
+    __repr__ = short_repr
+
+    def apart(self) -> Prefix:
+        """The same with a prefix of its own for every prompt."""
+        return Prefix(self.tokens[self.rows], self.mask[self.rows], jnp.arange(len(self.rows)))
+
+
+class Prompts(NamedTuple):
+    """What is scored: left-padded prompts, so that the last slot is the decision token, with their tries.
+
+    tokens [B,T]; mask [B,T]; cache: segments of earlier tokens, which no edit reaches any more; prefix: worked examples
+    in front, not computed yet (then there is no cache).
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+    trie: Trie
+    cache: tuple[KV, ...] = ()
+    prefix: Prefix | None = None
+
+    __repr__ = short_repr
+
+
+class Choices(NamedTuple):
+    """logprobs [B,N]: log s(a), unnormalised."""
+
+    logprobs: jax.Array
+
+    def __repr__(self) -> str:
+        mass = f", mass {extent(self.mass)}" if concrete(self.logprobs) else ""
+        return f"Choices(logprobs={described(self.logprobs)}{mass})"
+
+    @property
+    def probs(self) -> jax.Array:
+        """[B,N], summing to one over the choices."""
+        return jax.nn.softmax(self.logprobs, axis=-1)
+
+    @property
+    def mass(self) -> jax.Array:
+        """[B], the probability that the answer is one of the choices."""
+        return jnp.exp(jax.nn.logsumexp(self.logprobs, axis=-1))
+
+    def expected(self, values: jax.Array) -> jax.Array:
+        """The mean [B] of `values` [N] or [B,N] under `probs`.
+
+        Raises:
+          ValueError: values of another number of choices or prompts.
+        """
+        values = jnp.asarray(values)
+        shape, given = self.logprobs.shape, values.shape
+        if given[-1:] != shape[-1:] or given[:-1] not in ((), shape[:-1], shape[-2:-1]):
+            raise ValueError(f"values: expected [N] or [B,N] for choices {list(shape)}, got shape {list(given)}")
+        return (self.probs * values).sum(-1)
+
+
+def score(
+    config,
+    params: Params,
+    prompts: Prompts,
+    *,
+    edits: Edits | None = None,
+    taps: Sequence[str] | Mapping[str, Any] = (),
+    remat: bool = False,
+) -> tuple[Choices, Output]:
+    """Scores every choice of every prompt in one forward pass (and one over the prefixes, where there are any).
+
+    Args:
+      prompts: B prompts with tries.
+      edits: their `where` speaks of `prompts.tokens`, their `after` of the answers' tokens, their `before` of the
+        prefix. A donor with a token axis longer than 1 spans prompt and answers: T + M tokens.
+      taps: as for `forward`; they see T + M tokens, the prompt's first.
+      remat: as for `forward`.
+
+    Returns:
+      The choices, and the pass's output, without logits: there are `M + 1` slots to read out, which is done a few rows
+      at a time.
+    """
+    check_groups(edits)
+    prompts = cache_prefix(config, params, prompts, edits=edits, remat=remat)
+    tokens, mask, positions, within = lay_out(prompts)
+    (_, T), M = prompts.tokens.shape, prompts.trie.tokens.shape[1]
+    out = forward(
+        config,
+        params,
+        tokens,
+        mask=mask,
+        edits=with_answers(edits, T, M),
+        taps=taps,
+        logits="none",
+        cache=prompts.cache,
+        positions=positions,
+        within=within,
+        remat=remat,
+    )
+    return Choices(read_out(config, params, out.final[:, T - 1 :], prompts.trie)), out
+
+
+def lay_out(prompts: Prompts) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Tokens, mask and positions [B,T+M] of prompts with all answers behind them, and who looks at whom
+    [B,T+M,T+M]."""
+    tokens, mask, trie = prompts.tokens, prompts.mask, prompts.trie
+    (B, T), M = tokens.shape, trie.tokens.shape[1]
+    positions = next_positions(mask, prompts.cache)
+    if prompts.prefix is not None:
+        positions = positions + prompts.prefix.mask.sum(1)[prompts.prefix.rows][:, None]
+    within = jnp.zeros((B, T + M, T + M), bool)
+    within = within.at[:, :T, :T].set(jnp.tril(jnp.ones((T, T), bool)))
+    within = within.at[:, T:, :T].set(True).at[:, T:, T:].set(trie.ancestors)
+    return (
+        jnp.concatenate([tokens, trie.tokens], axis=1),
+        jnp.concatenate([mask, jnp.ones((B, M), bool)], axis=1),
+        jnp.concatenate([positions, positions[:, -1:] + trie.depth], axis=1),
+        within,
+    )
+
+
+_LOGITS_AT_ONCE = 2**27
+"""Entries of the logits that are held at a time, 512 MiB in float32. A vocabulary is long, slots are many, and a few
+hundred rows are enough for the unembedding to run at full speed."""
+
+
+def read_out(config, params: Params, final: jax.Array, trie: Trie) -> jax.Array:
+    """log s(a) [...,B,N] from the residuals [...,B,M+1,D] after the last layer, of the decision token and all nodes."""
+    *lead, B, slots, D = final.shape
+
+    def by_row(a):  # [B,M+1,.] -> [rows,.]
+        return jnp.broadcast_to(a, (*lead, *a.shape)).reshape(-1, a.shape[-1])
+
+    children = trie.parent[:, None] == jnp.arange(slots)[:, None]  # [B,M+1,M]
+    inputs = (
+        final.reshape(-1, D),
+        by_row(jnp.broadcast_to(trie.tokens[:, None], children.shape)),
+        by_row(children),
+        by_row(trie.continues[..., None]),
+    )
+    rows = len(inputs[0])
+    chunks = math.ceil(rows * config.vocab_size / _LOGITS_AT_ONCE)
+    size = math.ceil(rows / chunks)
+
+    def by_chunk(a):
+        # Neighbours go to different chunks, so that devices that hold different rows all have work in each.
+        a = jnp.pad(a, ((0, size * chunks - rows), (0, 0)))
+        return jnp.swapaxes(a.reshape(size, chunks, -1), 0, 1)
+
+    def chunk(inputs):
+        x, tokens, child, bits = inputs
+        logits = unembed(config, params, x)  # [size,V]
+        top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+        step = jnp.take_along_axis(logits, tokens, axis=-1)
+        # What leaves the trie is all but the slot's children. Adding up what is left, rather than taking them off the
+        # whole, keeps the digits of what is improbable.
+        leaving = logits.at[jnp.arange(size)[:, None], tokens].add(jnp.where(child, -jnp.inf, 0.0))
+        weights = jnp.exp(leaving - top)
+        goes_on = (trie.kinds & bits) != 0
+        sums = jnp.stack([jnp.where(goes_on, 0.0, weights).sum(-1), jnp.where(goes_on, weights, 0.0).sum(-1)], axis=-1)
+        return jnp.log(jnp.maximum(sums, jnp.finfo(sums.dtype).tiny)) + top, step
+
+    if chunks > 1:  # a gradient keeps the weights of one chunk, not those of all
+        chunk = jax.checkpoint(chunk)
+    leave, step = (
+        jnp.swapaxes(a, 0, 1).reshape(size * chunks, -1)[:rows].reshape(*lead, B, slots, -1)
+        for a in jax.lax.map(chunk, tuple(map(by_chunk, inputs)))
+    )
+    return _choice_logprobs(trie, children, leave, step)
+
+
+def _choice_logprobs(trie: Trie, children: jax.Array, leave: jax.Array, step: jax.Array) -> jax.Array:
+    """log s(a) [...,B,N].
+
+    Args:
+      children: [B,M+1,M], which nodes are which slot's.
+      leave: [...,B,M+1,2], log-odds of leaving the trie at each slot with a token that does not, and that does, go on.
+      step: [...,B,M+1,M], those of each node's token.
+    """
+    ways = jnp.concatenate([leave, jnp.where(children, step, -jnp.inf)], axis=-1)
+    whole = jax.nn.logsumexp(ways, axis=-1, keepdims=True)  # [...,B,M+1,1]
+    slots = jnp.broadcast_to(trie.parent[:, None], (*step.shape[:-2], 1, step.shape[-1]))
+    taken = jnp.take_along_axis(step - whole, slots, axis=-2)[..., 0, :]  # [...,B,M], log p of each node's token
+    precision = jax.lax.Precision.HIGHEST
+    path = jnp.einsum("bmn,...bn->...bm", trie.ancestors.astype(taken.dtype), taken, precision=precision)
+    path = jnp.pad(path, [(0, 0)] * (path.ndim - 1) + [(1, 0)])  # [...,B,M+1]
+    cells = jnp.swapaxes(path[..., None] + leave - whole, -1, -2)[..., None, :, :]  # [...,B,1,2,M+1]
+    return jax.nn.logsumexp(jnp.where(trie.cells, cells, -jnp.inf), axis=(-2, -1))
+
+
+def cache_prefix(
+    config, params: Params, prompts: Prompts, *, edits: Edits | None = None, remat: bool = False
+) -> Prompts:
+    """The same prompts with the prefix, edited where the edits' `before` says so, in the cache: once for all prompts
+    that share it, unless edits tell these apart."""
+    if prompts.prefix is None:
+        return prompts
+    here, prefix = on_prefix(edits), prompts.prefix
+    if any(edit.rows() > 1 for group in here.values() for edit in group):
+        prefix = prefix.apart()
+    cache = forward(
+        config, params, prefix.tokens, mask=prefix.mask, edits=here, logits="none", return_cache=True, remat=remat
+    ).cache
+    return prompts._replace(prefix=None, cache=(cache._replace(rows=prefix.rows),))
+
+
+def cache_before(config, params: Params, prompts: Prompts, position: int) -> Prompts:
+    """The same prompts with the prefix and all tokens before slot `position` moved into the cache, unedited: the share
+    that edits from there on leave alone."""
+    prompts = cache_prefix(config, params, prompts)
+    if position == 0:
+        return prompts
+    early = forward(
+        config, params, prompts.tokens[:, :position], mask=prompts.mask[:, :position], cache=prompts.cache,
+        logits="none", return_cache=True,
+    )  # fmt: skip
+    return prompts._replace(
+        tokens=prompts.tokens[:, position:], mask=prompts.mask[:, position:], cache=(*prompts.cache, early.cache)
+    )
+
+
+def before_last(config, params: Params, prompts: Prompts) -> Prompts:
+    """The same prompts with all but the decision token moved into the cache: the share that edits there leave alone."""
+    return cache_before(config, params, prompts, prompts.tokens.shape[1] - 1)
+
+
+def choice_distribution(
+    lm: LanguageModel, prompts: Sequence[str], choices: Sequence[Any], edits: Edits | None = None
+) -> Choices:
+    """The exact distribution over `choices` after each prompt.
+
+    Args:
+      prompts: texts, each ending right before the answer.
+      choices: answers; one string each, or several strings that mean the same.
+      edits: as for `score`; all prompts are padded to the same length on the left.
+
+    Raises:
+      ValueError: a choice the tokenizer cannot put behind a prompt, or a prompt too long for the model.
+    """
+    return _score_jit(lm.config, lm.params, make_prompts(lm, prompts, choices), edits)
+
+
+@partial(jax.jit, static_argnums=0)
+def _score_jit(config, params, prompts, edits):
+    return score(config, params, prompts, edits=edits)[0]
+
+
+def make_prompts(
+    lm: LanguageModel, texts: Sequence[str], choices: Sequence[Any], *, prefixes: Sequence[str] | None = None
+) -> Prompts:
+    """Prompts to be scored over the same `choices`, as for `choice_distribution`.
+
+    Args:
+      texts: what is asked, each ending right before the answer, padded to the same length on the left.
+      prefixes: what stands before each text, such as its worked examples. Equal ones are computed once.
+
+    Raises:
+      ValueError: a prefix and a text that do not tokenise apart, a choice that does not tokenise after its text, or
+        prompts that are, with their prefix and the longest answer, too long for the model.
+    """
+    require_texts("texts", texts)
+    if prefixes is None:
+        prompts = Prompts(*encode_prompts(lm, texts), build_tries(lm, texts, [choices] * len(texts)))
+        check_length(lm.config, prompts)
+        return prompts
+    require_texts("prefixes", prefixes)
+    if len(prefixes) != len(texts):
+        raise ValueError(f"prefixes: expected one for each of {len(texts)} texts, got {len(prefixes)}")
+    for before, text in zip(prefixes, texts, strict=True):
+        check_apart(lm.tokenizer, before, text)
+    own, rows = np.unique(np.asarray(prefixes, str), return_inverse=True)
+    prefix = Prefix(*encode_prompts(lm, list(own)), jnp.asarray(rows))
+    trie = build_tries(lm, texts, [choices] * len(texts))
+    prompts = Prompts(*encode_prompts(lm, texts, bos=False), trie, prefix=prefix)
+    check_length(lm.config, prompts)
+    return prompts
+
+
+def check_length(config, prompts: Prompts) -> None:
+    """Refuses prompts that, with what stands before them and the longest answer, have more tokens than the model takes.
+
+    An answer is as long as its last token, or the separator after it that is looked at.
+    """
+    counts = np.asarray(prompts.mask.sum(1))
+    if prompts.prefix is not None:
+        counts = counts + np.asarray(prompts.prefix.mask.sum(1))[np.asarray(prompts.prefix.rows)]
+    for segment in prompts.cache:
+        counts = counts + np.asarray(segment.of(segment.mask).sum(1))
+    answer = np.asarray(prompts.trie.depth).max(1)
+    longest = int((counts + answer).argmax())
+    if counts[longest] + answer[longest] > config.max_positions:
+        raise ValueError(
+            f"prompt {longest}: {counts[longest]} tokens, worked examples included, and {answer[longest]} of its "
+            "longest answer (with the separator that is looked at after it) are more than the model's "
+            f"{config.max_positions} positions; shorten it"
+        )
+
+
+def check_apart(tokenizer, prefix: str, text: str) -> None:
+    """Refuses a text whose tokens change when `prefix` stands before it."""
+    if token_ids(tokenizer, prefix + text) != token_ids(tokenizer, prefix) + token_ids(tokenizer, text):
+        raise ValueError(
+            f"prompt {text[:40]!r} and what stands before it, ending in {prefix[-20:]!r}, do not tokenise apart; end "
+            "the prefix with a line break"
+        )

@@ -1,0 +1,286 @@
+"""Attribution: what each feature of each layer would do to the expected amount, from one backward pass (a step).
+
+`B` denotes prompts, `L` layers, `L'` those that have a dictionary, `T` prompt tokens, `P` tokens of worked examples in
+front, `D` the residual width, `F` features.
+
+To first order, moving a feature by dz moves the outcome m by dz * <dm/dx, D_j>, with the gradient taken at the
+unedited run (Nanda 2023; Syed et al. 2023, arXiv 2310.10348). Gradients with respect to a zero vector added at the
+decision token of every layer give all of them together. Integrated gradients (Sundararajan et al. 2017) put the mean
+gradient along the path from the base's features to the donor's in its place (Marks et al. 2024, arXiv 2403.19647; Hanna
+et al. 2024, arXiv 2403.17806).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxmech.answers.score import Prefix, Prompts, before_last, score
+from jaxmech.interventions import edits as ed
+from jaxmech.io.progress import progress
+from jaxmech.models.decoder import KV, Params, forward
+from jaxmech.sae.module import SAE, matmul, normalise
+
+
+@struct.dataclass
+class _Nudge(ed.Edit):
+    """x + vector, one for each prompt token: what gradients at all positions are taken with respect to [L,B,T,D]."""
+
+    vector: jax.Array
+
+    def with_answers(self, prompt_length: int, answer_length: int) -> _Nudge:
+        longer = super().with_answers(prompt_length, answer_length)
+        return longer.replace(vector=jnp.pad(self.vector, ((0, 0), (0, 0), (0, answer_length), (0, 0))))
+
+    def change(self, x):
+        return self.vector
+
+
+@struct.dataclass
+class _Hold(ed.Edit):
+    """x takes the value `target` where `held`, yet gradients pass as if only `vector` were added; both [L,B,D]."""
+
+    vector: jax.Array
+    target: jax.Array
+    held: jax.Array
+
+    def change(self, x):
+        jump = jnp.where(self.held, self.target[:, None] - x, 0.0)
+        return self.vector[:, None] + jax.lax.stop_gradient(jump)
+
+
+def residual_gradient(
+    config,
+    params: Params,
+    prompts: Prompts,
+    values: jax.Array,
+    *,
+    site: str = "resid_post",
+    everywhere: bool = False,
+    remat: bool = False,
+    chunk: int = 4,
+) -> jax.Array:
+    """The gradient of each prompt's expected value with respect to `site` of every layer.
+
+    Worked examples that prompts share (`Prompts.prefix`) are run forward once for all of them; only the way back is
+    every prompt's own.
+
+    Args:
+      values: [N] or [B,N], what each choice is worth.
+      everywhere: at every prompt token instead of the decision token alone. Tokens in a cache count as given.
+      remat: whether to compute each layer anew on the way back, for models whose activations do not fit.
+      chunk: with `everywhere`, prefixes in one call of the program, and the prompts that follow them; prefixes of like
+        length go together.
+
+    Returns:
+      [L,B,D], or with `everywhere` [L,B,T,D], float32. Where there is a prefix it is [L,B,P+T,D], the prefix's tokens
+      first; padding has zeros.
+
+    Raises:
+      ValueError: a `chunk` below one.
+    """
+    if not everywhere:
+        return decision_gradient(config, params, prompts, values, site=site, remat=remat)
+    if prompts.prefix is None:
+        return _own_gradients(config, params, prompts, values, site, remat)[0]
+    if chunk < 1:
+        raise ValueError(f"chunk: expected at least one prefix at a time, got {chunk}")
+    tokens, mask, rows = (np.asarray(a) for a in prompts.prefix)
+    read = np.unique(rows)
+    followers = [np.flatnonzero(rows == g) for g in read]
+    by_length, turns = np.argsort(mask[read].sum(1), kind="stable"), max(map(len, followers))
+    pieces, kept = [], []
+    with progress("gradients", len(read), unit="prefixes") as advance:
+        for start in range(0, len(read), chunk):
+            # [G] prefixes, and the i-th prompt behind each [turns,G]; what there are too few of is filled up, so that
+            # all chunks share a program, or a few of unlike length.
+            group = np.resize(by_length[start : start + chunk], min(chunk, len(read)))
+            behind = np.stack([np.resize(followers[g], turns) for g in group], axis=1).ravel()
+            padding = mask[read[group]].any(0).argmax() // _BUCKET * _BUCKET
+            early = (jnp.asarray(a[read[group], padding:]) for a in (tokens, mask))
+            prefix = Prefix(*early, jnp.asarray(np.tile(np.arange(len(group)), turns)))
+            part = Prompts(prompts.tokens[behind], prompts.mask[behind], prompts.trie.of(behind), prefix=prefix)
+            worth = values if jnp.ndim(values) == 1 else values[behind]
+            pieces.append(_shared_gradients(config, params, part, worth, site, remat))
+            kept.append(behind)
+            advance(len(by_length[start : start + chunk]))
+    order = np.unique(np.concatenate(kept), return_index=True)[1]
+    return _put_together(tuple(pieces), order, mask.shape[1] + prompts.tokens.shape[1])
+
+
+_BUCKET = 32
+"""Tokens. Prefixes are cut to lengths that are so far apart."""
+
+
+@partial(jax.jit, static_argnums=2)
+def _put_together(pieces: tuple[jax.Array, ...], order: jax.Array, length: int) -> jax.Array:
+    """Pieces [L,.,.,D] side by side, filled up with zeros to `length` tokens on the left, prompts in `order`."""
+    longer = [jnp.pad(a, ((0, 0), (0, 0), (length - a.shape[2], 0), (0, 0))) for a in pieces]
+    return jnp.concatenate(longer, axis=1)[:, order]
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("site", "remat"))
+def decision_gradient(
+    config, params: Params, prompts: Prompts, values: jax.Array, *, site: str = "resid_post", remat: bool = False
+) -> jax.Array:
+    """`residual_gradient` at the decision token [L,B,D], jitted. No gradient passes through the tokens before it."""
+    prompts = before_last(config, params, prompts)
+    spans = ed.at_last(config.n_layers, 1)
+
+    def outcome(vector):
+        edits = {site: (ed.Add(vector=vector, **spans),)}
+        return score(config, params, prompts, edits=edits, remat=remat)[0].expected(values).sum()
+
+    return jax.grad(outcome)(jnp.zeros((config.n_layers, len(prompts.tokens), config.width(site)), jnp.float32))
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5))
+def _own_gradients(config, params, prompts, values, site, remat):
+    """Gradients [L,B,T,D] at the prompts' own tokens, and with respect to the keys and values of each cache."""
+    nothing = jnp.zeros((config.n_layers, *prompts.tokens.shape, config.width(site)), jnp.float32)
+
+    def outcome(vector, cached):
+        cache = tuple(s._replace(k=k, v=v) for s, (k, v) in zip(prompts.cache, cached, strict=True))
+        choices, _ = score(config, params, prompts._replace(cache=cache), edits={site: (_nudge(vector),)}, remat=remat)
+        return choices.expected(values).sum()
+
+    return jax.grad(outcome, argnums=(0, 1))(nothing, [(s.k, s.v) for s in prompts.cache])
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5))
+def _shared_gradients(config, params, prompts, values, site, remat):
+    """Gradients [L,B,P+T,D] of prompts that follow the prefixes turn by turn, each of them once a turn."""
+    prefix = prompts.prefix
+
+    def examples(vector):
+        out = forward(
+            config, params, prefix.tokens, mask=prefix.mask, edits={site: (_nudge(vector),)}, logits="none",
+            return_cache=True, remat=remat, ends_apart=True,
+        )  # fmt: skip
+        return (out.cache.k, out.cache.v), out.cache
+
+    nothing = jnp.zeros((config.n_layers, *prefix.tokens.shape, config.width(site)), jnp.float32)
+    (k, v), back, cache = jax.vjp(examples, nothing, has_aux=True)
+    rows = prefix.rows
+    apart = KV(k[:, rows], v[:, rows], cache.positions[rows], cache.mask[rows])  # a prompt's gradient is its own
+    own, [cotangents] = _own_gradients(
+        config, params, prompts._replace(prefix=None, cache=(apart,)), values, site, remat
+    )
+    # One linear map back through the shared forward pass, for a turn of prompts at a time.
+    turn = (-1, len(prefix.tokens))
+    by_turn = tuple(jnp.moveaxis(c.reshape(len(c), *turn, *c.shape[2:]), 1, 0) for c in cotangents)
+    (early,) = jax.vmap(back)(by_turn)  # [turns,L,G,P,D]
+    early = jnp.moveaxis(early, 0, 1)
+    return jnp.concatenate([early.reshape(len(early), -1, *early.shape[3:]), own], axis=2)
+
+
+def _nudge(vector: jax.Array) -> _Nudge:
+    L = len(vector)
+    return _Nudge(vector=vector, where=jnp.ones((L, 1, 1), bool), after=jnp.zeros((L, 1), bool))
+
+
+@partial(jax.jit, static_argnames="by_prompt")
+def attribute(
+    saes: SAE, gradient: jax.Array, base: jax.Array, donor: jax.Array | None = None, *, by_prompt: bool = False
+) -> jax.Array:
+    """First-order effect of setting each feature of `saes` to its donor's value, [L',F]: the mean over prompts.
+
+    Args:
+      gradient, base, donor: [L',B,D] over the layers of `saes`, at the decision token. Without a donor, features go
+        from zero to their values in the base.
+      by_prompt: [L',B,F] instead.
+    """
+
+    _check_shapes(saes, gradient=gradient, base=base, donor=donor)
+
+    def layer(_, inputs):
+        sae, slope, base, donor = inputs
+        effect = _change(sae, base, donor) * matmul(slope * _scale(sae, base), sae.params["W_dec"].T)
+        return None, effect if by_prompt else effect.mean(0)
+
+    return jax.lax.scan(layer, None, (saes.as_stack(), gradient, base, donor))[1]
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="remat")
+def path_gradient(
+    config,
+    params: Params,
+    prompts: Prompts,
+    values: jax.Array,
+    saes: SAE,
+    base: jax.Array,
+    donor: jax.Array | None,
+    points: jax.Array,
+    *,
+    remat: bool = False,
+) -> jax.Array:
+    """The mean gradient [L',B,D] along the path of all features, one backward pass a point for all layers together.
+
+    At a point a in [0, 1] the decision token of every layer of `saes` stands at a of its own way: each feature at
+    z + a * (z_donor - z), the dictionary's error kept; without a donor the way leads from no features to the base's.
+    Each layer's gradient is its whole effect downstream, taken there (all layers on their path at once, as in EAP-IG;
+    Marks et al. move one layer at a time). With dictionaries of one layer alone the attributions of its features sum up
+    to the change of the outcome along the path, up to the error of the integral; those of several layers each carry
+    what they pass on to one another.
+
+    Args:
+      base, donor: [L',B,D], as for `attribute`, which turns the result into integrated gradients.
+      points: [n], such as `midpoints(n)`; [0.] gives the gradient of plain attribution.
+    """
+    _check_shapes(saes, base=base, donor=donor)
+    prompts = before_last(config, params, prompts)
+    stack, layers, site = saes.as_stack(), jnp.asarray(saes.config.layers), saes.config.site
+    points = jnp.asarray(points, jnp.float32)
+
+    def spread(a):
+        return jnp.zeros((config.n_layers, *a.shape[1:]), a.dtype).at[layers].set(a)
+
+    def way(_, inputs):
+        sae, base, donor = inputs
+        return None, matmul(_change(sae, base, donor), sae.params["W_dec"]) * _scale(sae, base)
+
+    _, whole = jax.lax.scan(way, None, (stack, base, donor))
+    held = spread(jnp.ones((len(stack.config.layers), 1, 1, 1), bool))
+    nothing = jnp.zeros((config.n_layers, len(prompts.tokens), base.shape[-1]), jnp.float32)
+
+    def gradient(total, point):
+        target = spread(base + (point if donor is not None else point - 1.0) * whole)
+
+        def outcome(vector):
+            edit = _Hold(vector=vector, target=target, held=held, **ed.at_last(config.n_layers, 1))
+            return score(config, params, prompts, edits={site: (edit,)}, remat=remat)[0].expected(values).sum()
+
+        return total + jax.grad(outcome)(nothing)[layers], None
+
+    return jax.lax.scan(gradient, jnp.zeros_like(base), points)[0] / len(points)
+
+
+def midpoints(n: int) -> jax.Array:
+    """The points at which the integral over a path is taken: the midpoints of n equal steps."""
+    return (jnp.arange(n, dtype=jnp.float32) + 0.5) / n
+
+
+def _check_shapes(saes: SAE, **arrays: jax.Array | None) -> None:
+    """Refuses arrays that are not [L',B,D] over the layers of `saes`, or not all of the same prompts."""
+    L, D = len(saes.config.layers), saes.config.d_in
+    shapes = {name: a.shape for name, a in arrays.items() if a is not None}
+    if len(set(shapes.values())) > 1 or any(len(s) != 3 or (s[0], s[2]) != (L, D) for s in shapes.values()):
+        raise ValueError(
+            f"{', '.join(shapes)}: expected [L',B,D] of the same prompts, with D = {D} and L' = {L}, layers "
+            f"{', '.join(map(str, saes.config.layers))}, got {', '.join(f'{n} {list(s)}' for n, s in shapes.items())}"
+        )
+
+
+def _change(sae: SAE, base: jax.Array, donor: jax.Array | None) -> jax.Array:
+    z = sae.encode(base)
+    return z if donor is None else sae.encode(donor) - z
+
+
+def _scale(sae: SAE, x: jax.Array) -> jax.Array | float:
+    """What a decoder's row is worth in x, where a dictionary normalises each token."""
+    _, scale, _ = normalise(sae.config.normalize, x)
+    return 1.0 if scale is None else scale

@@ -1,0 +1,136 @@
+"""What a run shows: residuals at all tokens or for donors, and feature moments folded layer by layer.
+
+`B` denotes prompts (or pairs), `T` their tokens, `P` those of worked examples in front, `L` layers, `L'` those with a
+dictionary, `D` the width at the site, `F` features, `K` families.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmech.answers.score import Choices, Prompts, score
+from jaxmech.contrast.rule import Moments, batch_moments, merge_moments
+from jaxmech.io.reprs import short_repr
+from jaxmech.models.decoder import Params, Tap, forward
+from jaxmech.sae.module import SAE
+
+
+class Run(NamedTuple):
+    """choices: exact answers; resid [L,B,D] at `site` of the decision token."""
+
+    choices: Choices
+    resid: jax.Array
+
+    __repr__ = short_repr
+
+
+@partial(jax.jit, static_argnames=("config", "site"))
+def run_decision(config, params: Params, prompts: Prompts, *, site: str = "resid_post") -> Run:
+    """Scores the prompts and keeps what stands at the decision token."""
+    at = prompts.tokens.shape[1] - 1
+    choices, out = score(config, params, prompts, taps={"resid": Tap(site, partial(_at_slot, at))})
+    return Run(choices, out.taps["resid"])
+
+
+def _at_slot(slot: int, _, x):
+    return x[:, slot]
+
+
+@partial(jax.jit, static_argnames=("config", "site"))
+def residuals(config, params: Params, prompts: Prompts, *, site: str = "resid_post") -> jax.Array:
+    """What stands at `site` of every layer at every prompt token [L,B,T,D], answers left out.
+
+    Worked examples that prompts share (`Prompts.prefix`) are run once for all of them, and stand in front:
+    [L,B,P+T,D], as in `residual_gradient`. Padding holds whatever came out there.
+    """
+    early, own = _read(config, params, prompts, site)
+    return own if early is None else jnp.concatenate([early[:, prompts.prefix.rows], own], axis=2)
+
+
+@partial(jax.jit, static_argnames=("config", "site"))
+def distinct_residuals(
+    config, params: Params, prompts: Prompts, *, site: str = "resid_post"
+) -> tuple[jax.Array, jax.Array]:
+    """What stands at `site` of every layer, those tokens of worked examples that prompts share given once.
+
+    Returns:
+      [L,n,D], the prefixes' tokens and then the prompts' own; and count [n] int32, in how many prompts each stands, 0
+      for padding (which `x[:, count > 0]` drops, outside of jit). As `feature_totals` takes them.
+    """
+    early, own = _read(config, params, prompts, site)
+    parts = [(own, prompts.mask.astype(jnp.int32))]
+    if early is not None:
+        followers = jnp.bincount(prompts.prefix.rows, length=early.shape[1])
+        parts.insert(0, (early, prompts.prefix.mask * followers[:, None]))
+    x = jnp.concatenate([a.reshape(len(a), -1, a.shape[-1]) for a, _ in parts], axis=1)
+    return x, jnp.concatenate([count.reshape(-1) for _, count in parts])
+
+
+def _read(config, params: Params, prompts: Prompts, site: str) -> tuple[jax.Array | None, jax.Array]:
+    """What stands at `site` in the prefixes [L,G,P,D], None without any, and in the prompts' own tokens [L,B,T,D]."""
+    run = partial(forward, config, params, taps=(site,), logits="none")
+    if (prefix := prompts.prefix) is None:
+        return None, run(prompts.tokens, mask=prompts.mask, cache=prompts.cache).taps[site]
+    early = run(prefix.tokens, mask=prefix.mask, return_cache=True)
+    cache = (early.cache._replace(rows=prefix.rows),)
+    return early.taps[site], run(prompts.tokens, mask=prompts.mask, cache=cache).taps[site]
+
+
+@partial(jax.jit, static_argnames=("config",), donate_argnames=("moments",))
+def update_moments(
+    config, params: Params, saes: SAE, prompts: Prompts, values: jax.Array, member: jax.Array, moments: Moments
+) -> tuple[Moments, Run]:
+    """Folds a batch of pairs into the moments: one pass of the model, then one over the dictionaries.
+
+    Args:
+      saes: a stack over layers, or one dictionary.
+      prompts: 2B prompts, the generous ones first, then their selfish twins.
+      values: [2B,N] share given for each choice; member: [B,K], 1 where a pair belongs to a family.
+      moments: [.., L', ..] over the layers of `saes`; its buffers are reused.
+
+    Returns:
+      The new moments, and the batch's `Run` of 2B prompts.
+    """
+    run = run_decision(config, params, prompts, site=saes.config.site)
+    x = run.resid[np.asarray(saes.config.layers)]
+    return fold_moments(saes, x, run.choices.expected(values).reshape(2, -1), member, moments), run
+
+
+def fold_moments(saes: SAE, x: jax.Array, g: jax.Array, member: jax.Array, moments: Moments) -> Moments:
+    """The moments with another batch of pairs in them.
+
+    The co-moments of features and share given need the share, which stands at the end of the model's own scan over
+    layers. The residuals at the decision token are few and kept anyway, so the dictionaries have a scan of their own:
+    codes exist for one layer at a time, and nothing is spent on layers without a dictionary.
+
+    Args:
+      x: [L',2B,D] at the decision token, the generous prompts first; g: [2,B] share given; member: [B,K].
+    """
+    saes = saes.as_stack()
+
+    def layer(carry, inputs):
+        row, sae, x = inputs
+        z = sae.encode(x).reshape(2, 1, -1, sae.config.d_sae)
+        # The shared n, mean_g and m2_g are read from before the batch at every layer; what comes out is the same.
+        old = {f: v if f in _SHARED else _layer(v, row) for f, v in (moments._asdict() | carry).items()}
+        new = merge_moments(Moments(**old), batch_moments(z, g, member))._asdict()
+        # In the carry, not stacked: a loop updates its carry in place, and the donated buffers are that carry.
+        carry = {f: jax.lax.dynamic_update_slice_in_dim(v, new[f], row, v.ndim - 3) for f, v in carry.items()}
+        return carry, {f: new[f] for f in _SHARED}
+
+    carry = {f: v for f, v in moments._asdict().items() if f not in _SHARED}
+    folded, shared = jax.lax.scan(layer, carry, (jnp.arange(len(x)), saes, x))
+    return Moments(**folded, **{f: v[-1] for f, v in shared.items()})
+
+
+_SHARED = ("n", "mean_g", "m2_g")
+
+
+def _layer(v: jax.Array, row: jax.Array) -> jax.Array:
+    """One layer of moments [..,L',K,F], its axis kept."""
+    return jax.lax.dynamic_slice_in_dim(v, row, 1, v.ndim - 3)

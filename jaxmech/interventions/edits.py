@@ -1,0 +1,514 @@
+"""What an intervention is: data that `forward` takes into its scan over layers.
+
+`B` denotes the batch, `T` tokens, `L` layers, `D` the width at the site, `F` dictionary features, `K` selected ones.
+
+Every leaf leads with `L`; the batch axis may be 1 where all rows share a value. An edit adds `delta(x)` to x where
+`where` holds, so a neutral edit adds exact zeros. `where [L,B,T]` says at which layers, rows and prompt tokens it acts
+(a token axis of 1 means every token), `after [L,B]` whether it acts on the tokens that follow the prompt, generated or
+scored, and `before [L,B]` whether it acts on worked examples that are given apart from the prompt (`choices.Prefix`).
+What a cache holds is past editing. `Edits` maps a site to its edits; a site that is absent costs nothing. An edit that
+is made of a dictionary knows the site it belongs to, and may read another site of the same layer: a transcoder's
+features are read at the feed-forward sublayer's input and written at its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxmech.io.reprs import short_repr
+from jaxmech.sae.module import SAE, normalise
+from jaxmech.sae.selection import Selection, as_indices, check_selection
+from jaxmech.sae.selection import select as select
+from jaxmech.sae.selection import select_sets as select_sets
+
+_PRECISION = jax.lax.Precision.HIGHEST
+
+
+@struct.dataclass
+class Edit:
+    """What all kinds share; a new kind is a `flax.struct.dataclass` with arrays of its own and a method `change`.
+
+    where, after, before (None: nowhere): see above; site: where it belongs (None: anywhere); reads: whose x it wants
+    (None: its site's). BY_ROW names a kind's arrays whose second axis is the batch.
+    """
+
+    BY_ROW: ClassVar[tuple[str, ...]] = ()
+    where: jax.Array
+    after: jax.Array
+    before: jax.Array | None = struct.field(default=None, kw_only=True)
+    site: str | None = struct.field(pytree_node=False, default=None, kw_only=True)
+    reads: str | None = struct.field(pytree_node=False, default=None, kw_only=True)
+
+    __repr__ = short_repr
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        cls.__repr__ = short_repr  # or the dataclass would make one of its own, which prints whole arrays
+
+    def change(self, x: jax.Array) -> jax.Array:
+        """x' - x where the edit acts, float32 [B,T,D] or what broadcasts to it, from x [B,T,D] of one layer."""
+        raise NotImplementedError
+
+    def delta(self, x: jax.Array) -> jax.Array:
+        """What to add at the edit's site, once the leaves are sliced to one layer; x [B,T,D] of the site it reads."""
+        change = self.change(x.astype(jnp.float32))
+        return jnp.where(self.where[..., None], change, 0.0)
+
+    def for_answers(self) -> Edit:
+        """The same edit for a pass over later tokens only."""
+        return self.replace(where=self.after[..., None])
+
+    def for_prefix(self) -> Edit:
+        """The same edit for a pass over the worked examples only."""
+        return self.replace(where=self.before[..., None])
+
+    def rows(self) -> int:
+        """How many prompts it tells apart; 1 where all share its values."""
+        leaves = self.where, self.after, self.before, *(getattr(self, name) for name in self.BY_ROW)
+        return max(leaf.shape[1] for leaf in leaves if leaf is not None)
+
+    def acts(self) -> jax.Array:
+        """Layers [L] at which it may change anything where it acts: what it says in vain costs nothing."""
+        return jnp.ones(len(self.where), bool)
+
+    def from_slot(self, cut: int) -> Edit:
+        """The same edit for a prompt without its first `cut` slots."""
+        return self if self.where.shape[-1] == 1 else self.replace(where=self.where[..., cut:])
+
+    def pad_prompt(self, front: int) -> Edit:
+        """The same edit for a prompt with `front` slots of padding before it, where it does not act."""
+        if self.where.shape[-1] == 1:  # every token; nobody reads what becomes of padding
+            return self
+        return self.replace(where=jnp.pad(self.where, ((0, 0), (0, 0), (front, 0))))
+
+    def with_answers(self, prompt_length: int, answer_length: int) -> Edit:
+        """The same edit for a pass over the prompt and `answer_length` tokens behind it."""
+        layers, batch, slots = self.where.shape
+        if slots not in (1, prompt_length):
+            raise ValueError(
+                f"{type(self).__name__}: `where` speaks of {slots} prompt tokens, the prompts have {prompt_length}; "
+                "give edits.at_last or at_positions prompts.tokens.shape[1] of them"
+            )
+        batch = max(batch, self.after.shape[1])
+        prompt = jnp.broadcast_to(self.where, (layers, batch, prompt_length))
+        answer = jnp.broadcast_to(self.after[..., None], (layers, batch, answer_length))
+        return self.replace(where=jnp.concatenate([prompt, answer], axis=-1))
+
+
+Edits = dict[str, tuple[Edit, ...]]
+
+
+@struct.dataclass
+class Add(Edit):
+    """x + vector: steering. vector [L,B,D]."""
+
+    vector: jax.Array
+    BY_ROW = ("vector",)
+
+    def acts(self) -> jax.Array:
+        return (self.vector != 0).any((1, 2))
+
+    def change(self, x):
+        return self.vector[:, None, :]
+
+
+@struct.dataclass
+class Replace(Edit):
+    """x becomes the donor: patching a whole site, or freezing it. donor [L,B,T,D], T may be 1.
+
+    Of a donor that speaks of each prompt token, the last one serves all generated tokens, where the edit acts on them.
+    """
+
+    donor: jax.Array
+    BY_ROW = ("donor",)
+
+    def for_prefix(self) -> Replace:
+        if self.donor.shape[2] != 1:
+            raise ValueError(
+                f"edits.Replace: a donor of {self.donor.shape[2]} tokens says nothing of the worked examples in front "
+                "of the prompt; leave out `before`, or give one donor for all tokens"
+            )
+        return super().for_prefix()
+
+    def from_slot(self, cut: int) -> Replace:
+        donor = self.donor if self.donor.shape[2] == 1 else self.donor[:, :, cut:]
+        return super().from_slot(cut).replace(donor=donor)
+
+    def for_answers(self) -> Replace:
+        return super().for_answers().replace(donor=self.donor[:, :, -1:])
+
+    def with_answers(self, prompt_length: int, answer_length: int) -> Replace:
+        longer = super().with_answers(prompt_length, answer_length)
+        if self.donor.shape[2] != prompt_length or prompt_length == 1:  # one for all tokens, or one that has them all
+            return longer
+        return longer.replace(donor=jnp.pad(self.donor, ((0, 0), (0, 0), (0, answer_length), (0, 0)), mode="edge"))
+
+    def pad_prompt(self, front: int) -> Replace:
+        padded = super().pad_prompt(front)
+        if self.donor.shape[2] == 1:
+            return padded
+        return padded.replace(donor=jnp.pad(self.donor, ((0, 0), (0, 0), (front, 0), (0, 0))))
+
+    def change(self, x):
+        return self.donor - x
+
+
+@struct.dataclass
+class Gathered:
+    """Encodes the chosen features alone: exact for ReLU (threshold 0), JumpReLU and linear (threshold -inf) codes.
+
+    W_enc [L,D,K], b_enc [L,K] (a subtracted b_dec folded in), threshold [L,K]; normalize as in `SAEConfig`.
+    """
+
+    W_enc: jax.Array
+    b_enc: jax.Array
+    threshold: jax.Array
+    normalize: str = struct.field(pytree_node=False, default="none")
+
+    __repr__ = short_repr
+
+    def encode(self, x):
+        x, *_ = normalise(self.normalize, x)
+        pre = jnp.einsum("btd,dk->btk", x, self.W_enc, precision=_PRECISION) + self.b_enc
+        return jnp.where(pre <= self.threshold, 0.0, pre)  # this way round a NaN stays one
+
+
+@struct.dataclass
+class Full:
+    """Encodes the whole dictionary, then takes the chosen features: the exact path for TopK kinds.
+
+    sae: stacked over all L layers; index [L,K].
+    """
+
+    sae: SAE
+    index: jax.Array
+
+    __repr__ = short_repr
+
+    @property
+    def normalize(self) -> str:
+        return self.sae.config.normalize
+
+    def encode(self, x):
+        return self.sae.encode(x)[..., self.index]
+
+
+@struct.dataclass
+class Features(Edit):
+    """Chosen features z become gain * z + shift, in delta form: x + (z' - z) @ W_dec.
+
+    Whatever the dictionary does not explain of x is kept by construction. gain = 0 sets, gain = 1 adds, shift = 0
+    scales; gain = 1 with shift = 0 is neutral. W_dec [L,K,D]; gain, shift [L,B,K].
+    """
+
+    encoder: Gathered | Full
+    W_dec: jax.Array
+    gain: jax.Array
+    shift: jax.Array
+    BY_ROW = ("gain", "shift")
+
+    def acts(self) -> jax.Array:
+        return (self.W_dec != 0).any((1, 2))
+
+    def change(self, x):
+        z = self.encoder.encode(x)
+        new = self.gain[:, None] * z + self.shift[:, None]
+        change = jnp.einsum("btk,kd->btd", new - z, self.W_dec, precision=_PRECISION)
+        _, scale, _ = normalise(self.encoder.normalize, x)
+        return change if scale is None else change * scale
+
+
+@struct.dataclass
+class Splice(Edit):
+    """x becomes its reconstruction. sae: stacked over all L layers (see `over_layers`), of one site."""
+
+    sae: SAE
+
+    def change(self, x):
+        return self.sae(x) - x
+
+
+@struct.dataclass
+class PatchParts(Edit):
+    """x moves towards the donor by a share of the whole difference and a share of what the dictionary explains of it.
+
+    x + whole * (donor - x) + explained * (r(donor) - r(x)), r the reconstruction. (1, 0) replaces the residual, (0, 1)
+    all features, (1, -1) the error alone. sae: stacked over all L layers; donor [L,B,D], one token; whole and
+    explained [L].
+    """
+
+    sae: SAE
+    donor: jax.Array
+    whole: jax.Array
+    explained: jax.Array
+    BY_ROW = ("donor",)
+
+    def change(self, x):
+        donor = self.donor[:, None]
+        return self.whole * (donor - x) + self.explained * (self.sae(donor) - self.sae(x))
+
+
+def merge(*edits: Edits | None) -> Edits:
+    """All edits of several, site by site."""
+    out: Edits = {}
+    for each in edits:
+        for site, group in (each or {}).items():
+            out[site] = out.get(site, ()) + tuple(group)
+    return out
+
+
+def with_answers(edits: Edits | None, prompt_length: int, answer_length: int) -> Edits:
+    """`edits` for a pass over the prompt and the answers' tokens behind it."""
+    return {s: tuple(e.with_answers(prompt_length, answer_length) for e in g) for s, g in (edits or {}).items()}
+
+
+def from_slot(edits: Edits, cut: int) -> Edits:
+    """`edits` for prompts without their first `cut` slots."""
+    return {site: tuple(e.from_slot(cut) for e in group) for site, group in edits.items()}
+
+
+def on_prefix(edits: Edits | None) -> Edits:
+    """`edits` for a pass over the worked examples before the prompt: those that may act there."""
+    out = {site: tuple(e.for_prefix() for e in group if e.before is not None) for site, group in (edits or {}).items()}
+    return {site: group for site, group in out.items() if group}
+
+
+def everywhere(n_layers: int, layers: Sequence[int] | jax.Array | None = None) -> dict[str, jax.Array]:
+    """`where`, `after` and `before` for every token at `layers` (all by default), as keyword arguments of an edit.
+
+    Args:
+      layers: integers are indices, bools a mask [L], which may be traced.
+
+    Raises:
+      ValueError: a layer that does not exist, or something else.
+    """
+    active = _layer_mask(n_layers, layers)
+    return {"where": active[:, None, None], "after": active[:, None], "before": active[:, None]}
+
+
+def at_last(n_layers: int, length: int, layers: Sequence[int] | jax.Array | None = None) -> dict[str, jax.Array]:
+    """`where` and `after` for the last of `length` prompt tokens alone, `prompts.tokens.shape[1]` of them (left-padded
+    prompts: the decision token)."""
+    return at_positions(n_layers, jnp.arange(length) == length - 1, layers)
+
+
+def at_positions(
+    n_layers: int, positions: jax.Array, layers: Sequence[int] | jax.Array | None = None
+) -> dict[str, jax.Array]:
+    """`where` and `after` for the prompt tokens where `positions` [T] or [B,T] is True, and no others.
+
+    Raises:
+      ValueError: positions that are no bools, or `layers` as for `everywhere`.
+    """
+    active, positions = _layer_mask(n_layers, layers), jnp.asarray(positions)
+    if positions.dtype != bool or positions.ndim not in (1, 2):
+        raise ValueError(
+            f"positions: expected bools [T] or [B,T], True where to act, got {positions.dtype}{list(positions.shape)}; "
+            "for token 5 of T write np.arange(T) == 5"
+        )
+    where = active[:, None, None] & (positions if positions.ndim == 2 else positions[None])
+    return {"where": where, "after": jnp.zeros((n_layers, 1), bool)}
+
+
+def add_vector(vector: jax.Array, **spans: jax.Array) -> Add:
+    """Steering by `vector` [L,D] or [L,B,D]; `spans` as `everywhere` or `at_last` give them.
+
+    Raises:
+      ValueError: no spans, or a vector of other axes.
+    """
+    vector = jnp.asarray(vector)
+    if vector.ndim not in (2, 3):
+        raise ValueError(f"vector: expected [L,D] or [L,B,D], got shape {vector.shape}; zeros at the layers left alone")
+    return Add(vector=vector if vector.ndim == 3 else vector[:, None], **_checked(spans))
+
+
+def _checked(spans: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The same spans, if they say where an edit acts."""
+    if not {"where", "after"} <= spans.keys() <= {"where", "after", "before"}:
+        raise ValueError(
+            f"spans: an edit has to know where it acts; give it **edits.everywhere(L), **edits.at_last(L, T) or "
+            f"**edits.at_positions(L, positions), got {sorted(spans) or 'nothing'}"
+        )
+    return spans
+
+
+def gather(saes: SAE, selection: Selection) -> tuple[Gathered | Full, jax.Array]:
+    """Encoder and decoder rows [L,K,D] of the chosen features; all zero where nothing is chosen.
+
+    The features are encoded alone where that is exact (`gather_features`), otherwise the dictionary in full.
+
+    Raises:
+      ValueError: a "batchtopk" dictionary, or a selection, unless traced, of features that do not exist.
+    """
+    _refuse_batch_ranks(saes.config)
+    if not saes.config.by_rank:
+        return gather_features(saes, selection)
+    saes = saes.as_stack()
+    check_selection(saes.config, selection)
+    rows = _rows(saes, selection)
+    W_dec = rows.of(saes.params["W_dec"][rows.slot[:, None], selection.index])
+    return Full(over_layers(saes, len(selection.index)), selection.index), W_dec
+
+
+def gather_features(saes: SAE, selection: Selection) -> tuple[Gathered, jax.Array]:
+    """The chosen features as a dictionary of their own, and its decoder rows [L,K,D]; zero where nothing is chosen.
+
+    Args:
+      saes: a stack over `saes.config.layers`, which need not be all layers, or one dictionary.
+      selection: may be traced, so that one program serves every choice.
+
+    Raises:
+      ValueError: a dictionary of a TopK kind, or a selection, unless traced, of features that do not exist.
+    """
+    if saes.config.by_rank:
+        raise ValueError(
+            f"saes: a {saes.config.activation} code depends on all features at once, so that none can be encoded alone;"
+            " edits.gather and edits.features encode in full, and exactly; outside of edits: sae.encode(x)[..., index]"
+        )
+    saes = saes.as_stack()
+    check_selection(saes.config, selection)
+    p, config = saes.params, saes.config
+    rows = _rows(saes, selection)
+    place = rows.slot[:, None], selection.index
+    W_enc, W_dec = rows.of(p["W_enc"][place[0], :, place[1]]), rows.of(p["W_dec"][place])  # [L,K,D]
+    b_enc = rows.of(p["b_enc"][place])
+    if config.subtract_b_dec:
+        b_enc = b_enc - jnp.einsum("lkd,ld->lk", W_enc, p["b_dec"][rows.slot], precision=_PRECISION)
+    # JumpReLU is relu(pre) where pre > threshold, so that a negative threshold counts as zero.
+    threshold = (
+        jnp.maximum(rows.of(p["threshold"][place]), 0.0) if config.activation == "jumprelu" else jnp.zeros_like(b_enc)
+    )
+    threshold = jnp.where(rows.valid, threshold, jnp.inf)
+    return Gathered(jnp.moveaxis(W_enc, 1, 2), b_enc, threshold, config.normalize), W_dec
+
+
+class _Rows(NamedTuple):
+    """Where chosen features stand: each layer's place in the stack [L]; which are chosen, and which of them exist
+    [L,K]."""
+
+    slot: np.ndarray
+    valid: jax.Array
+    exists: jax.Array
+
+    def of(self, rows: jax.Array) -> jax.Array:
+        """Rows [L,K,...] with 0 where nothing is chosen, and NaN for what does not exist."""
+        spread = (..., *[None] * (rows.ndim - 2))
+        return jnp.where(self.valid[spread], jnp.where(self.exists[spread], rows, jnp.nan), 0.0)
+
+
+def _rows(saes: SAE, selection: Selection) -> _Rows:
+    layers, (index, valid) = np.asarray(saes.config.layers), selection
+    _require_layers(saes, len(index))
+    slot = np.zeros(len(index), int)
+    slot[layers] = np.arange(len(layers))
+    has = jnp.zeros(len(index), bool).at[layers].set(True)
+    exists = has[:, None] & (index >= 0) & (index < saes.config.d_sae)
+    same = (index[:, :, None] == index[:, None]) & valid[:, None]  # a traced one that stands twice would act twice
+    exists &= ~jnp.tril(same, -1).any(-1)
+    return _Rows(slot, valid, exists)
+
+
+def _require_layers(saes: SAE, n_layers: int) -> None:
+    if (last := max(saes.config.layers)) >= n_layers:
+        raise ValueError(f"saes: a dictionary of layer {last}, yet there are layers 0..{n_layers - 1}; it is another "
+                         "model's, or the number of layers is wrong")  # fmt: skip
+
+
+def _refuse_batch_ranks(config) -> None:
+    if config.activation == "batchtopk":
+        raise ValueError(
+            "saes: as trained, a batchtopk dictionary ranks all tokens of a call, padding included, so"
+            " that no edit of one prompt is defined; load it with its threshold (batch_topk=False)"
+        )
+
+
+def _refuse_transcoders(config, way_out: str) -> None:
+    if config.site != config.site_out:
+        raise ValueError(f"saes: reads {config.site} and writes {config.site_out}; {way_out}")
+
+
+def _placed(config) -> dict[str, str | None]:
+    """Where an edit made of such a dictionary belongs and what it reads, as keyword arguments."""
+    return {"site": config.site_out, "reads": None if config.site == config.site_out else config.site}
+
+
+def features(saes: SAE, selection: Selection, *, gain, shift, **spans: jax.Array) -> Features:
+    """Chosen features become gain * z + shift; gain, shift broadcast to [L,B,K]; `spans` as `everywhere` gives them."""
+    encoder, W_dec = gather(saes, selection)
+    least = (W_dec.shape[0], 1, W_dec.shape[1])
+    gain, shift = (_over_features(name, value, least) for name, value in (("gain", gain), ("shift", shift)))
+    return Features(encoder=encoder, W_dec=W_dec, gain=gain, shift=shift, **_placed(saes.config), **_checked(spans))
+
+
+def _over_features(name: str, value, least: tuple[int, int, int]) -> jax.Array:
+    """A value for each layer, prompt and chosen feature."""
+    L, _, K = least
+    shape = (1,) * (3 - jnp.ndim(value)) + jnp.shape(value)
+    if len(shape) != 3 or shape[0] not in (1, L) or shape[2] not in (1, K):
+        raise ValueError(f"{name}: expected a number, or [L,B,K] with {L} layers and {K} features each, got shape "
+                         f"{jnp.shape(value)}")  # fmt: skip
+    return jnp.broadcast_to(value, (L, shape[1], K))
+
+
+def project(direction: jax.Array, *, shift, **spans: jax.Array) -> Features:
+    """The component of x along unit vectors [L,D] is set to shift [L,B]: a one-feature linear dictionary."""
+    direction = jnp.asarray(direction)
+    if direction.ndim != 2:
+        raise ValueError(f"direction: expected unit vectors [L,D], got shape {direction.shape}")
+    spans, zeros = _checked(spans), jnp.zeros(direction.shape[:1] + (1,))
+    encoder = Gathered(direction[..., None], zeros, jnp.full_like(zeros, -jnp.inf))
+    shift = jnp.asarray(shift)[..., None]
+    return Features(
+        encoder=encoder, W_dec=direction[:, None], gain=jnp.zeros_like(shift), shift=shift, **_checked(spans)
+    )
+
+
+def splice(saes: SAE, n_layers: int, **spans: jax.Array) -> Splice:
+    """x becomes its reconstruction at the layers of `spans`.
+
+    Raises:
+      ValueError: transcoders, whose output stands at another site than their input; "batchtopk" dictionaries.
+    """
+    _refuse_batch_ranks(saes.config)
+    _refuse_transcoders(saes.config, "put what it gives there with edits.Replace")
+    return Splice(sae=over_layers(saes, n_layers), site=saes.config.site, **_checked(spans))
+
+
+def patch_parts(
+    saes: SAE, donor: jax.Array, *, whole: jax.Array, explained: jax.Array, **spans: jax.Array
+) -> PatchParts:
+    """Shares of the donor [L,B,D] and of what dictionaries explain of it, [L] each: see `PatchParts`.
+
+    Raises:
+      ValueError: as `splice`.
+    """
+    _refuse_batch_ranks(saes.config)
+    _refuse_transcoders(saes.config, "its output is no part of its input")
+    stack = over_layers(saes, len(donor))
+    return PatchParts(
+        sae=stack, donor=donor, whole=whole, explained=explained, site=saes.config.site, **_checked(spans)
+    )
+
+
+def over_layers(saes: SAE, n_layers: int) -> SAE:
+    """A stack over some layers (or one dictionary) as one over all, with zeros where there is no dictionary."""
+    _require_layers(saes, n_layers)
+    saes = saes.as_stack()
+    layers = np.asarray(saes.config.layers)
+    return jax.tree.map(lambda a: jnp.zeros((n_layers, *a.shape[1:]), a.dtype).at[layers].set(a), saes)
+
+
+def _layer_mask(n_layers: int, layers) -> jax.Array:
+    if layers is None:
+        return jnp.ones(n_layers, bool)
+    if isinstance(layers, jax.core.Tracer) and layers.dtype == bool and layers.shape == (n_layers,):
+        return layers
+    if isinstance(layers, jax.core.Tracer):
+        raise ValueError(f"layers: traced, it has to be a mask of {n_layers} bools, got {layers.dtype}{layers.shape}")
+    return jnp.zeros(n_layers, bool).at[as_indices("layers", layers, n_layers)].set(True)

@@ -1,0 +1,119 @@
+"""How directly features act on the answer: total effect, direct effect with everything downstream frozen, their ratio.
+
+`B` denotes prompts, `T` tokens of the pass (prompt and answers), `L` layers, `D` the residual width, `S` feature sets.
+
+TE(S) sets the features of S to the donor's values. DE(S) does the same while every attention and feed-forward output
+is held at its base value, so that only the residual stream carries the change to the logits. IE = TE - DE, and
+proximity is pi = sum DE / sum TE (Pearl 2001; Vig et al. 2020, arXiv 2004.12265). Later layers are more direct by
+construction, which is why classes are compared within layers.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from jaxmech.answers.score import Prompts, score
+from jaxmech.interventions import edits as ed
+from jaxmech.interventions.patching import check_donors, patch_edit
+from jaxmech.interventions.sweep import sweep
+from jaxmech.io.reprs import short_repr
+from jaxmech.models.decoder import Params
+from jaxmech.sae.module import SAE
+
+
+class Sublayers(NamedTuple):
+    """Base values of every sublayer's output, attn_out and mlp_out [L,B,T,D]."""
+
+    attn_out: jax.Array
+    mlp_out: jax.Array
+
+    __repr__ = short_repr
+
+
+@partial(jax.jit, static_argnums=0)
+def base_sublayers(config, params: Params, prompts: Prompts) -> Sublayers:
+    """What attention and feed-forward sublayers write in the unedited run, at the prompt's and the answers' tokens."""
+    _, out = score(config, params, prompts, taps=("attn_out", "mlp_out"))
+    return Sublayers(out.taps["attn_out"], out.taps["mlp_out"])
+
+
+def freeze(base: Sublayers, layers: jax.Array) -> ed.Edits:
+    """The edit that holds every sublayer's output at its base value, at `layers` [L] bool."""
+    spans = ed.everywhere(len(layers), layers) | {"before": None}
+    return {site: (ed.Replace(donor=donor, **spans),) for site, donor in base._asdict().items()}
+
+
+def direct_effects(
+    config, params: Params, prompts: Prompts, saes: SAE, selections: ed.Selection, resid: jax.Array, base: Sublayers,
+    **options,
+) -> np.ndarray:  # fmt: skip
+    """log s(a) [S,B,N] with each set [S,L,K] patched from donors [L,B,D] and all sublayers frozen.
+
+    The features are read off the frozen stream: with upstream patches of the same set already in it. `options` as for
+    `sweep`.
+    """
+    check_donors(config, prompts, resid, saes.config.site)
+    spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
+    build = Partial(_patch_frozen, saes=saes, resid=resid, spans=spans, base=base)
+    return sweep(config, params, prompts, build, selections, **options).logprobs
+
+
+def _patch_frozen(selection, saes, resid, spans, base):
+    downstream = jnp.cumsum(selection.valid.any(1)) > 0  # before that nothing has changed yet
+    return ed.merge(patch_edit(selection, saes, resid, spans), freeze(base, downstream))
+
+
+@partial(jax.jit, static_argnums=0)
+def mediated_effect(
+    config, params: Params, prompts: Prompts, saes: SAE, patched: ed.Selection, held: ed.Selection, resid, base_resid
+) -> jax.Array:
+    """log s(a) [B,N] with `patched` set to the donor's values while `held` stays at the base run's values."""
+    for donor in (resid, base_resid):
+        check_donors(config, prompts, donor, saes.config.site)
+    spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
+    edits = ed.merge(patch_edit(patched, saes, resid, spans), patch_edit(held, saes, base_resid, spans))
+    return score(config, params, prompts, edits=edits)[0].logprobs
+
+
+def within_layer_difference(
+    proximity: np.ndarray, layer: np.ndarray, is_s2: np.ndarray, *, permutations: int, seed: int
+) -> tuple[float, float, int]:
+    """S2's mean proximity minus S1's, compared within layers, by label permutation within layers.
+
+    Args:
+      proximity, layer, is_s2: [n] of the features of either class.
+
+    Returns:
+      The difference (layers weighted by the smaller class's size), its two-sided p, and the number of layers that have
+      both classes. With none of them the difference is not identifiable beyond depth: NaN, NaN, 0.
+    """
+    shared = [k for k in np.unique(layer) if 0 < is_s2[layer == k].sum() < (layer == k).sum()]
+    if not shared:
+        return float("nan"), float("nan"), 0
+    rng = np.random.default_rng(seed)
+
+    def statistic(labels):
+        parts = []
+        for k in shared:
+            here, s2 = proximity[layer == k], labels[layer == k]
+            parts.append((min(s2.sum(), (~s2).sum()), here[s2].mean() - here[~s2].mean()))
+        weights, differences = np.array(parts).T
+        return float((weights * differences).sum() / weights.sum())
+
+    def shuffled():
+        labels = is_s2.copy()
+        for k in shared:
+            labels[layer == k] = rng.permutation(labels[layer == k])
+        return labels
+
+    observed = statistic(is_s2)
+    if np.isnan(observed):
+        return float("nan"), float("nan"), len(shared)
+    null = np.array([statistic(shuffled()) for _ in range(permutations)])
+    return observed, float((1 + (np.abs(null) >= abs(observed) - 1e-12).sum()) / (1 + permutations)), len(shared)

@@ -1,0 +1,114 @@
+"""Screens: many small interventions as one sweep, to see which feature, layer, pair or position carries an effect.
+
+`B` denotes prompts, `T` their tokens, `L` layers, `D` the width at a site, `K` features a layer, `N` choices, `S` sets.
+
+A screen is a list of feature sets, each a list of (layer, feature): `each_feature`, `each_layer`, `each_pair`, or the
+random sets of `patching.matched_sets`. `screen` patches all of them in one sweep; `patch_positions` does the same for
+whole activations at every layer and position, `each_layer_alone` makes a steering vector's points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from jaxmech.answers.score import Choices, Prompts
+from jaxmech.interventions import edits as ed
+from jaxmech.interventions.patching import patch_features
+from jaxmech.interventions.sweep import sweep
+from jaxmech.models.decoder import Params
+from jaxmech.sae.module import SAE
+from jaxmech.sae.selection import as_indices
+
+Feature = tuple[int, int]
+"""Layer and index in its dictionary."""
+
+
+def each_feature(features: Sequence[Feature]) -> list[list[Feature]]:
+    """Every feature alone."""
+    return [[feature] for feature in features]
+
+
+def each_layer(features: Sequence[Feature]) -> list[list[Feature]]:
+    """The features of one layer at a time, layers in ascending order."""
+    return [[f for f in features if f[0] == layer] for layer in sorted({layer for layer, _ in features})]
+
+
+def each_pair(features: Sequence[Feature]) -> list[list[Feature]]:
+    """Every two features together: against the sum of each alone, this shows what they do jointly."""
+    return [list(pair) for pair in combinations(features, 2)]
+
+
+def twins(resid: jax.Array) -> jax.Array:
+    """Donors for both directions at once: residuals [L,2B,D] of B prompts and then of their B twins, changed over."""
+    if resid.shape[1] % 2:
+        raise ValueError(f"resid: expected an even number of prompts, B and then their B twins, got {resid.shape[1]}")
+    return jnp.roll(resid, resid.shape[1] // 2, axis=1)
+
+
+def screen(
+    config, params: Params, prompts: Prompts, saes: SAE, sets: Sequence[Sequence[Feature]], resid: jax.Array, **options
+) -> Choices:
+    """Every prompt's choices, logprobs [S,B,N], with each feature set patched in from donors with residuals [L,B,D].
+
+    For both directions give B prompts and then their twins, and `twins(resid)`.
+
+    Args:
+      options: as for `sweep`.
+
+    Raises:
+      ValueError: no sets, a feature that does not exist or stands twice in a set, donors of another shape.
+    """
+    selections = ed.select_sets(sets, config.n_layers)
+    return Choices(patch_features(config, params, prompts, saes, selections, resid, **options))
+
+
+def patch_positions(
+    config, params: Params, prompts: Prompts, donor: jax.Array, *, site: str = "resid_post",
+    layers: Sequence[int] | None = None, positions: Sequence[int] | None = None, **options,
+) -> Choices:  # fmt: skip
+    """Activation patching over a grid: each layer and each position alone takes the donor's whole activation.
+
+    Args:
+      donor: [L,B,T,D] at `site`, at the tokens of `prompts`.
+      layers, positions: of the grid, indices or masks; all of them by default. Positions count slots of
+        `prompts.tokens`.
+      options: as for `sweep`.
+
+    Returns:
+      logprobs [layers,positions,B,N].
+
+    Raises:
+      ValueError: a donor of other shape, a layer or a position that does not exist.
+    """
+    (B, T), L = prompts.tokens.shape, config.n_layers
+    layers = np.arange(L) if layers is None else as_indices("layers", layers, L)
+    positions = np.arange(T) if positions is None else as_indices("positions", positions, T)
+    if not layers.size or not positions.size:
+        raise ValueError("layers, positions: expected at least one of each, or there is nothing to patch")
+    if donor.ndim != 4 or donor.shape[:3] != (L, B, T):
+        raise ValueError(f"donor: expected [L,B,T,D] with L, B, T = {L}, {B}, {T}, got shape {donor.shape}")
+    grid = np.array([(layer, position) for layer in layers for position in positions], np.int32)
+    logprobs = sweep(config, params, prompts, Partial(_replace_at(site), donor=donor), grid, **options).logprobs
+    return Choices(logprobs.reshape(len(layers), len(positions), *logprobs.shape[1:]))
+
+
+@lru_cache
+def _replace_at(site: str):
+    def build(point, donor):
+        L, _, T, _ = donor.shape
+        spans = ed.at_positions(L, jnp.arange(T) == point[1], jnp.arange(L) == point[0])
+        return {site: (ed.Replace(donor=donor, **spans),)}
+
+    return build
+
+
+def each_layer_alone(vector: jax.Array) -> jax.Array:
+    """A steering vector [L,D] as points of a sweep: each of its layers alone, [S,L,D] with S = L."""
+    return jnp.eye(len(vector), dtype=vector.dtype)[:, :, None] * vector

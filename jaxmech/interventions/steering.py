@@ -1,0 +1,125 @@
+"""Steering: vectors added to the residual stream, swept over coefficients and directions in one program.
+
+`B` denotes prompts, `T` tokens, `L` layers, `D` the residual width, `K` selected features a layer, `S` sweep points.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from scipy import optimize, stats
+
+from jaxmech.answers.score import Prompts
+from jaxmech.interventions import edits as ed
+from jaxmech.interventions.sweep import sweep
+from jaxmech.models.decoder import Params, check_tokens, forward
+from jaxmech.sae.module import SAE
+
+
+def feature_direction(saes: SAE, selection: ed.Selection, dz: jax.Array) -> jax.Array:
+    """v_l = sum_j dz_j D_j, [L,D]: coefficient 1 is one generous minus selfish gap. dz [L,K] mean differences."""
+    _, W_dec = ed.gather(saes, selection)
+    return jnp.einsum("lk,lkd->ld", jnp.where(selection.valid, dz, 0.0), W_dec, precision=jax.lax.Precision.HIGHEST)
+
+
+def steer(
+    config, params: Params, prompts: Prompts, vectors: jax.Array, *, site: str = "resid_post", everywhere: bool = False,
+    **options,
+) -> np.ndarray:  # fmt: skip
+    """log s(a) [S,B,N] with vectors [S,L,D] added at the decision token, or at every token, worked examples and answers
+    included. `options` as for `sweep`."""
+    spans = ed.everywhere(config.n_layers) if everywhere else ed.at_last(config.n_layers, prompts.tokens.shape[1])
+    return sweep(config, params, prompts, Partial(_add_at(site), spans=spans), vectors, **options).logprobs
+
+
+@lru_cache
+def _add_at(site: str):
+    return lambda vector, spans: {site: (ed.add_vector(vector, **spans),)}
+
+
+def language_cost(config, params: Params, tokens: jax.Array, mask: jax.Array, vectors: jax.Array):
+    """What steering at every token costs on text.
+
+    Args:
+      tokens, mask: [B,T] text; the first token of a row is not predicted.
+      vectors: [S,L,D].
+
+    Returns:
+      nll [S], mean negative log-likelihood in nats a token, and kl [S], mean KL(unsteered || steered) in nats a token.
+    """
+    return _language_cost(config, params, *check_tokens(config, tokens, mask), vectors)
+
+
+@partial(jax.jit, static_argnums=0)
+def _language_cost(config, params, tokens, mask, vectors):
+    counted = mask[:, 1:] & mask[:, :-1]
+
+    def logprobs(vector):
+        edits = None if vector is None else {"resid_post": (ed.add_vector(vector, **ed.everywhere(config.n_layers)),)}
+        return jax.nn.log_softmax(forward(config, params, tokens, mask=mask, edits=edits, logits="all").logits[:, :-1])
+
+    def mean(v):
+        return (v * counted).sum() / counted.sum()
+
+    base = logprobs(None)
+
+    def one(vector):
+        steered = logprobs(vector)
+        nll = -jnp.take_along_axis(steered, tokens[:, 1:, None], axis=-1)[..., 0]
+        return mean(nll), mean((jnp.exp(base) * (base - steered)).sum(-1))
+
+    return jax.lax.map(one, vectors)
+
+
+def next_token(config, params: Params, tokens: jax.Array, mask: jax.Array, vectors: jax.Array) -> jax.Array:
+    """The likeliest next token [S,B] of each row with vectors [S,L,D] added at every token."""
+    return _next_token(config, params, *check_tokens(config, tokens, mask), vectors)
+
+
+@partial(jax.jit, static_argnums=0)
+def _next_token(config, params, tokens, mask, vectors):
+
+    def one(vector):
+        edits = {"resid_post": (ed.add_vector(vector, **ed.everywhere(config.n_layers)),)}
+        return forward(config, params, tokens, mask=mask, edits=edits).logits.argmax(-1)
+
+    return jax.lax.map(one, vectors)
+
+
+def dose_response(alphas: np.ndarray, means: np.ndarray) -> dict[str, float]:
+    """Summary of mean outcomes [S] over coefficients [S].
+
+    slope: least squares, outcome a unit of alpha; spearman; isotonic_r2: share of variance a monotone curve explains
+    (in the slope's direction); asymmetry: |up + down| / (|up| + |down|) for the largest |alpha|, 0 when symmetric.
+    """
+    slope = float(np.polyfit(alphas, means, 1)[0])
+    spearman = float(stats.spearmanr(alphas, means).statistic) if np.ptp(means) > 0 else 0.0
+    fitted = optimize.isotonic_regression(means, increasing=slope >= 0).x
+    total = ((means - means.mean()) ** 2).sum()
+    zero = float(np.interp(0.0, alphas, means))
+    up, down = means[-1] - zero, means[0] - zero
+    return {
+        "slope": slope,
+        "spearman": spearman,
+        "isotonic_r2": float(1 - ((means - fitted) ** 2).sum() / total) if total > 0 else 0.0,
+        "asymmetry": float(abs(up + down) / (abs(up) + abs(down))) if abs(up) + abs(down) > 0 else 0.0,
+    }
+
+
+def usable_range(alphas: np.ndarray, usable: np.ndarray) -> tuple[float, float]:
+    """The largest interval of consecutive usable coefficients around 0, (0, 0) when only 0 itself is usable.
+
+    Args:
+      alphas: [S] ascending, 0 among them; usable: [S] bool.
+    """
+    zero = int(np.flatnonzero(alphas == 0)[0])
+    low = high = zero
+    while low > 0 and usable[low - 1]:
+        low -= 1
+    while high < len(alphas) - 1 and usable[high + 1]:
+        high += 1
+    return float(alphas[low]), float(alphas[high])

@@ -1,0 +1,302 @@
+"""The engine: one compiled program for a whole sweep of interventions, which computes only what they can change.
+
+`S` denotes sweep points, `C` points of a chunk, `B` prompts, `T` their tokens, `M` trie nodes, `G` shared prefixes, `P`
+their tokens, `L` layers, `D` the residual width, `N` choices.
+
+An edit changes nothing in layers below the first it acts at, nor at tokens before the first it acts on. So the prefixes
+and the tokens before the first edited one are run once and kept as keys and values, the residual stream of the rest is
+taken once, unedited, to the first edited layer, and every point starts there. Points are sorted by their first edited
+layer, so that a chunk of them starts as late as its points allow. The points of a chunk are one vmapped batch; chunks
+are as large as the device's memory allows and run one after another in the same program.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.tree_util import Partial
+
+from jaxmech.answers.score import Choices, Prompts, cache_before, lay_out, read_out
+from jaxmech.answers.trie import Trie
+from jaxmech.interventions.edits import Edits, from_slot, on_prefix, with_answers
+from jaxmech.io.progress import progress
+from jaxmech.models.config import ModelConfig
+from jaxmech.models.decoder import Params, Part, check_edits, check_groups, embed, next_positions, run_layers
+from jaxmech.models.sharding import shard_batch
+from jaxmech.sae.module import SAE
+from jaxmech.sae.selection import Selection, check_selection
+
+_BUCKET = 8
+_MOST_ON_A_CPU = 2**31
+"""Bytes. Larger chunks gain a CPU nothing."""
+
+
+def sweep(
+    config: ModelConfig,
+    params: Params,
+    prompts: Prompts,
+    edits: Edits | Callable[[Any], Edits],
+    points: Any = None,
+    *,
+    chunk: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Choices:
+    """Scores every choice of every prompt under each of S interventions.
+
+    The numbers are those of `score` with each point's edits alone.
+
+    Args:
+      prompts: B prompts; a prefix that several of them share is run once, and once a point where edits act on it.
+      edits: edits whose every array has S in front; or, with `points`, a function from a point to its edits. Give one
+        of a module, or a `jax.tree_util.Partial` of one with the arrays that all points share: a new function is a
+        new program.
+      points: what the function is mapped over, a pytree that leads with S. Anything may vary among points: coefficient,
+        direction, features, layers, positions.
+      chunk: points in one call of the program, the last call padded; by default as many as fit. With the same number,
+        sweeps of any length share a program.
+      mesh: spreads the points of a chunk over its "data" axis. The parameters should be on it.
+      advance: told how many points are done, for a progress bar; without it there is one.
+
+    Returns:
+      logprobs [S,B,N], a NumPy array.
+
+    Raises:
+      ValueError: arrays that do not lead with one S, or edits that `forward` would refuse.
+    """
+    if advance is None:
+        with progress("sweep", _count(edits if points is None else points), unit="points") as advance:
+            return sweep(config, params, prompts, edits, points, chunk=chunk, mesh=mesh, advance=advance)
+    if points is None:
+        build, points = Partial(_as_given), edits
+    else:
+        build = edits if isinstance(edits, Partial) else Partial(edits)
+    total = _count(points)
+    _check_selections(build, points)
+    shapes = jax.eval_shape(lambda all_points: build(jax.tree.map(itemgetter(0), all_points)), points)
+    check_groups(shapes)
+    (B, T), M = prompts.tokens.shape, prompts.trie.tokens.shape[1]
+    check_edits(config, jax.eval_shape(lambda edits: with_answers(edits, T, M), shapes), (B, T + M))
+    shared, entry = _prepare(config, params, prompts, shapes, build, points)
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk: expected at least one sweep point at a time, got {chunk}")
+    if (size := chunk) is None:
+        most = points_at_once(config, shared.parts, shapes)
+        size = math.ceil(total / math.ceil(total / most))  # as few chunks, and as few points computed in vain
+    if mesh is not None:
+        size = math.ceil(size / mesh.shape["data"]) * mesh.shape["data"]
+    order, layer, pieces = np.argsort(entry, kind="stable"), 0, []
+    for places, keep in _chunks(total, size):
+        rows = order[places]
+        shared, layer = _take_to(config, params, shared, layer, entry[rows[0]]), entry[rows[0]]
+        # Of a type of its own, as an array made of Python's numbers is not: that would be another program.
+        some = jax.tree.map(lambda a, rows=rows: jax.lax.convert_element_type(a[rows], a.dtype), points)
+        some = some if mesh is None else shard_batch(mesh, some)
+        pieces.append(np.asarray(run_chunk(config, params, shared, layer, build, some))[:keep])
+        if advance is not None:
+            advance(keep)
+    return Choices(np.concatenate(pieces)[np.argsort(order)])
+
+
+@struct.dataclass
+class Shared:
+    """What all points share, computed up to some layer.
+
+    parts: what each point runs anew: the prefix, if edits act on it, and the prompts from slot `cut` on, with their
+    answers; trie: the prompts'.
+    """
+
+    parts: tuple[Part, ...]
+    trie: Trie
+    cut: int = struct.field(pytree_node=False)
+
+
+class Reach(NamedTuple):
+    """What a point's edits act on: first layer (L: none), first token of the prompts (T: none), the prefix or not."""
+
+    layer: jax.Array
+    token: jax.Array
+    prefix: jax.Array
+
+
+def _as_given(edits: Edits) -> Edits:
+    return edits
+
+
+def _count(points: Any) -> int:
+    """S, the same for every array."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(points)]
+    leading = {shape[:1] for shape in shapes}
+    if len(leading) != 1 or leading <= {(), (0,)}:
+        raise ValueError(
+            "sweep: every array of the edits (or of the points) leads with the number of sweep points, the same for all"
+            f" and at least one; got shapes {shapes}"
+        )
+    return leading.pop()[0]
+
+
+def _check_selections(build: Partial, points: Any) -> None:
+    """Refuses points that select features which none of the dictionaries given to `build` has, or one of them twice."""
+
+    def found(tree, kind):
+        leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind))
+        return [leaf for leaf in leaves if isinstance(leaf, kind)]
+
+    dictionaries = found((build.args, build.keywords), SAE)
+    if len({(saes.config.layers, saes.config.d_sae) for saes in dictionaries}) == 1:
+        for selection in found(points, Selection):
+            check_selection(dictionaries[0].config, selection)
+
+
+def _chunks(total: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Which points stand in each chunk, the last one filled up with the last point, and how many of them count."""
+    for begin in range(0, total, size):
+        yield np.minimum(np.arange(begin, begin + size), total - 1), min(size, total - begin)
+
+
+def _prepare(config, params, prompts: Prompts, shapes: Edits, build, points) -> tuple[Shared, np.ndarray]:
+    """What all points share, in front of layer 0, and the layer in front of which each point starts, [S]."""
+    T = prompts.tokens.shape[1]
+    reach = jax.device_get(_reach(config, build, points, T))
+    if prompts.prefix is not None and reach.prefix.any():
+        cut = None
+        if any(edit.rows() > 1 for group in jax.eval_shape(on_prefix, shapes).values() for edit in group):
+            prompts = prompts._replace(prefix=prompts.prefix.apart())
+    else:
+        window = max(T - int(reach.token.min()), 1)
+        # A few lengths, so that sweeps over other positions find their program compiled.
+        cut = T - (1 if window == 1 else min(-(-window // _BUCKET) * _BUCKET, T))
+    shared = set_out(config, params, prompts, cut)
+    entry = np.minimum(reach.layer, config.n_layers - 1) + 1 if _only_after_layers(shapes) else reach.layer
+    return shared, entry.astype(np.int32)
+
+
+def _only_after_layers(edits: Edits) -> bool:
+    """Whether all edits act behind a layer, on what it leaves: then that layer too is the same for all points."""
+    return all(site == "resid_post" and edit.reads in (None, site) for site, group in edits.items() for edit in group)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _reach(config, build, points, T: int) -> Reach:
+    """The `Reach` of every point, [S] each."""
+
+    def one(point):
+        layers, tokens, prefix = jnp.zeros(config.n_layers, bool), jnp.zeros(T, bool), jnp.zeros((), bool)
+        for group in build(point).values():
+            for edit in group:
+                acts = edit.acts()
+                where, after = edit.where & acts[:, None, None], edit.after & acts[:, None]
+                before = jnp.zeros_like(after) if edit.before is None else edit.before & acts[:, None]
+                layers |= where.any((1, 2)) | after.any(1) | before.any(1)
+                tokens |= where.any((0, 1))
+                prefix |= before.any()
+        first = lambda acts: jnp.where(acts.any(), acts.argmax(), len(acts))  # noqa: E731
+        return Reach(first(layers), first(tokens), prefix)
+
+    return jax.lax.map(one, points)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def set_out(config, params, prompts: Prompts, cut: int | None) -> Shared:
+    """Runs and caches the prefix and the prompts' first `cut` tokens, unless it is None, and embeds the rest."""
+    parts: tuple[Part, ...] = ()
+    prefix = prompts.prefix
+    if cut is not None:
+        prompts = cache_before(config, params, prompts, cut)
+    elif prefix is not None:
+        positions = next_positions(prefix.mask, ())
+        parts = (Part(embed(config, params, prefix.tokens, positions), positions, prefix.mask),)
+    tokens, mask, positions, within = lay_out(prompts)
+    rows = prefix.rows if parts else None
+    last = Part(embed(config, params, tokens, positions), positions, mask, within, prompts.cache, rows)
+    return Shared((*parts, last), prompts.trie, cut or 0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _take_to(config, params, shared: Shared, layer, to) -> Shared:
+    """The same, from in front of layer `layer` to in front of `to`, unedited."""
+    xs = run_layers(config, params, shared.parts, [{}] * len(shared.parts), start=layer, stop=to)
+    return shared.replace(parts=tuple(part._replace(x=x) for part, x in zip(shared.parts, xs, strict=True)))
+
+
+@partial(jax.jit, static_argnums=0)
+def run_chunk(config, params: Params, shared: Shared, layer: jax.Array, build: Partial, points: Any) -> jax.Array:
+    """log s(a) [C,B,N] at each of C points, from in front of layer `layer` on, which no point's edits act below."""
+    prompts, M = shared.parts[-1], shared.trie.tokens.shape[1]
+    window = prompts.x.shape[1] - M
+
+    def one(point):
+        edits = build(point)
+        by_part = [on_prefix(edits), with_answers(from_slot(edits, shared.cut), window, M)][-len(shared.parts) :]
+        parts = shared.parts
+        if _only_after_layers(edits):
+            parts = [p._replace(x=_edited(p.x, e, layer - 1)) for p, e in zip(parts, by_part, strict=True)]
+        return run_layers(config, params, parts, by_part, start=layer)[-1][:, window - 1 :]
+
+    return read_out(config, params, jax.vmap(one)(points), shared.trie)
+
+
+def _edited(x: jax.Array, edits: Edits, layer: jax.Array) -> jax.Array:
+    """What layer `layer` leaves, x, with the edits that act there."""
+    index = partial(jax.lax.dynamic_index_in_dim, index=layer, keepdims=False)
+    here = jax.tree.map(index, edits.get("resid_post", ()))
+    return x + sum(edit.delta(x) for edit in here).astype(x.dtype) if here else x
+
+
+def points_at_once(config: ModelConfig, parts: tuple[Part, ...], shapes: Edits) -> int:
+    """How many points fit into half of the memory that is free, by an estimate of what one needs; at least one.
+
+    Args:
+      shapes: one point's edits, or their shapes.
+    """
+    size = parts[-1].x.dtype.itemsize
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    keys = 0
+    for part in parts:
+        B, T, D = part.x.shape
+        keys += T + sum(segment.mask.shape[1] for segment in part.cache)
+        stream = B * T * (6 * D + 3 * config.d_mlp + 4 * config.n_heads * config.head_dim) * size
+        scores = 3 * B * config.n_heads * T * keys * 4
+        own = 4 * B * keys * config.n_kv_heads * config.head_dim * size  # of every point where a prefix is edited
+        needed += stream + scores + own
+    return max(int(_free_bytes() // 2 // max(needed, 1)), 1)
+
+
+def _free_bytes() -> int:
+    """Memory of the first device that nobody uses yet; of the machine, within reason, on a CPU."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    if "SC_AVPHYS_PAGES" not in os.sysconf_names:
+        return _MOST_ON_A_CPU
+    return min(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _MOST_ON_A_CPU)
+
+
+def in_chunks(
+    run: Callable[[Any], Any], points: Any, *, size: int, advance: Callable[[int], None] | None = None
+) -> Any:
+    """Runs a compiled function of points in chunks of `size`, the last one padded: one program serves any number.
+
+    Args:
+      run: chunk of points -> a pytree whose leaves lead with the points.
+      advance: told how many points are done, for a progress bar.
+
+    Returns:
+      NumPy arrays over all points.
+    """
+    pieces = []
+    for rows, keep in _chunks(_count(points), size):
+        piece = run(jax.tree.map(itemgetter(rows), points))
+        pieces.append(jax.tree.map(lambda a, keep=keep: np.asarray(a)[:keep], piece))
+        if advance is not None:
+            advance(keep)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)

@@ -1,0 +1,126 @@
+"""Which features, layers or positions: chosen by index or mask, checked, padded to arrays.
+
+`S` denotes sets, `L` layers, `K` selected features a layer.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmech.io.reprs import short_repr
+
+_TWICE = "feature ({}, {}) is listed twice, and would act twice; list each feature once"
+
+
+class Selection(NamedTuple):
+    """Chosen features, padded to K a layer. index [L,K] int32; valid [L,K], False on padding."""
+
+    index: jax.Array
+    valid: jax.Array
+
+    __repr__ = short_repr
+
+
+def select(pairs: Iterable[tuple[int, int]], n_layers: int, width: int | None = None) -> Selection:
+    """The features (layer, index) as a `Selection`, padded to `width` a layer (the fullest layer's count by default).
+
+    Raises:
+      ValueError: a layer outside the model, a negative index, a feature that stands twice, or more features at one
+        layer than `width`.
+    """
+    by_layer: list[list[int]] = [[] for _ in range(n_layers)]
+    for layer, feature in _pairs(pairs):
+        if not 0 <= layer < n_layers or feature < 0:
+            raise ValueError(
+                f"feature ({layer}, {feature}): expected a layer of 0..{n_layers - 1} and an index from 0 on"
+            )
+        if feature in by_layer[layer]:
+            raise ValueError(_TWICE.format(layer, feature))
+        by_layer[layer].append(feature)
+    fullest = max(map(len, by_layer), default=0)
+    width = max(fullest, 1) if width is None else width
+    if fullest > width:
+        raise ValueError(f"width: {fullest} features stand at one layer, which does not fit {width}")
+    index, valid = np.zeros((n_layers, width), np.int32), np.zeros((n_layers, width), bool)
+    for layer, chosen in enumerate(by_layer):
+        index[layer, : len(chosen)], valid[layer, : len(chosen)] = chosen, True
+    return Selection(jnp.asarray(index), jnp.asarray(valid))
+
+
+def _pairs(pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pairs of whole numbers of Python's own."""
+    try:
+        listed = [(layer, feature) for layer, feature in pairs]
+        if any(isinstance(number, bool | np.bool_) for pair in listed for number in pair):
+            raise TypeError
+        return [(operator.index(layer), operator.index(feature)) for layer, feature in listed]
+    except (TypeError, ValueError):
+        raise ValueError(f"features: expected pairs (layer, index) of whole numbers, got {pairs!r:.80}") from None
+
+
+def select_sets(sets: Sequence[Iterable[tuple[int, int]]], n_layers: int, width: int | None = None) -> Selection:
+    """Feature sets as one `Selection` with the sweep axis in front, [S,L,K]; K as for `select`, the same for all.
+
+    Raises:
+      ValueError: no sets (of none, `each_pair` of a single feature, there is nothing to sweep), or as `select`.
+    """
+    sets = [_pairs(each) for each in sets]
+    if not sets:
+        raise ValueError("sets: expected at least one set of features, got none")
+    if width is None:
+        width = max((count for each in sets for count in Counter(layer for layer, _ in each).values()), default=1)
+    return jax.tree.map(lambda *a: jnp.stack(a), *(select(each, n_layers, width) for each in sets))
+
+
+def check_selection(config, selection: Selection) -> None:
+    """Refuses, by name, a selected feature that no dictionary of `config` has, or that stands twice in a set [...,L,K].
+
+    A traced selection passes: there, what does not exist gives NaN.
+    """
+    if isinstance(selection.index, jax.core.Tracer) or isinstance(selection.valid, jax.core.Tracer):
+        return
+    index, valid = np.asarray(selection.index), np.asarray(selection.valid)
+    known = np.isin(np.arange(index.shape[-2]), config.layers)[:, None] & (index >= 0) & (index < config.d_sae)
+    if len(missing := np.argwhere(valid & ~known)):
+        raise ValueError(
+            f"feature ({missing[0][-2]}, {index[tuple(missing[0])]}) does not exist: there are dictionaries at layers "
+            f"{', '.join(map(str, config.layers))}, with features 0..{config.d_sae - 1}"
+        )
+    order = np.argsort(np.where(valid, index, -1), axis=-1, kind="stable")
+    listed = np.take_along_axis(np.where(valid, index, -1), order, axis=-1)
+    if len(twice := np.argwhere((listed[..., 1:] == listed[..., :-1]) & (listed[..., 1:] >= 0))):
+        raise ValueError(_TWICE.format(twice[0][-2], listed[tuple(twice[0])]))
+
+
+def as_indices(name: str, which: Any, end: int) -> np.ndarray:
+    """The indices that `which` chooses of 0..end-1: bools are a mask of that length, integers are indices.
+
+    Raises:
+      ValueError: neither, or an index out of range; names `name`.
+    """
+    listed = which if isinstance(which, np.ndarray | jax.Array) else list(_each(name, which, end))
+    if isinstance(listed, list) and 0 < sum(isinstance(i, bool | np.bool_) for i in listed) < len(listed):
+        raise ValueError(f"{name}: expected indices or a mask, got bools and numbers mixed: {which!r:.80}")
+    listed = np.asarray(listed)
+    if listed.dtype == bool and listed.shape == (end,):
+        return np.flatnonzero(listed)
+    if listed.size == 0 and listed.ndim == 1 and listed.dtype != bool:
+        return np.zeros(0, int)
+    if listed.ndim != 1 or not np.issubdtype(listed.dtype, np.integer):
+        raise ValueError(f"{name}: expected indices as integers, or a mask of {end} bools, got {which!r:.80}")
+    if len(wrong := listed[(listed < 0) | (listed >= end)]):
+        raise ValueError(f"{name}: expected 0..{end - 1}, got {wrong.tolist()}")
+    return listed
+
+
+def _each(name: str, which: Any, end: int) -> Iterable:
+    if isinstance(which, str) or not isinstance(which, Iterable):
+        raise ValueError(f"{name}: expected a list of indices from 0 to {end - 1}, or a mask, got {which!r:.80}")
+    return which

@@ -1,0 +1,153 @@
+"""Patching, attribution, steering and proximity against plain loops, finite differences and identities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxmech.answers.score as ch
+from jaxmech.interventions import edits as ed
+from jaxmech.interventions import patching as pa
+from jaxmech.interventions import proximity as px
+from jaxmech.interventions import steering as st
+from jaxmech.interventions.collect import run_decision
+from jaxmech.interventions.sweep import run_chunk
+from jaxmech.models.decoder import forward
+
+AMOUNTS = ["0", "1", "5", "10"]
+BASE, DONOR = ["a stingy one $", "the mean man $"], ["a generous one $", "the kind man $"]
+VALUES = jnp.array([0.0, 0.1, 0.5, 1.0])
+
+
+@pytest.fixture(scope="module")
+def runs(lm):
+    def prompts(texts):
+        tokens, mask = ch.encode_prompts(lm, texts, length=20)
+        full = ch.Prompts(tokens, mask, ch.build_tries(lm, texts, [AMOUNTS] * len(texts)))
+        return ch.before_last(lm.config, lm.params, full)
+
+    out = {}
+    for name, texts in (("base", BASE), ("donor", DONOR)):
+        p = prompts(texts)
+        out[name] = (p, run_decision(lm.config, lm.params, p))
+    return out
+
+
+def sets(*pairs):
+    return jax.tree.map(lambda *a: jnp.stack(a), *(ed.select(p, 4, 2) for p in pairs))
+
+
+def test_patching_a_prompt_with_itself_changes_nothing(lm, saes, runs):
+    p, base = runs["base"]
+    got = pa.patch_features(lm.config, lm.params, p, saes, sets([(1, 3), (3, 5)], [(1, 0)]), base.resid)
+    for each in got:
+        np.testing.assert_allclose(each, base.choices.logprobs, atol=2e-5)
+    for got in pa.patch_parts(
+        lm.config, lm.params, p, saes, base.resid, jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
+    ):
+        np.testing.assert_allclose(got, base.choices.logprobs, atol=2e-5)
+
+
+def test_sets_are_set_to_the_donor_after_upstream_patches(lm, saes, runs):
+    """By hand: patch at layer 1, run on, read z at layer 3 anew, and push there by what is still missing."""
+    (p, _), (_, donor) = runs["base"], runs["donor"]
+    chosen = [(1, 3), (1, 7), (3, 5)]
+    # The plain loop, one edit at a time, each with deltas from the run that holds the earlier ones.
+    first = {"resid_post": (one_layer(lm, saes, [(1, 3), (1, 7)], donor.resid),)}
+    _, middle = ch.score(lm.config, lm.params, p, edits=first, taps=("resid_post",))
+    sae = saes.at(3)
+    now, then = sae.encode(middle.taps["resid_post"][3, :, 0])[:, 5], sae.encode(donor.resid[3])[:, 5]
+    push = jnp.zeros((4, 2, 32)).at[3].set((then - now)[:, None] * sae.params["W_dec"][5])
+    both = ed.merge(first, {"resid_post": (ed.add_vector(push, **ed.at_last(4, 1, (3,))),)})
+    want = ch.score(lm.config, lm.params, p, edits=both)[0].logprobs
+    got = pa.patch_features(lm.config, lm.params, p, saes, sets(chosen), donor.resid)[0]
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def one_layer(lm, saes, pairs, resid):
+    return pa.patch_edit(ed.select(pairs, 4, 2), saes, resid, ed.at_last(4, 1))["resid_post"][0]
+
+
+def test_whole_residual_at_the_last_layer_is_the_donor(lm, saes, runs):
+    """With layer 3, the last, replaced, the first token's distribution is the donor's own."""
+    (p, _), (q, donor) = runs["base"], runs["donor"]
+    spans = ed.at_last(4, 1, (3,))
+    edit = {"resid_post": (ed.Replace(donor=donor.resid[:, :, None], **spans),)}
+    _, got = ch.score(lm.config, lm.params, p, edits=edit)
+    _, want = ch.score(lm.config, lm.params, q)
+    np.testing.assert_allclose(got.final[:, 0], want.final[:, 0], rtol=1e-4, atol=1e-3)
+
+
+def test_steering_sweep_equals_single_runs_and_traces_once(lm, runs):
+    p, base = runs["base"]
+    v = jax.random.normal(jax.random.key(0), (4, 32))
+    alphas = np.array([-2.0, 0.0, 1.0])
+    before = run_chunk._cache_size()
+    swept = st.steer(lm.config, lm.params, p, alphas[:, None, None] * v)
+    st.steer(lm.config, lm.params, p, alphas[:, None, None] * (3 * v))
+    assert run_chunk._cache_size() == before + 1
+    np.testing.assert_allclose(swept[1], base.choices.logprobs, atol=1e-5)
+    for alpha, got in zip(alphas, swept, strict=True):
+        edits = {"resid_post": (ed.add_vector(alpha * v, **ed.at_last(4, 1)),)}
+        np.testing.assert_allclose(got, ch.score(lm.config, lm.params, p, edits=edits)[0].logprobs, atol=1e-4)
+
+
+def test_language_cost_against_a_loop(lm, tokens):
+    v = 2 * jax.random.normal(jax.random.key(1), (2, 4, 32)).at[0].set(0.0)
+    mask = jnp.ones_like(tokens, bool).at[0, 8:].set(False)
+    nll, kl = st.language_cost(lm.config, lm.params, tokens, mask, v)
+    assert abs(float(kl[0])) < 1e-6 and float(kl[1]) > 0
+    logp = jax.nn.log_softmax(forward(lm.config, lm.params, tokens, mask=mask, logits="all").logits)
+    want = [-logp[b, t, tokens[b, t + 1]] for b in range(3) for t in range(11) if mask[b, t + 1]]
+    assert float(nll[0]) == pytest.approx(float(np.mean(want)), rel=1e-4)
+
+
+def test_direct_effect_with_nothing_downstream_is_the_total(lm, saes, runs):
+    """At the last layer nothing is left to mediate, save what the answers' own tokens read of the decision token."""
+    (p, base), (_, donor) = runs["base"], runs["donor"]
+    sae = saes.at(1)
+    early = int(np.abs(sae.encode(donor.resid[1]) - sae.encode(base.resid[1])).min(0).argmax())  # one that moves
+    chosen = sets([(3, 5)], [(1, early)])
+    sublayers = px.base_sublayers(lm.config, lm.params, p)
+    total = pa.patch_features(lm.config, lm.params, p, saes, chosen, donor.resid)
+    direct = px.direct_effects(lm.config, lm.params, p, saes, chosen, donor.resid, sublayers)
+    np.testing.assert_allclose(direct[0], total[0], atol=1e-4)
+    assert np.abs(total[1] - base.choices.logprobs).max() > 1e-3
+    assert np.abs(direct[1] - total[1]).max() > 1e-3
+
+
+def test_holding_a_set_at_base_takes_its_part_out(lm, saes, runs):
+    (p, base), (_, donor) = runs["base"], runs["donor"]
+    a, b = ed.select([(1, 3)], 4, 1), ed.select([(3, 5)], 4, 1)
+    free = px.mediated_effect(lm.config, lm.params, p, saes, a, ed.select([], 4, 1), donor.resid, base.resid)
+    want = pa.patch_features(lm.config, lm.params, p, saes, sets([(1, 3)]), donor.resid)[0]
+    np.testing.assert_allclose(free, want, atol=1e-5)
+    held = px.mediated_effect(lm.config, lm.params, p, saes, a, b, donor.resid, base.resid)
+    assert np.isfinite(held).all()
+
+
+def test_matched_sets_match_layers_and_avoid_the_selection(saes):
+    rng = np.random.default_rng(0)
+    fires, strength = rng.uniform(0.1, 1, (2, 24)), rng.uniform(size=(2, 24))
+    chosen = [(1, 3), (1, 4), (3, 9)]
+    for s in pa.matched_sets(chosen, fires, strength, (1, 3), sets=20, seed=0, neighbours=5):
+        assert [layer for layer, _ in s] == [1, 1, 3] and not set(s) & set(chosen) and len(set(s)) == 3
+    with pytest.raises(ValueError, match="too few"):
+        pa.matched_sets([(1, 3)], np.zeros((2, 24)), strength, (1, 3), sets=1, seed=0)
+
+
+def test_layer_matched_difference():
+    layer = np.repeat([2, 5, 9], 6)
+    s2 = np.tile([True, False], 9)
+    proximity = layer / 10 + 0.2 * s2
+    difference, p, layers = px.within_layer_difference(proximity, layer, s2, permutations=500, seed=0)
+    assert difference == pytest.approx(0.2) and p < 0.05 and layers == 3
+    assert px.within_layer_difference(proximity, layer, layer > 4, permutations=10, seed=0)[2] == 0
+
+
+def test_dose_response_and_usable_range():
+    alphas = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    d = st.dose_response(alphas, 0.3 + 0.1 * alphas)
+    assert d["slope"] == pytest.approx(0.1) and d["spearman"] == pytest.approx(1.0)
+    assert d["isotonic_r2"] == pytest.approx(1.0) and d["asymmetry"] == pytest.approx(0.0, abs=1e-9)
+    assert st.usable_range(alphas, np.array([True, False, True, True, True])) == (0.0, 2.0)
