@@ -9,12 +9,14 @@ dist = jm.choice_distribution(lm, ["..."], [str(a) for a in range(11)])
 
 from jaxmech.activations.saved import Activations, load_activations, save_activations
 from jaxmech.activations.stream import ActivationStream
-from jaxmech.answers.score import Choices, Prefix, Prompts, choice_distribution, encode_prompts, make_prompts, score
+from jaxmech.answers.prompts import Prefix, Prompts, make_prompts
+from jaxmech.answers.score import Choices, choice_distribution, score
 from jaxmech.interventions import edits, screens
 from jaxmech.interventions.edits import gather_features
 from jaxmech.interventions.sweep import sweep
 from jaxmech.io.progress import show_progress
 from jaxmech.io.tpu import quiet_without_chips
+from jaxmech.io.version import __version__ as __version__
 from jaxmech.models.chat import encode_chat
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Output, Tap, forward
@@ -22,6 +24,7 @@ from jaxmech.models.generate import generate, until_end
 from jaxmech.models.load import LanguageModel, load_model, save_model
 from jaxmech.models.repetition import repetition
 from jaxmech.models.sharding import make_mesh, shard_batch
+from jaxmech.models.text import encode_prompts
 from jaxmech.sae.check import check_sae
 from jaxmech.sae.evaluate import evaluate, loss_recovered
 from jaxmech.sae.formats import load_sae, load_saes, save_sae, save_saes
@@ -31,8 +34,6 @@ from jaxmech.sae.totals import feature_totals
 from jaxmech.sae.training import SAETrainConfig, train
 
 quiet_without_chips()
-
-__version__ = "0.1.0"
 
 __all__ = [
     "SAE", "ActivationStream", "Activations", "Choices", "LanguageModel", "ModelConfig", "Output", "Prefix", "Prompts",

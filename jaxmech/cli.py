@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from jaxmech import __version__
 from jaxmech.io.interrupt import interruptible
+from jaxmech.io.version import __version__
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Finds the features that carry a behaviour, and tests them."
@@ -108,11 +108,11 @@ def plan(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def report(config: ConfigPath, overrides: Overrides = None) -> None:
     """Writes the report of a finished run again."""
-    from jaxmech.report import show
+    from jaxmech.report import show, write_report
     from jaxmech.study.run import rewrite_report
 
     settings = _study(config, overrides)
-    show(rewrite_report(settings, _command("run", config, overrides)))
+    show(rewrite_report(settings, _command("run", config, overrides), report=write_report))
 
 
 @app.command()

@@ -24,10 +24,10 @@ from transformers import PreTrainedTokenizerFast
 
 import jaxmech as jm
 from jaxmech.behavior.scoring import encode_table, take
-from jaxmech.contrast.rule import empty_moments
-from jaxmech.interventions.collect import update_moments
+from jaxmech.contrast.moments import empty_moments
 from jaxmech.models.config import ModelConfig, Rope
 from jaxmech.models.decoder import init_params
+from jaxmech.sae.collect import update_moments
 from jaxmech.sae.module import SAE, SAEConfig
 from jaxmech.study.stages.contrast import stream_moments
 

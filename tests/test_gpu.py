@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
-from tests.interventions.test_sweep import AMOUNTS, BEFORE, TEXTS, D, L, one_by_one, steered
 
 import jaxmech as jm
 from jaxmech.answers import score as ch
 from jaxmech.interventions import attribution
 from jaxmech.interventions.edits import at_last, everywhere
 from jaxmech.sae.module import SAE, SAEConfig
+from tests.interventions.test_sweep import AMOUNTS, BEFORE, TEXTS, D, L, one_by_one, steered
 
 pytestmark = pytest.mark.gpu
 VALUES = np.array([0.0, 0.1, 0.5, 1.0], np.float32)

@@ -17,8 +17,8 @@ from jaxmech.io.arguments import strings, whole_number
 from jaxmech.io.folders import walk
 from jaxmech.io.progress import progress
 from jaxmech.io.reprs import short_repr
-from jaxmech.models.chat import checked_ids, text_ids
 from jaxmech.models.generate import generate
+from jaxmech.models.text import checked_ids, text_ids
 
 if TYPE_CHECKING:
     from jaxmech.models.load import LanguageModel

@@ -19,16 +19,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from jaxmech.ahead.compile import Program
-from jaxmech.answers.score import Prompts
+from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.trie import Trie
-from jaxmech.contrast.rule import empty_moments
+from jaxmech.contrast.moments import empty_moments
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions.attribution import attribute, path_gradient
-from jaxmech.interventions.collect import update_moments
 from jaxmech.interventions.sweep import run_chunk, set_out
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Tap, forward, param_shapes
 from jaxmech.models.sharding import MESH_AXES, param_shardings
+from jaxmech.sae.collect import update_moments
 from jaxmech.sae.module import SAE, SAEConfig
 from jaxmech.sae.module import param_shapes as sae_shapes
 from jaxmech.sae.sharding import sae_shardings

@@ -21,48 +21,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxmech.answers.trie import Trie, build_tries
-from jaxmech.interventions.edits import Edits, on_prefix, with_answers
-from jaxmech.io.reprs import concrete, described, extent, short_repr
-from jaxmech.models.chat import encode as encode_prompts
-from jaxmech.models.chat import require_texts, token_ids
-from jaxmech.models.decoder import KV, Output, Params, check_groups, forward, next_positions, unembed
+from jaxmech.answers.prompts import Prompts, make_prompts
+from jaxmech.answers.trie import Trie
+from jaxmech.io.reprs import concrete, described, extent
+from jaxmech.models.decoder import Output, Params, check_groups, forward, next_positions, unembed
+from jaxmech.models.edits import Edits, on_prefix, with_answers
 from jaxmech.models.load import LanguageModel
-
-
-class Prefix(NamedTuple):
-    """What several prompts begin with, such as a family's worked examples: computed once for all of them.
-
-    tokens [G,P]; mask [G,P]; rows [B], which of the G prefixes each prompt follows.
-    """
-
-    tokens: jax.Array
-    mask: jax.Array
-    rows: jax.Array
-
-    __repr__ = short_repr
-
-    def apart(self) -> Prefix:
-        """The same with a prefix of its own for every prompt."""
-        return Prefix(self.tokens[self.rows], self.mask[self.rows], jnp.arange(len(self.rows)))
-
-
-class Prompts(NamedTuple):
-    """What is scored: left-padded prompts, so that the last slot is the decision token, with their tries.
-
-    tokens [B,T]; mask [B,T]; cache: segments of earlier tokens, which no edit reaches any more; prefix: worked examples
-    in front, not computed yet (then there is no cache).
-    """
-
-    tokens: jax.Array
-    mask: jax.Array
-    trie: Trie
-    cache: tuple[KV, ...] = ()
-    prefix: Prefix | None = None
-
-    __repr__ = short_repr
 
 
 class Choices(NamedTuple):
@@ -282,63 +247,3 @@ def choice_distribution(
 @partial(jax.jit, static_argnums=0)
 def _score_jit(config, params, prompts, edits):
     return score(config, params, prompts, edits=edits)[0]
-
-
-def make_prompts(
-    lm: LanguageModel, texts: Sequence[str], choices: Sequence[Any], *, prefixes: Sequence[str] | None = None
-) -> Prompts:
-    """Prompts to be scored over the same `choices`, as for `choice_distribution`.
-
-    Args:
-      texts: what is asked, each ending right before the answer, padded to the same length on the left.
-      prefixes: what stands before each text, such as its worked examples. Equal ones are computed once.
-
-    Raises:
-      ValueError: a prefix and a text that do not tokenise apart, a choice that does not tokenise after its text, or
-        prompts that are, with their prefix and the longest answer, too long for the model.
-    """
-    require_texts("texts", texts)
-    if prefixes is None:
-        prompts = Prompts(*encode_prompts(lm, texts), build_tries(lm, texts, [choices] * len(texts)))
-        check_length(lm.config, prompts)
-        return prompts
-    require_texts("prefixes", prefixes)
-    if len(prefixes) != len(texts):
-        raise ValueError(f"prefixes: expected one for each of {len(texts)} texts, got {len(prefixes)}")
-    for before, text in zip(prefixes, texts, strict=True):
-        check_apart(lm.tokenizer, before, text)
-    own, rows = np.unique(np.asarray(prefixes, str), return_inverse=True)
-    prefix = Prefix(*encode_prompts(lm, list(own)), jnp.asarray(rows))
-    trie = build_tries(lm, texts, [choices] * len(texts))
-    prompts = Prompts(*encode_prompts(lm, texts, bos=False), trie, prefix=prefix)
-    check_length(lm.config, prompts)
-    return prompts
-
-
-def check_length(config, prompts: Prompts) -> None:
-    """Refuses prompts that, with what stands before them and the longest answer, have more tokens than the model takes.
-
-    An answer is as long as its last token, or the separator after it that is looked at.
-    """
-    counts = np.asarray(prompts.mask.sum(1))
-    if prompts.prefix is not None:
-        counts = counts + np.asarray(prompts.prefix.mask.sum(1))[np.asarray(prompts.prefix.rows)]
-    for segment in prompts.cache:
-        counts = counts + np.asarray(segment.of(segment.mask).sum(1))
-    answer = np.asarray(prompts.trie.depth).max(1)
-    longest = int((counts + answer).argmax())
-    if counts[longest] + answer[longest] > config.max_positions:
-        raise ValueError(
-            f"prompt {longest}: {counts[longest]} tokens, worked examples included, and {answer[longest]} of its "
-            "longest answer (with the separator that is looked at after it) are more than the model's "
-            f"{config.max_positions} positions; shorten it"
-        )
-
-
-def check_apart(tokenizer, prefix: str, text: str) -> None:
-    """Refuses a text whose tokens change when `prefix` stands before it."""
-    if token_ids(tokenizer, prefix + text) != token_ids(tokenizer, prefix) + token_ids(tokenizer, text):
-        raise ValueError(
-            f"prompt {text[:40]!r} and what stands before it, ending in {prefix[-20:]!r}, do not tokenise apart; end "
-            "the prefix with a line break"
-        )

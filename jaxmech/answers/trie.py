@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmech.io.reprs import short_repr
-from jaxmech.models.chat import check_rows, require_tokenizer, token_ids
 from jaxmech.models.load import LanguageModel
+from jaxmech.models.text import check_rows, require_tokenizer, token_ids
 
 _DIGIT, _LETTER, _JOINED_DIGIT, _JOINED_LETTER = 1, 2, 4, 8
 """Bits of what a token begins with: a digit, another letter, or one of them after a separator."""

@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.answers.score import Choices, Prefix, Prompts, check_apart, check_length, encode_prompts, score, token_ids
+from jaxmech.answers.prompts import Prefix, Prompts, check_apart, check_length
+from jaxmech.answers.score import Choices, score
 from jaxmech.answers.trie import build_tries
 from jaxmech.io.reprs import short_repr
 from jaxmech.models.decoder import KV, forward
 from jaxmech.models.load import LanguageModel
+from jaxmech.models.text import encode_prompts, token_ids
 
 
 class Encoded(NamedTuple):

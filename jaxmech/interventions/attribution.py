@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxmech.answers.score import Prefix, Prompts, before_last, score
+from jaxmech.answers.prompts import Prefix, Prompts
+from jaxmech.answers.score import before_last, score
 from jaxmech.interventions import edits as ed
 from jaxmech.io.progress import progress
 from jaxmech.models.decoder import KV, Params, forward

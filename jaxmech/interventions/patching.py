@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxmech.answers.score import Prompts
+from jaxmech.answers.prompts import Prompts
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions.sweep import sweep
 from jaxmech.models.decoder import Params

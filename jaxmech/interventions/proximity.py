@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxmech.answers.score import Prompts, score
+from jaxmech.answers.prompts import Prompts
+from jaxmech.answers.score import score
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions.patching import check_donors, patch_edit
 from jaxmech.interventions.sweep import sweep

@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxmech.answers.score import Choices, Prompts
+from jaxmech.answers.prompts import Prompts
+from jaxmech.answers.score import Choices
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions.patching import patch_features
 from jaxmech.interventions.sweep import sweep
+from jaxmech.io.arguments import as_indices
 from jaxmech.models.decoder import Params
 from jaxmech.sae.module import SAE
-from jaxmech.sae.selection import as_indices
 
 Feature = tuple[int, int]
 """Layer and index in its dictionary."""

@@ -13,7 +13,7 @@ import numpy as np
 from jax.tree_util import Partial
 from scipy import optimize, stats
 
-from jaxmech.answers.score import Prompts
+from jaxmech.answers.prompts import Prompts
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions.sweep import sweep
 from jaxmech.models.decoder import Params, check_tokens, forward

@@ -25,12 +25,13 @@ import numpy as np
 from flax import struct
 from jax.tree_util import Partial
 
-from jaxmech.answers.score import Choices, Prompts, cache_before, lay_out, read_out
+from jaxmech.answers.prompts import Prompts
+from jaxmech.answers.score import Choices, cache_before, lay_out, read_out
 from jaxmech.answers.trie import Trie
-from jaxmech.interventions.edits import Edits, from_slot, on_prefix, with_answers
 from jaxmech.io.progress import progress
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params, Part, check_edits, check_groups, embed, next_positions, run_layers
+from jaxmech.models.edits import Edits, from_slot, on_prefix, with_answers
 from jaxmech.models.sharding import shard_batch
 from jaxmech.sae.module import SAE
 from jaxmech.sae.selection import Selection, check_selection

@@ -10,6 +10,9 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import jax
+import numpy as np
+
 
 def plain(value: Any) -> Any:
     """The Python number of a scalar of NumPy, JAX or torch, a tuple of these for several; anything else as it is."""
@@ -106,3 +109,30 @@ def plain_numbers(config: Any) -> list[str]:
 
 def _goes_through(values: Any) -> bool:
     return isinstance(values, Iterable) and getattr(values, "ndim", 1) != 0
+
+
+def as_indices(name: str, which: Any, end: int) -> np.ndarray:
+    """The indices that `which` chooses of 0..end-1: bools are a mask of that length, integers are indices.
+
+    Raises:
+      ValueError: neither, or an index out of range; names `name`.
+    """
+    listed = which if isinstance(which, np.ndarray | jax.Array) else list(_each(name, which, end))
+    if isinstance(listed, list) and 0 < sum(isinstance(i, bool | np.bool_) for i in listed) < len(listed):
+        raise ValueError(f"{name}: expected indices or a mask, got bools and numbers mixed: {which!r:.80}")
+    listed = np.asarray(listed)
+    if listed.dtype == bool and listed.shape == (end,):
+        return np.flatnonzero(listed)
+    if listed.size == 0 and listed.ndim == 1 and listed.dtype != bool:
+        return np.zeros(0, int)
+    if listed.ndim != 1 or not np.issubdtype(listed.dtype, np.integer):
+        raise ValueError(f"{name}: expected indices as integers, or a mask of {end} bools, got {which!r:.80}")
+    if len(wrong := listed[(listed < 0) | (listed >= end)]):
+        raise ValueError(f"{name}: expected 0..{end - 1}, got {wrong.tolist()}")
+    return listed
+
+
+def _each(name: str, which: Any, end: int) -> Iterable:
+    if isinstance(which, str) or not isinstance(which, Iterable):
+        raise ValueError(f"{name}: expected a list of indices from 0 to {end - 1}, or a mask, got {which!r:.80}")
+    return which

@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 
 from jaxmech.activations.stream import behind_first, token_rows
-from jaxmech.interventions.edits import Replace
 from jaxmech.io.arguments import whole_number
 from jaxmech.io.progress import counted, progress
 from jaxmech.io.reprs import short_repr
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params, forward
+from jaxmech.models.edits import Replace
 from jaxmech.sae.module import SAE, SAEConfig
 
 _TINY = 1e-12

@@ -66,7 +66,7 @@ class StudyConfig:
     text_count: int = 128
     text_length: int = 128
 
-    # contrast: see jaxmech.contrast.rule.Rule
+    # contrast: see jaxmech.contrast.selection.Rule
     rule_q: float = 0.01
     rule_d_z: float = 0.8
     rule_sign: float = 0.9

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from jinja2 import UndefinedError
 
-from jaxmech import __version__
 from jaxmech.io.folders import walk
 from jaxmech.io.lock import sole_user
 from jaxmech.io.progress import console
+from jaxmech.io.version import __version__
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.folder import Outcome, RunFolder, digest, read_json, way_out, write_json
 
@@ -236,11 +236,12 @@ def finish(config: StudyConfig, folder: RunFolder, report) -> None:
         ) from error
 
 
-def rewrite_report(config: StudyConfig, command: str) -> Path:
+def rewrite_report(config: StudyConfig, command: str, *, report: Callable[..., Path]) -> Path:
     """Writes the page of a finished run again, from its tables.
 
     Args:
       command: that starts the run, for what is said where none is finished.
+      report: as for `run_study`.
 
     Returns:
       The run folder.
@@ -248,15 +249,13 @@ def rewrite_report(config: StudyConfig, command: str) -> Path:
     Raises:
       ValueError: no finished run, one of another version, damaged tables, or a folder that cannot be written to.
     """
-    from jaxmech.report import write_report
-
     folder = RunFolder(config.run_dir, create=False)
     manifest = folder.path / "manifest.json"
     if not manifest.is_file():
         raise ValueError(f"{folder.path} holds no finished run; start it with: {command}")
     with sole_user(folder.path):
         try:
-            write_report(folder, config, read_json(manifest))
+            report(folder, config, read_json(manifest))
         except OSError as error:
             raise ValueError(f"cannot write to {folder.path}: {error.strerror}; {way_out(error)}") from error
         except (KeyError, TypeError, AttributeError, IndexError, UndefinedError) as error:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 import jaxmech as jm
-from jaxmech.interventions.collect import distinct_residuals
-from jaxmech.interventions.collect import residuals as run_residuals
+from jaxmech.sae.collect import distinct_residuals
+from jaxmech.sae.collect import residuals as run_residuals
 from peers.bench import APART, Bench, real_tokens, shared_flops, to_torch
 from peers.flops import text_flops
 from peers.results import Row

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from scipy import stats
 
-from jaxmech.contrast.rule import permutation_p, sign_flips
+from jaxmech.contrast.flips import permutation_p, sign_flips
 from jaxmech.contrast.statistics import benjamini_hochberg, paired_t
 from peers.bench import Bench
 from peers.results import Row

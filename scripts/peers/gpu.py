@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmech as jm
-from jaxmech.answers.score import Prefix
+from jaxmech.answers.prompts import Prefix
 from jaxmech.answers.trie import Trie
 from jaxmech.interventions import edits as ed
 from jaxmech.models.config import ModelConfig

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 import jaxmech as jm
-from jaxmech.answers.score import Prompts, lay_out
+from jaxmech.answers.prompts import Prompts
+from jaxmech.answers.score import lay_out
 from jaxmech.interventions.attribution import residual_gradient
 from peers.bench import ANSWERS, Bench, real_tokens, shared_flops, to_torch
 from peers.flops import text_flops, unembed_flops

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 import jaxmech as jm
-from jaxmech.answers.score import Prompts, before_last
+from jaxmech.answers.prompts import Prompts
+from jaxmech.answers.score import before_last
 from jaxmech.interventions import edits as ed
 from peers.bench import APART, Bench, shared_flops, to_torch
 from peers.flops import text_flops, unembed_flops

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 import jaxmech as jm
-from jaxmech.answers.score import token_ids
 from jaxmech.interventions import edits as ed
+from jaxmech.models.text import token_ids
 from peers import hf_choices
 from peers.bench import ANSWERS, APART, MIDDLE, Bench, steering_vector, to_torch
 from peers.flops import attention_flops, layer_flops, unembed_flops

@@ -12,12 +12,15 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+import jaxmech as jm
 import jaxmech.answers.score as ch
 import jaxmech.answers.trie as tries
+from jaxmech.answers.trie import build_tries
 from jaxmech.behavior.scoring import encode_table
 from jaxmech.interventions import edits as ed
 from jaxmech.models.decoder import forward, init_params
 from jaxmech.models.generate import generate
+from jaxmech.models.text import token_ids
 from tests.conftest import tiny_config
 
 PROMPTS = ["how much? $", "a kind player gives $", "so $"]
@@ -38,9 +41,9 @@ def naive(lm, prompt, strings, edits=None, goes_on=str.isdigit):
     point = CHARACTERS.index(".")
     total = -np.inf
     for string in strings:
-        ids = ch.token_ids(lm.tokenizer, prompt)
+        ids = token_ids(lm.tokenizer, prompt)
         value = 0.0
-        for token in ch.token_ids(lm.tokenizer, string):
+        for token in token_ids(lm.tokenizer, string):
             value += float(logprobs_after(lm, ids, edits)[token])
             ids.append(token)
         p = np.exp(np.asarray(logprobs_after(lm, ids, edits), np.float64))
@@ -67,8 +70,8 @@ def test_several_strings_for_one_answer_and_edits(lm):
 
 
 def test_moving_the_prompt_into_the_cache_changes_nothing(lm):
-    tokens, mask = ch.encode_prompts(lm, PROMPTS)
-    prompts = ch.Prompts(tokens, mask, ch.build_tries(lm, PROMPTS, [AMOUNTS] * 3, nodes=20))
+    tokens, mask = jm.encode_prompts(lm, PROMPTS)
+    prompts = jm.Prompts(tokens, mask, build_tries(lm, PROMPTS, [AMOUNTS] * 3, nodes=20))
     short = ch.before_last(lm.config, lm.params, prompts)
     assert short.tokens.shape == (3, 1) and ch.before_last(lm.config, lm.params, short) is short
     vector = jax.random.normal(jax.random.key(0), (4, 32))
@@ -83,7 +86,7 @@ def test_mass_and_samples_agree(lm):
     n = 2000
     amounts = [str(a) for a in range(10)]
     dist = ch.choice_distribution(lm, PROMPTS[:1], amounts)
-    tokens, mask = ch.encode_prompts(lm, PROMPTS[:1] * n)
+    tokens, mask = jm.encode_prompts(lm, PROMPTS[:1] * n)
     out = np.asarray(
         generate(lm.config, lm.params, tokens, mask=mask, max_new_tokens=3, temperature=1.0, key=jax.random.key(1))
     )
@@ -123,8 +126,8 @@ def test_probabilities_are_never_more_than_everything(lm, step):
 
 
 def test_expectation_is_differentiable(lm):
-    tokens, mask = ch.encode_prompts(lm, PROMPTS)
-    prompts = ch.Prompts(tokens, mask, ch.build_tries(lm, PROMPTS, [AMOUNTS] * 3))
+    tokens, mask = jm.encode_prompts(lm, PROMPTS)
+    prompts = jm.Prompts(tokens, mask, build_tries(lm, PROMPTS, [AMOUNTS] * 3))
     values = jnp.array([float(a) for a in AMOUNTS])
     direction = jax.random.normal(jax.random.key(4), (4, 32))
 
@@ -138,8 +141,8 @@ def test_expectation_is_differentiable(lm):
 
 
 def test_one_trace_for_a_sweep(lm):
-    tokens, mask = ch.encode_prompts(lm, PROMPTS)
-    prompts = ch.Prompts(tokens, mask, ch.build_tries(lm, PROMPTS, [AMOUNTS] * 3))
+    tokens, mask = jm.encode_prompts(lm, PROMPTS)
+    prompts = jm.Prompts(tokens, mask, build_tries(lm, PROMPTS, [AMOUNTS] * 3))
     before = ch._score_jit._cache_size()
     for scale in (0.0, 1.0, -3.0):
         edits = {"resid_post": (ed.add_vector(jnp.full((4, 32), scale), **ed.everywhere(4, jnp.arange(4) == 2)),)}
@@ -150,7 +153,7 @@ def test_one_trace_for_a_sweep(lm):
 def test_a_shared_prefix_is_the_text_before_the_prompt(lm):
     """Left-padded, in any order, and edited or not: as if it had stood in the prompt."""
     before = ["a b c\n", "longer one\n", "a b c\n"]
-    prompts = ch.make_prompts(lm, PROMPTS, AMOUNTS, prefixes=before)
+    prompts = jm.make_prompts(lm, PROMPTS, AMOUNTS, prefixes=before)
     assert prompts.prefix.tokens.shape[0] == 2
     whole = [a + b for a, b in zip(before, PROMPTS, strict=True)]
     vector = jax.random.normal(jax.random.key(0), (4, 32))
@@ -166,7 +169,7 @@ def test_a_shared_prefix_is_the_text_before_the_prompt(lm):
 
 
 def test_reading_out_in_pieces_changes_nothing(lm, monkeypatch):
-    prompts = ch.make_prompts(lm, PROMPTS, AMOUNTS)
+    prompts = jm.make_prompts(lm, PROMPTS, AMOUNTS)
     _, out = ch.score(lm.config, lm.params, prompts)
     final = out.final[:, prompts.tokens.shape[1] - 1 :]
     whole = ch.read_out(lm.config, lm.params, final, prompts.trie)
@@ -237,9 +240,9 @@ def test_bad_choices_are_named(lm):
             ch.choice_distribution(lm, PROMPTS, choices)
     for texts in ("how much", [], [3]):
         with pytest.raises(ValueError, match="^texts: expected at least one, as a list of strings"):
-            ch.make_prompts(lm, texts, ["5"])
+            jm.make_prompts(lm, texts, ["5"])
     with pytest.raises(ValueError, match="prefixes: expected one for each of 3 texts, got 2"):
-        ch.make_prompts(lm, PROMPTS, ["5"], prefixes=["a\n", "b\n"])
+        jm.make_prompts(lm, PROMPTS, ["5"], prefixes=["a\n", "b\n"])
     with pytest.raises(ValueError, match="does not tokenise"):
         ch.choice_distribution(lm, PROMPTS, ["5", ""])
     with pytest.raises(ValueError, match="at most 256"):
@@ -257,7 +260,7 @@ def test_positions_count_and_slots_do_not(lm, tokenizer):
     with pytest.raises(ValueError, match="^prompt 0: 23 tokens, worked examples included, and 2 of its longest answer"):
         ch.choice_distribution(model, ["a" * 22], ["1"])
     with pytest.raises(ValueError, match="^prompt 1: 24 tokens, worked examples included, and 2 .* 24 positions"):
-        ch.make_prompts(model, ["a", "a" * 13], ["1"], prefixes=["b" * 10, "b" * 10])
+        jm.make_prompts(model, ["a", "a" * 13], ["1"], prefixes=["b" * 10, "b" * 10])
     table = pd.DataFrame(
         dict(prefix=["b" * 10] * 2, query=["a", "a" * 13], stake=1, amounts=[[0, 1]] * 2, reverse=False)
     )

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmech.contrast import rule as co
+from jaxmech.contrast import selection as co
+from jaxmech.contrast.flips import permutation_p, sign_flips
+from jaxmech.contrast.moments import batch_moments, correlation_with_g, empty_moments, merge_moments
 
 L, K, F = 2, 6, 5
 
@@ -20,12 +22,12 @@ def data(pairs=24, seed=0):
 
 
 def streamed(z, g, family, batch):
-    moments = co.empty_moments(L, K, F)
+    moments = empty_moments(L, K, F)
     for start in range(0, len(family), batch):
         at = np.arange(start, start + batch)
         real, at = at < len(family), np.minimum(at, len(family) - 1)
         member = (np.arange(K) == family[at][:, None]) * real[:, None] * 1.0
-        moments = co.merge_moments(moments, co.batch_moments(z[:, :, at], g[:, at], jnp.asarray(member, jnp.float32)))
+        moments = merge_moments(moments, batch_moments(z[:, :, at], g[:, at], jnp.asarray(member, jnp.float32)))
     return moments
 
 
@@ -50,7 +52,7 @@ def test_streaming_equals_all_at_once(batch):
 
 def test_correlation_equals_numpy():
     z, g, family = data(60)
-    got = co.correlation_with_g(streamed(z, g, family, 7))
+    got = correlation_with_g(streamed(z, g, family, 7))
     for s in range(2):
         for layer in range(L):
             for f in range(F):
@@ -74,7 +76,7 @@ def planted(K=16, m=300, found=3, seed=0):
 
 def test_the_rule_finds_what_was_planted_and_no_placebo():
     s = planted()
-    permuted = co.permutation_p(s.difference, key=jax.random.key(0), R=1000)
+    permuted = permutation_p(s.difference, key=jax.random.key(0), R=1000)
     chosen = co.select_features(s, co.Rule(), permuted, splits=20, seed=0)
     assert set(np.flatnonzero(chosen.chosen)) == {0, 1, 2}
     assert co.top_budget(s, 5 / 300).sum() == 5
@@ -82,14 +84,14 @@ def test_the_rule_finds_what_was_planted_and_no_placebo():
 
 def test_the_null_selects_next_to_nothing():
     s = planted()
-    permutation = partial(co.permutation_p, key=jax.random.key(0), R=1000)
+    permutation = partial(permutation_p, key=jax.random.key(0), R=1000)
     assert co.expected_false(s, co.Rule(), permutation, relabelings=40, splits=10, seed=1).mean() <= 0.1
 
 
 def test_the_null_is_the_whole_rule_on_relabelled_families():
     """With criteria so loose that a good many features pass by chance, against the rule on each relabelling."""
     s, rule = planted(), co.Rule(q=0.3, d_z=0.1, sign=0.5, placebo_ratio=0.0, auroc=0.6, half_splits=0.0)
-    permutation = partial(co.permutation_p, key=jax.random.key(0), R=1000)
+    permutation = partial(permutation_p, key=jax.random.key(0), R=1000)
     got = co.expected_false(s, rule, permutation, relabelings=6, splits=2, seed=1)
     flips = np.random.default_rng(1).integers(0, 2, (6, len(s.difference))).astype(bool)
     for count, flip in zip(got, flips, strict=True):
@@ -100,7 +102,7 @@ def test_the_null_is_the_whole_rule_on_relabelled_families():
 
 def test_correlated_but_dense_or_rare_features_fail():
     s = planted()
-    permuted = co.permutation_p(s.difference, key=jax.random.key(0), R=1000)
+    permuted = permutation_p(s.difference, key=jax.random.key(0), R=1000)
     density, fires = s.density.copy(), s.fires.copy()
     density[0], fires[:, 1] = 0.5, 0.1
     chosen = co.select_features(s._replace(density=density, fires=fires), co.Rule(), permuted, splits=20, seed=0)
@@ -112,8 +114,8 @@ def test_permutation_p_equals_a_plain_loop():
     d = np.random.default_rng(3).normal(0.4, 1.0, (12, 6)).astype(np.float32)
     R, key = 256, jax.random.key(5)
     t = lambda x: np.abs(x.mean(0) / x.std(0, ddof=1))  # noqa: E731
-    count = sum(t(s[:, None] * d) >= t(d) * (1 - 1e-6) for s in co.sign_flips(key, 12, R))
-    np.testing.assert_allclose(co.permutation_p(d, key=key, R=R), count / R)
+    count = sum(t(s[:, None] * d) >= t(d) * (1 - 1e-6) for s in sign_flips(key, 12, R))
+    np.testing.assert_allclose(permutation_p(d, key=key, R=R), count / R)
 
 
 @pytest.mark.parametrize("K, m, R", [(7, 11, 60), (6, 4, 7), (6, 4, 64), (13, 9, 1), (70, 5, 1000), (3, 5, 1000)])
@@ -124,17 +126,17 @@ def test_permutation_p_over_many_tiles(monkeypatch, K, m, R):
         monkeypatch.setattr(co, name, value)
     rng, key = np.random.default_rng(K), jax.random.key(1)
     d = rng.normal(0.2, 1.0, (K, m)) * (rng.uniform(size=(K, m)) < 0.5)
-    signs = co.sign_flips(key, K, R).astype(np.float64)
+    signs = sign_flips(key, K, R).astype(np.float64)
     d = d.astype(np.float32)
     count = (np.abs(signs @ d) >= np.abs(d.sum(0, dtype=np.float64)) - 1e-6 * np.abs(d).sum(0)).sum(0)
-    np.testing.assert_allclose(co.permutation_p(d, key=key, R=R), count / len(signs))
+    np.testing.assert_allclose(permutation_p(d, key=key, R=R), count / len(signs))
 
 
 @pytest.mark.parametrize(
     "K, R, flips", [(32, 1000, 1024), (32, 1024, 1024), (11, 1000, 1024), (4, 1000, 16), (9, 1, 1)]
 )
 def test_sign_flips_are_a_group(K, R, flips):
-    signs = co.sign_flips(jax.random.key(2), K, R)
+    signs = sign_flips(jax.random.key(2), K, R)
     assert signs.shape == (flips, K) and set(signs.ravel()) <= {-1, 1} and (signs[0] == 1).all()
     as_bits = {tuple(row) for row in signs < 0}
     assert len(as_bits) == flips
@@ -147,14 +149,14 @@ def test_sign_flips_are_a_group(K, R, flips):
 def test_features_that_are_not_finite_have_no_small_p():
     d = np.ones((8, 3), np.float32)
     d[2, 0], d[3, 1] = np.nan, np.inf
-    np.testing.assert_array_equal(co.permutation_p(d, key=jax.random.key(0), R=1000), [1, 1, 2 / 256])
+    np.testing.assert_array_equal(permutation_p(d, key=jax.random.key(0), R=1000), [1, 1, 2 / 256])
 
 
 def test_p_values_of_sign_flips_are_exact():
     """Without an effect, p is at most a in a share a of all cases: of families of unlike spread and heavy tails too."""
     rng = np.random.default_rng(0)
     d = rng.standard_t(2, (24, 20_000)) * rng.uniform(0.1, 3, (24, 1))
-    p = co.permutation_p(d.astype(np.float32), key=jax.random.key(0), R=1000)
+    p = permutation_p(d.astype(np.float32), key=jax.random.key(0), R=1000)
     for a in (0.01, 0.05, 0.3):
         assert abs((p <= a).mean() - a) < 4 * np.sqrt(a * (1 - a) / 20_000) + 1 / 1024
 

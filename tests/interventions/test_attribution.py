@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxmech as jm
 import jaxmech.answers.score as ch
 from jaxmech.interventions import attribution as at
 from jaxmech.interventions import edits as ed
-from jaxmech.interventions.collect import run_decision
+from jaxmech.sae.collect import run_decision
 
 AMOUNTS = ["0", "1", "5", "10"]
 BASE, DONOR = ["a stingy one $", "the mean man $"], ["a generous one $", "the kind man $"]
@@ -20,7 +21,7 @@ LAYERS = jnp.array([1, 3])
 def runs(lm):
     out = {}
     for name, texts in (("base", BASE), ("donor", DONOR)):
-        p = ch.before_last(lm.config, lm.params, ch.make_prompts(lm, texts, AMOUNTS))
+        p = ch.before_last(lm.config, lm.params, jm.make_prompts(lm, texts, AMOUNTS))
         out[name] = (p, run_decision(lm.config, lm.params, p))
     return out
 
@@ -76,7 +77,7 @@ def test_integrated_gradients_of_a_layer_add_up_to_the_change(lm, saes, runs, la
 
 
 def test_the_decision_token_of_all_positions_and_finite_differences(lm):
-    prompts = ch.make_prompts(lm, BASE, AMOUNTS)
+    prompts = jm.make_prompts(lm, BASE, AMOUNTS)
     everywhere = at.residual_gradient(lm.config, lm.params, prompts, VALUES, everywhere=True)
     last = at.residual_gradient(lm.config, lm.params, prompts, VALUES)
     assert everywhere.shape == (4, 2, *prompts.tokens.shape[1:], 32)
@@ -101,11 +102,11 @@ def test_the_decision_token_of_all_positions_and_finite_differences(lm):
 def test_shared_worked_examples_change_nothing(lm, site):
     """Three prompts, two of which share their examples, against each written out as one text."""
     prefixes, texts = ["he gave 1.\n", "she kept 5.\n", "he gave 1.\n"], ["a stingy one $", "my mean man $", "who? $"]
-    shared = ch.make_prompts(lm, texts, AMOUNTS, prefixes=prefixes)
+    shared = jm.make_prompts(lm, texts, AMOUNTS, prefixes=prefixes)
     got = at.residual_gradient(lm.config, lm.params, shared, VALUES, site=site, everywhere=True)
     prefix = shared.prefix
     for b in range(3):
-        alone = ch.make_prompts(lm, [prefixes[b] + texts[b]], AMOUNTS)
+        alone = jm.make_prompts(lm, [prefixes[b] + texts[b]], AMOUNTS)
         want = at.residual_gradient(lm.config, lm.params, alone, VALUES, site=site, everywhere=True)
         want = want[:, 0, alone.mask[0]]
         real = np.concatenate([prefix.mask[prefix.rows[b]], shared.mask[b]])
@@ -120,9 +121,9 @@ def test_shared_worked_examples_change_nothing(lm, site):
 def test_chunks_of_prefixes_change_nothing(lm):
     """Prefixes of unlike length, which are cut; one that nobody follows; values of their own for each prompt."""
     prefixes = ["he gave 1.\n" * 8, "she kept 5.\n", "he gave 1.\n" * 8, "the man gave 10.\n" * 4]
-    prompts = ch.make_prompts(lm, ["a stingy one $", "my man $", "who? $", "she $"], AMOUNTS, prefixes=prefixes)
+    prompts = jm.make_prompts(lm, ["a stingy one $", "my man $", "who? $", "she $"], AMOUNTS, prefixes=prefixes)
     tokens, mask, rows = (np.asarray(a) for a in prompts.prefix)
-    unread = ch.Prefix(tokens[[0, 0, 1, 2, 0]], mask[[0, 0, 1, 2, 0]], jnp.asarray(rows + 1))
+    unread = jm.Prefix(tokens[[0, 0, 1, 2, 0]], mask[[0, 0, 1, 2, 0]], jnp.asarray(rows + 1))
     prompts = prompts._replace(prefix=jax.tree.map(jnp.asarray, unread))
     values = VALUES * jnp.arange(1.0, 5.0)[:, None]
     gradient = lambda chunk: at.residual_gradient(  # noqa: E731
@@ -162,7 +163,7 @@ def test_double_precision_switched_on_changes_nothing(lm, saes, runs):
     """JAX_ENABLE_X64 makes new arrays float64, which a loop that began in float32 cannot carry."""
     (p, base), (_, donor) = runs["base"], runs["donor"]
     resid = base.resid[LAYERS], donor.resid[LAYERS]
-    shared = ch.make_prompts(lm, BASE, AMOUNTS, prefixes=["a b\n"] * 2)
+    shared = jm.make_prompts(lm, BASE, AMOUNTS, prefixes=["a b\n"] * 2)
 
     def results(points):
         along = at.path_gradient(lm.config, lm.params, p, VALUES, saes, *resid, points())

@@ -5,14 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxmech as jm
 import jaxmech.answers.score as ch
+from jaxmech.answers.trie import build_tries
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions import patching as pa
 from jaxmech.interventions import proximity as px
 from jaxmech.interventions import steering as st
-from jaxmech.interventions.collect import run_decision
 from jaxmech.interventions.sweep import run_chunk
 from jaxmech.models.decoder import forward
+from jaxmech.sae.collect import run_decision
 
 AMOUNTS = ["0", "1", "5", "10"]
 BASE, DONOR = ["a stingy one $", "the mean man $"], ["a generous one $", "the kind man $"]
@@ -22,8 +24,8 @@ VALUES = jnp.array([0.0, 0.1, 0.5, 1.0])
 @pytest.fixture(scope="module")
 def runs(lm):
     def prompts(texts):
-        tokens, mask = ch.encode_prompts(lm, texts, length=20)
-        full = ch.Prompts(tokens, mask, ch.build_tries(lm, texts, [AMOUNTS] * len(texts)))
+        tokens, mask = jm.encode_prompts(lm, texts, length=20)
+        full = jm.Prompts(tokens, mask, build_tries(lm, texts, [AMOUNTS] * len(texts)))
         return ch.before_last(lm.config, lm.params, full)
 
     out = {}

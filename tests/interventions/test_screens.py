@@ -10,9 +10,9 @@ import pytest
 import jaxmech.answers.score as ch
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions import screens
-from jaxmech.interventions.collect import run_decision
 from jaxmech.interventions.patching import matched_sets, patch_edit
 from jaxmech.interventions.sweep import run_chunk
+from jaxmech.sae.collect import run_decision
 
 AMOUNTS = ["0", "1", "5", "10"]
 TEXTS = ["a stingy one $", "the mean man $", "a generous one $", "the kind man $"]

@@ -16,10 +16,10 @@ from jaxmech.activations import text
 from jaxmech.activations.stream import ArrayStream
 from jaxmech.answers import score as choices
 from jaxmech.behavior import dictator, dual_index, scoring
-from jaxmech.contrast import rule as contrast
-from jaxmech.interventions import attribution, collect, edits, proximity
+from jaxmech.contrast import selection as contrast
+from jaxmech.interventions import attribution, edits, proximity
 from jaxmech.models import decoder, repetition
-from jaxmech.sae import check, evaluate, totals
+from jaxmech.sae import check, collect, evaluate, totals
 from jaxmech.sae.module import make_sae, param_shapes
 from jaxmech.sae.training import loop
 

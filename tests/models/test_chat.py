@@ -8,8 +8,9 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from jaxmech.answers import score as choices
-from jaxmech.models.chat import encode, encode_chat, token_ids
+import jaxmech as jm
+from jaxmech.models.chat import encode_chat
+from jaxmech.models.text import encode_prompts, token_ids
 
 BOS = 2
 TURNS = (
@@ -84,29 +85,29 @@ def test_bos_is_there_once(chatty):
     for model in (lm, chatty(template, bos_id=None)):
         assert rows(encode_chat(model, said)) == [[BOS, *hi], [BOS, *hi], [BOS, *a, BOS]]
     texts = ["hi", "<bos>hi", "<bos><bos>hi", "a<bos>", ""]
-    assert rows(encode(lm, texts)) == [[BOS, *hi]] * 3 + [[BOS, *a, BOS], [BOS]]
-    assert rows(encode(lm, texts[:2], bos=False)) == [hi, [BOS, *hi]]
+    assert rows(encode_prompts(lm, texts)) == [[BOS, *hi]] * 3 + [[BOS, *a, BOS], [BOS]]
+    assert rows(encode_prompts(lm, texts[:2], bos=False)) == [hi, [BOS, *hi]]
 
 
 def test_models_without_bos_get_none(chatty):
     lm = chatty(TURNS, bos_id=None)
-    assert rows(encode(lm, ["hi"])) == [token_ids(lm.tokenizer, "hi")]
+    assert rows(encode_prompts(lm, ["hi"])) == [token_ids(lm.tokenizer, "hi")]
     assert BOS not in rows(encode_chat(lm, TALK))[0]
     with pytest.raises(ValueError, match="prompt 1 has no tokens"):
-        encode(lm, ["hi", ""])
+        encode_prompts(lm, ["hi", ""])
 
 
 def test_length_is_a_bucket_or_what_was_asked_for(chatty):
     lm = chatty(TURNS)
-    assert encode(lm, ["a" * 15])[0].shape == (1, 16) and encode(lm, ["a" * 16])[0].shape == (1, 32)
-    assert encode(lm, ["a"], length=20)[0].shape == encode_chat(lm, TALK[:1], length=40)[0].shape[:1] + (20,)
+    assert encode_prompts(lm, ["a" * 15])[0].shape == (1, 16) and encode_prompts(lm, ["a" * 16])[0].shape == (1, 32)
+    assert encode_prompts(lm, ["a"], length=20)[0].shape == encode_chat(lm, TALK[:1], length=40)[0].shape[:1] + (20,)
     short = dataclasses.replace(lm, config=dataclasses.replace(lm.config, max_positions=20))
-    assert encode(short, ["a" * 18])[0].shape == (1, 20)  # no bucket is longer than the model takes
+    assert encode_prompts(short, ["a" * 18])[0].shape == (1, 20)  # no bucket is longer than the model takes
     with pytest.raises(ValueError, match="prompt 1 has 21 tokens, at most 20 fit"):
-        encode(short, ["a", "a" * 20])
+        encode_prompts(short, ["a", "a" * 20])
     with pytest.raises(ValueError, match="conversation 1 has .* tokens, at most 20 fit"):
         encode_chat(short, [TALK[0][:1], [{"role": "user", "content": "a" * 30}]], False)
-    assert choices.encode_prompts is encode
+    assert jm.encode_prompts is encode_prompts
 
 
 def test_what_cannot_be_said_is_named(chatty):
@@ -163,4 +164,4 @@ def test_misshapen_conversations(chatty, wrong, message):
 @pytest.mark.parametrize("wrong", [[], "hi", [1]])
 def test_misshapen_texts(chatty, wrong):
     with pytest.raises(ValueError, match="texts: expected at least one, as a list of strings"):
-        encode(chatty(TURNS), wrong)
+        encode_prompts(chatty(TURNS), wrong)

@@ -22,10 +22,11 @@ from safetensors.numpy import load_file, save_file
 from jaxmech.activations.text import from_prompts, pack_texts
 from jaxmech.answers.score import choice_distribution
 from jaxmech.models import load
-from jaxmech.models.chat import encode, encode_chat
+from jaxmech.models.chat import encode_chat
 from jaxmech.models.decoder import forward
 from jaxmech.models.load import LanguageModel, load_model, save_model
 from jaxmech.models.safetensors import SafetensorsFolder
+from jaxmech.models.text import encode_prompts
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 Usage = namedtuple("Usage", "total used free")
@@ -595,7 +596,7 @@ def test_a_model_without_a_tokenizer(folder, tmp_path):
         forward(lm.config, lm.params, tokens).logits, forward(plain.config, plain.params, tokens).logits
     )
     for needs_text in (
-        lambda: encode(lm, ["t5"]),
+        lambda: encode_prompts(lm, ["t5"]),
         lambda: encode_chat(lm, [[{"role": "user", "content": "t5"}]]),
         lambda: choice_distribution(lm, ["t5"], ["t6", "t7"]),
         lambda: pack_texts(lm, ["t5 t6"], length=2),
@@ -651,11 +652,11 @@ def with_more_tokens(folder):
 
 def test_a_token_without_a_row_is_refused(folder):
     lm, rows = with_more_tokens(folder)
-    assert encode(lm, ["t5 t6"])[0].shape == (1, 16)
+    assert encode_prompts(lm, ["t5 t6"])[0].shape == (1, 16)
     lm.tokenizer.chat_template = "{{ messages[0].content }}"
     for holds_it in (
-        lambda: encode(lm, ["t6", "t5 <new>"]),
-        lambda: encode(lm, ["t5 <new>"], bos=False),
+        lambda: encode_prompts(lm, ["t6", "t5 <new>"]),
+        lambda: encode_prompts(lm, ["t5 <new>"], bos=False),
         lambda: encode_chat(lm, [[{"role": "user", "content": "t5 <new>"}]]),
         lambda: choice_distribution(lm, ["t5"], [" t6", " <new>"]),
         lambda: choice_distribution(lm, ["t5 <new>"], [" t6", " t7"]),

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxmech.answers.score as ch
-from jaxmech.contrast import rule as co
-from jaxmech.interventions.collect import distinct_residuals, residuals, run_decision, update_moments
+import jaxmech as jm
+from jaxmech.answers.trie import build_tries
+from jaxmech.contrast.moments import batch_moments, empty_moments, merge_moments
+from jaxmech.sae.collect import distinct_residuals, residuals, run_decision, update_moments
 from jaxmech.sae.module import SAE
 
 PAIRS, BATCH, K, F = 8, 5, 3, 24
@@ -20,8 +21,8 @@ PLUS, MINUS = ([f"the {kind} one can {w} $" for w in WORDS] for kind in ("kind",
 
 
 def prompts(lm, texts):
-    tokens, mask = ch.encode_prompts(lm, texts, length=26)
-    return ch.Prompts(tokens, mask, ch.build_tries(lm, texts, [AMOUNTS] * len(texts)))
+    tokens, mask = jm.encode_prompts(lm, texts, length=26)
+    return jm.Prompts(tokens, mask, build_tries(lm, texts, [AMOUNTS] * len(texts)))
 
 
 def batches(lm):
@@ -35,7 +36,7 @@ def batches(lm):
 
 
 def collected(lm, saes):
-    moments, runs = co.empty_moments(len(saes.config.layers), K, F), []
+    moments, runs = empty_moments(len(saes.config.layers), K, F), []
     for p, values, member in batches(lm):
         moments, run = update_moments(lm.config, lm.params, saes, p, values, member, moments)
         runs.append(run)
@@ -100,12 +101,12 @@ def test_moments_equal_a_plain_loop(lm, saes, alone, name):
 
 def test_moments_equal_the_formula_over_all_codes_at_once(lm, saes):
     got, runs = collected(lm, saes)
-    want = co.empty_moments(2, K, F)
+    want = empty_moments(2, K, F)
     for (_, values, member), run in zip(batches(lm), runs, strict=True):
         z = saes.encode(run.resid[np.array(saes.config.layers)])
         z = jnp.moveaxis(z.reshape(2, 2, BATCH, F), 1, 0)
-        batch = co.batch_moments(z, run.choices.expected(values).reshape(2, -1), member)
-        want = co.merge_moments(want, batch)
+        batch = batch_moments(z, run.choices.expected(values).reshape(2, -1), member)
+        want = merge_moments(want, batch)
     for name, a, b in zip(got._fields, got, want, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=name)
 
@@ -122,14 +123,14 @@ def test_the_batch_itself_comes_back(lm, saes, site):
 def test_one_program_for_all_batches_in_the_moments_own_buffers(lm, saes):
     before = update_moments._cache_size()
     collected(lm, saes)
-    moments = co.empty_moments(2, K, F)
+    moments = empty_moments(2, K, F)
     update_moments(lm.config, lm.params, saes, *next(batches(lm)), moments)
     assert update_moments._cache_size() <= before + 1
     assert all(leaf.is_deleted() for leaf in moments)
 
 
 def test_codes_exist_for_one_layer_at_a_time(lm, saes):
-    args = (lm.params, saes, *next(batches(lm)), co.empty_moments(2, K, F))
+    args = (lm.params, saes, *next(batches(lm)), empty_moments(2, K, F))
     shapes = set()
 
     def walk(jaxpr):
@@ -153,8 +154,8 @@ def test_residuals_of_shared_worked_examples_are_those_of_whole_texts(lm, site):
         [before[i] for i in (1, 0, 1)],
         [f"the {kind} one can give $" for kind in ("kind", "mean", "mean")],
     )
-    shared = ch.make_prompts(lm, texts, AMOUNTS, prefixes=prefixes)
-    whole = ch.make_prompts(lm, [a + b for a, b in zip(prefixes, texts, strict=True)], AMOUNTS)
+    shared = jm.make_prompts(lm, texts, AMOUNTS, prefixes=prefixes)
+    whole = jm.make_prompts(lm, [a + b for a, b in zip(prefixes, texts, strict=True)], AMOUNTS)
     real = np.concatenate([np.asarray(shared.prefix.mask)[shared.prefix.rows], np.asarray(shared.mask)], axis=1)
     found = np.asarray(residuals(lm.config, lm.params, shared, site=site))[:, real]
     np.testing.assert_allclose(

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.answers.score import encode_prompts
 from jaxmech.interventions import edits as ed
 from jaxmech.models.decoder import Tap, forward
+from jaxmech.models.text import encode_prompts
 from jaxmech.study.context import Context
 
 TOP, CONTEXT, ROWS = 5, 5, 16

@@ -11,10 +11,12 @@ import pandas as pd
 
 from jaxmech.behavior.dictator import PAIRED
 from jaxmech.behavior.scoring import Encoded, encode_table, take
-from jaxmech.contrast import rule as co
+from jaxmech.contrast import selection as co
+from jaxmech.contrast.flips import permutation_p
+from jaxmech.contrast.moments import Moments, correlation_with_g, empty_moments
 from jaxmech.contrast.statistics import paired_t
-from jaxmech.interventions.collect import update_moments
 from jaxmech.io.progress import progress
+from jaxmech.sae.collect import update_moments
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages.cards import feature_cards
@@ -32,7 +34,7 @@ def run(ctx: Context) -> Outcome:
     density = ctx.folder.arrays("fidelity")["density"]
     rule = rule_of(c)
     s = co.feature_stats(moments, placebo, density)
-    permutation = partial(co.permutation_p, key=jax.random.key(c.seed), R=c.permutations)
+    permutation = partial(permutation_p, key=jax.random.key(c.seed), R=c.permutations)
     permuted = permutation(s.difference)
     chosen = co.select_features(s, rule, permuted, splits=c.half_splits, seed=c.seed)
     false = co.expected_false(s, rule, permutation, relabelings=c.relabelings, splits=c.half_splits, seed=c.seed + 1)
@@ -76,7 +78,7 @@ def pair_rows(table: pd.DataFrame, high: str, low: str) -> tuple[np.ndarray, np.
 
 def stream_moments(
     ctx: Context, table: pd.DataFrame, encoded: Encoded, high: str, low: str
-) -> tuple[co.Moments, np.ndarray]:
+) -> tuple[Moments, np.ndarray]:
     """One pass over the pairs of a contrast, folded batch by batch.
 
     Returns:
@@ -85,7 +87,7 @@ def stream_moments(
     plus, minus, family = pair_rows(table, high, low)
     K, batch = family.max() + 1, max(ctx.config.batch // 2, 1)
     saes = ctx.saes
-    moments = co.empty_moments(len(saes.config.layers), K, saes.config.d_sae)
+    moments = empty_moments(len(saes.config.layers), K, saes.config.d_sae)
     difference = np.zeros((ctx.lm.config.n_layers, ctx.lm.config.d_model), np.float32)
     with progress(f"contrast {high} - {low}", len(plus), unit="pairs") as advance:
         for start in range(0, len(plus), batch):
@@ -102,14 +104,12 @@ def stream_moments(
     return moments, difference / len(plus)
 
 
-def feature_table(
-    ctx: Context, s: co.FeatureStats, m: co.Moments, permuted, chosen: co.Selected, budget
-) -> pd.DataFrame:
+def feature_table(ctx: Context, s: co.FeatureStats, m: Moments, permuted, chosen: co.Selected, budget) -> pd.DataFrame:
     """One row a feature of every layer, dead ones included."""
     layers, F = ctx.saes.config.layers, ctx.saes.config.d_sae
     tests = co.family_tests(s)
     norm = np.linalg.norm(np.asarray(ctx.saes.params["W_dec"]), axis=-1).reshape(-1)
-    correlation = co.correlation_with_g(m).reshape(2, -1)
+    correlation = correlation_with_g(m).reshape(2, -1)
     frame = pd.DataFrame(
         dict(
             layer=np.repeat(layers, F), feature=np.tile(np.arange(F), len(layers)), live=s.fires.max(0) > 0,

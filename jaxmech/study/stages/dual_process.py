@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from jaxmech.answers.score import token_ids
 from jaxmech.behavior import dual_index as di
 from jaxmech.behavior.dual_process import build_items
 from jaxmech.behavior.scoring import encode_table, take
 from jaxmech.contrast.statistics import mean_effect
 from jaxmech.interventions import edits as ed
-from jaxmech.interventions.collect import run_decision
 from jaxmech.interventions.patching import donor_values
 from jaxmech.io.progress import progress
+from jaxmech.models.text import token_ids
+from jaxmech.sae.collect import run_decision
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages.cards import lexical

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.answers.score import Choices, Prompts, before_last
+from jaxmech.answers.prompts import Prompts
+from jaxmech.answers.score import Choices, before_last
 from jaxmech.behavior.scoring import take
 from jaxmech.contrast.statistics import family_means
 from jaxmech.interventions import edits as ed
-from jaxmech.interventions.collect import run_decision
 from jaxmech.io.progress import progress
+from jaxmech.sae.collect import run_decision
 from jaxmech.study.context import Context
 
 DIRECTIONS = {"to_generous": ("selfish", "generous"), "to_selfish": ("generous", "selfish")}

@@ -8,8 +8,8 @@ import numpy as np
 from jaxmech.activations.stream import ActivationStream
 from jaxmech.behavior.dictator import PAIRED
 from jaxmech.behavior.scoring import take
-from jaxmech.interventions.collect import run_decision
 from jaxmech.sae.check import check_sae
+from jaxmech.sae.collect import run_decision
 from jaxmech.sae.evaluate import density_histogram, evaluate, loss_recovered
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome

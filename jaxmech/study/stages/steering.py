@@ -9,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.answers.score import before_last, encode_prompts
+from jaxmech.answers.score import before_last
 from jaxmech.answers.trie import answer_ids
 from jaxmech.behavior.arithmetic import one_digit_sums
 from jaxmech.behavior.scoring import take, with_outcomes
 from jaxmech.contrast.statistics import mean_effect, p_from_normal_null, p_from_null
 from jaxmech.interventions import steering as st
-from jaxmech.interventions.collect import run_decision
 from jaxmech.interventions.patching import matched_sets, random_directions
 from jaxmech.interventions.sweep import in_chunks
 from jaxmech.io.progress import progress
+from jaxmech.models.text import encode_prompts
+from jaxmech.sae.collect import run_decision
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages import effects as ef

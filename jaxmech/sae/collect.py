@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmech.answers.score import Choices, Prompts, score
-from jaxmech.contrast.rule import Moments, batch_moments, merge_moments
+from jaxmech.answers.prompts import Prompts
+from jaxmech.answers.score import Choices, score
+from jaxmech.contrast.moments import Moments, batch_moments, merge_moments
 from jaxmech.io.reprs import short_repr
 from jaxmech.models.decoder import Params, Tap, forward
 from jaxmech.sae.module import SAE

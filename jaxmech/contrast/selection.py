@@ -1,0 +1,198 @@
+"""Which features carry the contrast: what each must show to be selected, and how many would by chance.
+
+`K` denotes families, `L` layers, `F` features a layer, `m` all features, `R` relabelings. A pair has a generous (+) and
+a selfish (-) prompt; d = z+ - z- is a feature's difference at the decision token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmech.contrast.moments import Moments
+from jaxmech.contrast.statistics import auroc, benjamini_hochberg, paired_t
+from jaxmech.io.reprs import short_repr
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a feature must show to be selected; all must hold. See `FeatureStats` for the quantities."""
+
+    q: float = 0.01
+    d_z: float = 0.8
+    sign: float = 0.9
+    sign_sparse: float = 0.75
+    sparse_below: float = 0.9  # a feature that fires in fewer pairs than this, in either stance, counts as sparse
+    auroc: float = 0.85
+    fires: float = 0.25
+    density: float = 0.2
+    placebo_ratio: float = 3.0
+    half_splits: float = 0.8
+    half_split_p: float = 0.01
+
+
+class FeatureStats(NamedTuple):
+    """What the rule looks at, features flattened to m = L * F.
+
+    difference, plus, minus [K,m] family means of d, z+ and z-; positive, negative [K,m], pairs with d > 0 and d < 0;
+    pairs, their number; fires [2,m], share of pairs in which z+, z- is active; density [m], share of neutral
+    text tokens on which it fires; placebo_d_z [m].
+    """
+
+    difference: np.ndarray
+    plus: np.ndarray
+    minus: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
+    pairs: float
+    fires: np.ndarray
+    density: np.ndarray
+    placebo_d_z: np.ndarray
+
+    __repr__ = short_repr
+
+
+def feature_stats(m: Moments, placebo: Moments, density: np.ndarray) -> FeatureStats:
+    """Flattens moments [L,K,F] of the stance and of the placebo contrast, and density [L,F]."""
+    flat = lambda a: np.moveaxis(np.asarray(a, np.float64), -3, -2).reshape(*a.shape[:-3], a.shape[-2], -1)  # noqa: E731
+    pairs = float(m.n.sum())
+    fires = flat(m.active).sum(1) / pairs
+    placebo_d_z = paired_t(flat(placebo.mean_d))[2]
+    return FeatureStats(
+        flat(m.mean_d), flat(m.mean)[0], flat(m.mean)[1], flat(m.positive), flat(m.negative), pairs, fires,
+        np.asarray(density).reshape(-1), placebo_d_z,
+    )  # fmt: skip
+
+
+class FamilyTests(NamedTuple):
+    """Over family means, each [m]: paired t, its p, BH q over live features, paired d_z; and the sign consistency."""
+
+    t: np.ndarray
+    p: np.ndarray
+    q: np.ndarray
+    d_z: np.ndarray
+    sign: np.ndarray
+
+    __repr__ = short_repr
+
+
+def family_tests(s: FeatureStats) -> FamilyTests:
+    t, p, d_z = paired_t(s.difference)
+    live = s.fires.max(0) > 0
+    q = np.ones_like(p)
+    q[live] = benjamini_hochberg(p[live])
+    return FamilyTests(t, p, q, d_z, np.maximum(s.positive.sum(0), s.negative.sum(0)) / s.pairs)
+
+
+def criteria(s: FeatureStats, rule: Rule) -> dict[str, np.ndarray]:
+    """Each criterion's verdict [m], half-splits and permutation apart."""
+    _, _, q, d_z, consistent = family_tests(s)
+    needed = np.where(s.fires.max(0) < rule.sparse_below, rule.sign_sparse, rule.sign)
+    passed = {
+        "q": q < rule.q,
+        "d_z": np.abs(d_z) >= rule.d_z,
+        "sign": consistent >= needed,
+        "fires": s.fires.max(0) >= rule.fires,
+        "density": s.density <= rule.density,
+        "placebo": np.abs(d_z) >= rule.placebo_ratio * np.abs(s.placebo_d_z),
+    }
+    left = _pass_all(passed)
+    area = np.full(len(q), 0.5)
+    area[left] = auroc(s.plus[:, left], s.minus[:, left])  # the costly one, so only where it can still matter
+    passed["auroc"] = np.abs(area - 0.5) >= rule.auroc - 0.5
+    return passed
+
+
+def flip_families(s: FeatureStats, flip: np.ndarray) -> FeatureStats:
+    """The statistics if in the families `flip` [K] generous and selfish had been the other way round."""
+    swap = lambda a, b: np.where(flip[:, None], b, a)  # noqa: E731
+    return s._replace(
+        difference=swap(s.difference, -s.difference),
+        plus=swap(s.plus, s.minus),
+        minus=swap(s.minus, s.plus),
+        positive=swap(s.positive, s.negative),
+        negative=swap(s.negative, s.positive),
+    )
+
+
+def half_split_share(s: FeatureStats, rule: Rule, candidates: np.ndarray, *, splits: int, seed: int) -> np.ndarray:
+    """Share of random half-splits of the families in which each candidate passes again, [len(candidates)].
+
+    Within a half, p < `half_split_p` stands in for q: half the families cannot carry a correction over every feature,
+    and the candidates have passed it with all of them.
+    """
+    K, rng = len(s.difference), np.random.default_rng(seed)
+    share = np.zeros(len(candidates))
+    for _ in range(splits):
+        half = rng.permutation(K)[: K // 2]
+        _, p, d_z = paired_t(s.difference[np.ix_(half, candidates)])
+        area = auroc(s.plus[np.ix_(half, candidates)], s.minus[np.ix_(half, candidates)])
+        share += (p < rule.half_split_p) & (np.abs(d_z) >= rule.d_z) & (np.abs(area - 0.5) >= rule.auroc - 0.5)
+    return share / splits
+
+
+class Selected(NamedTuple):
+    """chosen [m] bool; passed: criterion -> [m]; stability [m], NaN where a cheaper criterion failed already."""
+
+    chosen: np.ndarray
+    passed: dict[str, np.ndarray]
+    stability: np.ndarray
+
+    __repr__ = short_repr
+
+
+def select_features(s: FeatureStats, rule: Rule, permuted: np.ndarray, *, splits: int, seed: int) -> Selected:
+    """The whole rule; `permuted` [m] are the features' sign-flip p-values."""
+    return _select(s, rule, criteria(s, rule), permuted, splits=splits, seed=seed)
+
+
+def _select(s: FeatureStats, rule: Rule, passed: dict, permuted: np.ndarray, *, splits: int, seed: int) -> Selected:
+    passed = passed | {"permutation": permuted < rule.q}
+    candidates = _pass_all(passed)
+    stability = np.full(len(permuted), np.nan)
+    if len(candidates):
+        stability[candidates] = half_split_share(s, rule, candidates, splits=splits, seed=seed)
+    passed["half_splits"] = np.nan_to_num(stability) >= rule.half_splits
+    return Selected(passed["half_splits"].copy(), passed, stability)
+
+
+def _pass_all(passed: dict[str, np.ndarray]) -> np.ndarray:
+    return np.flatnonzero(np.logical_and.reduce(list(passed.values())))
+
+
+def expected_false(
+    s: FeatureStats,
+    rule: Rule,
+    permutation: Callable[[np.ndarray], np.ndarray],
+    *,
+    relabelings: int,
+    splits: int,
+    seed: int,
+) -> np.ndarray:
+    """How many features the whole rule selects under each of R random relabelings of families, [R].
+
+    Args:
+      permutation: family differences [K,.] -> sign-flip p-values [.], asked for those that pass all the rest.
+    """
+    rng = np.random.default_rng(seed)
+    counts = np.zeros(relabelings, np.int64)
+    for i, flip in enumerate(rng.integers(0, 2, (relabelings, len(s.difference))).astype(bool)):
+        relabelled = flip_families(s, flip)
+        passed = criteria(relabelled, rule)
+        left, permuted = _pass_all(passed), np.ones(s.difference.shape[1])
+        if len(left):
+            permuted[left] = permutation(relabelled.difference[:, left])
+        counts[i] = _select(relabelled, rule, passed, permuted, splits=splits, seed=seed).chosen.sum()
+    return counts
+
+
+def top_budget(s: FeatureStats, share: float) -> np.ndarray:
+    """The labelled budget mode: the `share` of all features with the largest |t| among those that fire, [m] bool."""
+    t = np.where(s.fires.max(0) > 0, np.abs(paired_t(s.difference)[0]), -1.0)
+    count = max(1, round(share * len(t)))
+    chosen = np.zeros(len(t), bool)
+    chosen[np.argsort(-t, kind="stable")[:count]] = True
+    return chosen & (t > 0)

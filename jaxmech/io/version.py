@@ -1,0 +1,3 @@
+"""The version, which keys of stored results hold."""
+
+__version__ = "0.1.0"
