@@ -21,8 +21,10 @@ from jaxmech.models.chat import encode_chat
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Output, Tap, forward
 from jaxmech.models.generate import generate, until_end
-from jaxmech.models.load import LanguageModel, load_model, save_model
+from jaxmech.models.language_model import LanguageModel
+from jaxmech.models.load import load_model
 from jaxmech.models.repetition import repetition
+from jaxmech.models.saved import save_model
 from jaxmech.models.sharding import make_mesh, shard_batch
 from jaxmech.models.text import encode_prompts
 from jaxmech.sae.check import check_sae

@@ -131,7 +131,8 @@ def convert(
     dtype: str = "float32",
 ) -> None:
     """Converts a model once and for all."""
-    from jaxmech.models.load import check_new, load_model, save_model
+    from jaxmech.models.load import load_model
+    from jaxmech.models.saved import check_new, save_model
 
     check_new(destination)  # before a large model is fetched and converted
     with interruptible("Stopped; nothing was written."):

@@ -35,7 +35,8 @@ from transformers.utils import cached_file
 
 from jaxmech.models.decoder import forward
 from jaxmech.models.generate import generate
-from jaxmech.models.load import LanguageModel, load_model
+from jaxmech.models.language_model import LanguageModel
+from jaxmech.models.load import load_model
 
 RELATIVE, ABSOLUTE, NEW = 2e-4, 1e-3, 8
 LENGTHS = (LONGEST, LONGEST - 5, LONGEST // 3, 3)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from jaxmech.models.config import ModelConfig, Rope
 from jaxmech.models.decoder import init_params
-from jaxmech.models.load import LanguageModel
+from jaxmech.models.language_model import LanguageModel
 from jaxmech.sae.module import SAE, SAEConfig
 
 # Tests share what they compile, and the next run of them finds it there: `pytest --cache-clear` takes it away.

@@ -32,8 +32,9 @@ from jaxmech.io import reprs
 from jaxmech.io.arguments import whole_number, whole_numbers
 from jaxmech.io.files import disk_errors, read_json, reason, require_space, whole
 from jaxmech.io.progress import progress
+from jaxmech.models.block import SITES
 from jaxmech.models.config import ModelConfig
-from jaxmech.models.decoder import SITES, Params, Tap, forward
+from jaxmech.models.decoder import Params, Tap, forward
 
 _STORED = {"float32": "float32", "bfloat16": "uint16", "float16": "float16"}
 _FORMAT = "jaxmech activations, 1"
@@ -63,7 +64,7 @@ def save_activations(
       config, params: the model.
       tokens: [n,T] int; mask: [n,T] bool, True on real tokens; None when all are.
       folder: a new or an empty one, or one that a call with the same arguments began.
-      sites: of `jaxmech.models.decoder.SITES`; layers: all by default.
+      sites: of `jaxmech.models.block.SITES`; layers: all by default.
       dtype: "float32"; "bfloat16" (3 digits, the range of float32); or "float16" (4 digits, up to 65,504; what is
         below 6e-5 loses digits, below 3e-8 everything).
       batch: texts in one forward pass; rows: texts in one file, a multiple of `batch`.

@@ -25,8 +25,10 @@ from safetensors.numpy import load_file, save_file
 from jaxmech.io import reprs
 from jaxmech.io.arguments import whole_number, whole_numbers
 from jaxmech.io.files import disk_errors, whole
+from jaxmech.models.block import SITES
+from jaxmech.models.checks import check_tokens
 from jaxmech.models.config import ModelConfig
-from jaxmech.models.decoder import SITES, Params, Tap, check_tokens, forward
+from jaxmech.models.decoder import Params, Tap, forward
 
 
 class BatchStream:
@@ -164,7 +166,7 @@ class ActivationStream(BatchStream):
       config, params: the model.
       tokens: [N,T] int; mask: [N,T] bool, True on real tokens.
       layers: of the model, in any order; the streams' leading axis follows it.
-      site: where to read; one of `jaxmech.models.decoder.SITES`.
+      site: where to read; one of `jaxmech.models.block.SITES`.
       batch_size: activations in a batch; 512 by default, or all there are if they are fewer.
       buffer_tokens: about how many activations are held at a time (all of them if they fit).
       epochs: visits of a buffer before it is replaced.

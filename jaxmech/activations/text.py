@@ -21,7 +21,7 @@ from jaxmech.models.generate import generate
 from jaxmech.models.text import checked_ids, text_ids
 
 if TYPE_CHECKING:
-    from jaxmech.models.load import LanguageModel
+    from jaxmech.models.language_model import LanguageModel
 
 
 class Tokens(NamedTuple):

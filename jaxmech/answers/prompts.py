@@ -15,7 +15,7 @@ import numpy as np
 from jaxmech.answers.trie import Trie, build_tries
 from jaxmech.io.reprs import short_repr
 from jaxmech.models.decoder import KV
-from jaxmech.models.load import LanguageModel
+from jaxmech.models.language_model import LanguageModel
 from jaxmech.models.text import encode_prompts, require_texts, token_ids
 
 

@@ -25,9 +25,10 @@ import jax.numpy as jnp
 from jaxmech.answers.prompts import Prompts, make_prompts
 from jaxmech.answers.trie import Trie
 from jaxmech.io.reprs import concrete, described, extent
-from jaxmech.models.decoder import Output, Params, check_groups, forward, next_positions, unembed
+from jaxmech.models.checks import check_groups
+from jaxmech.models.decoder import Output, Params, forward, next_positions, unembed
 from jaxmech.models.edits import Edits, on_prefix, with_answers
-from jaxmech.models.load import LanguageModel
+from jaxmech.models.language_model import LanguageModel
 
 
 class Choices(NamedTuple):

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmech.io.reprs import short_repr
-from jaxmech.models.load import LanguageModel
+from jaxmech.models.language_model import LanguageModel
 from jaxmech.models.text import check_rows, require_tokenizer, token_ids
 
 _DIGIT, _LETTER, _JOINED_DIGIT, _JOINED_LETTER = 1, 2, 4, 8

@@ -20,7 +20,7 @@ from jaxmech.answers.score import Choices, score
 from jaxmech.answers.trie import build_tries
 from jaxmech.io.reprs import short_repr
 from jaxmech.models.decoder import KV, forward
-from jaxmech.models.load import LanguageModel
+from jaxmech.models.language_model import LanguageModel
 from jaxmech.models.text import encode_prompts, token_ids
 
 

@@ -16,7 +16,8 @@ from scipy import optimize, stats
 from jaxmech.answers.prompts import Prompts
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions.sweep import sweep
-from jaxmech.models.decoder import Params, check_tokens, forward
+from jaxmech.models.checks import check_tokens
+from jaxmech.models.decoder import Params, forward
 from jaxmech.sae.module import SAE
 
 

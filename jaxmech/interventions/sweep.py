@@ -29,8 +29,9 @@ from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.score import Choices, cache_before, lay_out, read_out
 from jaxmech.answers.trie import Trie
 from jaxmech.io.progress import progress
+from jaxmech.models.checks import check_edits, check_groups
 from jaxmech.models.config import ModelConfig
-from jaxmech.models.decoder import Params, Part, check_edits, check_groups, embed, next_positions, run_layers
+from jaxmech.models.decoder import Params, Part, embed, next_positions, run_layers
 from jaxmech.models.edits import Edits, from_slot, on_prefix, with_answers
 from jaxmech.models.sharding import shard_batch
 from jaxmech.sae.module import SAE

@@ -13,7 +13,7 @@ import jax
 from jinja2 import TemplateError, TemplateSyntaxError
 
 if TYPE_CHECKING:
-    from jaxmech.models.load import LanguageModel
+    from jaxmech.models.language_model import LanguageModel
 from jaxmech.models.text import checked_ids, left_padded, require_list, require_tokenizer, without_bos
 
 

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmech.io.arguments import number, whole_number, whole_numbers
+from jaxmech.models.checks import check_edits, check_tokens, longest_text
 from jaxmech.models.config import ModelConfig
-from jaxmech.models.decoder import KV, Params, check_edits, check_tokens, forward, longest_text
+from jaxmech.models.decoder import KV, Params, forward
 
 
 class _Rules(NamedTuple):

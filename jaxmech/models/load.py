@@ -2,73 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.util
-import json
 import logging
 import os
 import re
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxmech.io import hub
-from jaxmech.io.files import disk_errors, plain, read_json, reason, require_space, whole
-from jaxmech.io.reprs import memory
+from jaxmech.io.files import disk_errors, read_json, whole
 from jaxmech.models import tokenizer as tokenizers
-from jaxmech.models.config import ModelConfig, Rope
+from jaxmech.models.config import ModelConfig
 from jaxmech.models.convert import Misfit, convert
-from jaxmech.models.decoder import param_shapes
 from jaxmech.models.families import config_from_hf, table_for
 from jaxmech.models.gguf import GGUFFile
 from jaxmech.models.gguf_config import hf_config
+from jaxmech.models.language_model import LanguageModel
 from jaxmech.models.safetensors import SafetensorsFolder
-from jaxmech.models.sharding import param_shardings
+from jaxmech.models.saved import MANIFEST, REMEDY, load_saved, target, write
 
 CONVERTER_VERSION = 2
 """Part of every cache key: raise it when conversion or tokenizers come out differently."""
 
-_MANIFEST = "jaxmech_model.json"
+
 DTYPES = ("float32", "bfloat16", "float16")
-_STALE_SECONDS = 3600
-_REMEDY = "make room, or set JAXMECH_CACHE to a folder on another disk that may be written"
-_CHUNK_BYTES = 32 << 20
+
+
 _log = logging.getLogger("jaxmech")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class LanguageModel:
-    """A model ready to run.
-
-    Attributes:
-      name: what it was loaded as.
-      config: static structure.
-      params: tree of arrays, as `param_shapes(config)`.
-      tokenizer: a transformers fast tokenizer; `jaxmech.models.chat` encodes texts and conversations with it. None for
-        a model that was loaded without one, which takes tokens only.
-    """
-
-    name: str
-    config: ModelConfig
-    params: Mapping[str, Any]
-    tokenizer: Any
-
-    def __repr__(self) -> str:
-        c, leaves = self.config, jax.tree.leaves(self.params)
-        devices = sorted({str(d) for leaf in leaves for d in getattr(leaf, "devices", set)()})
-        return (
-            f"LanguageModel({self.name!r}: {c.family}, {c.n_layers} layers of width {c.d_model}, vocabulary of "
-            f"{c.vocab_size:,}, {memory(leaves)}{', on ' if devices else ''}{', '.join(devices)})"
-        )
 
 
 class _Packaged(NamedTuple):
@@ -155,7 +121,7 @@ def _load(name_or_path: str | Path, dtype: str, mesh, own: bool) -> LanguageMode
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return _load_gguf(path.stem, [path], _remembered_sha256(path), dtype, mesh, own)
-    if (path / _MANIFEST).is_file():
+    if (path / MANIFEST).is_file():
         return load_saved(path, dtype, mesh, own)
     if (path / "config.json").is_file():
         return _load_hf(name, path, dtype, mesh, own)
@@ -170,7 +136,7 @@ def require_hub_id(name: str) -> None:
       ValueError: a file or folder is called so, or it has not the form of a hub id.
     """
     if (path := Path(name).expanduser()).exists():
-        found = _adapter(path) or "expected a .gguf file, or a folder with config.json or " + _MANIFEST
+        found = _adapter(path) or "expected a .gguf file, or a folder with config.json or " + MANIFEST
         raise ValueError(f"{path} is not a model: {found}")
     if not _is_hub_id(name):
         raise ValueError(f"name_or_path: {name!r} does not exist; expected a file, a folder, a hub id 'org/name', or "
@@ -189,7 +155,7 @@ def _tokenizer_of(given: Any):
         raise ValueError(f"tokenizer: expected a folder, a hub id, a transformers fast tokenizer or None, got "
                          f"{type(given).__name__}")  # fmt: skip
     path = Path(given).expanduser()
-    if (path / _MANIFEST).is_file():
+    if (path / MANIFEST).is_file():
         path = path / "tokenizer"
     if path.is_dir():
         return tokenizers.from_folder(path)
@@ -252,7 +218,7 @@ def _load_gguf(
     name: str, paths: Sequence[Path], sha256: str, dtype: str, mesh, own: bool, check: bool = False
 ) -> LanguageModel:
     folder = cache_dir() / "models" / f"{name}-{sha256[:16]}-{dtype}-v{CONVERTER_VERSION}"
-    if (folder / _MANIFEST).is_file():
+    if (folder / MANIFEST).is_file():
         lm = dataclasses.replace(load_saved(folder, dtype, mesh, own), name=name)
         if own and lm.tokenizer is None:  # kept by a load that wanted another
             return dataclasses.replace(lm, tokenizer=tokenizers.from_gguf(GGUFFile(paths).metadata))
@@ -271,7 +237,7 @@ def _load_gguf(
             lm = LanguageModel(name, config, params, None)
         else:
             lm = LanguageModel(name, config, params, tokenizer.result())
-    _write(lm, folder, {"source_sha256": sha256, "converter_version": CONVERTER_VERSION}, replace=False)
+    write(lm, folder, {"source_sha256": sha256, "converter_version": CONVERTER_VERSION}, replace=False)
     return lm
 
 
@@ -356,160 +322,8 @@ def _remembered_sha256(path: Path) -> str:
     if memo.is_file() and len(known := memo.read_text()) == 64:
         return known
     digest = _sha256([path])
-    with disk_errors(memo, _REMEDY):
+    with disk_errors(memo, REMEDY):
         memo.parent.mkdir(parents=True, exist_ok=True)
         with whole(memo) as temporary:
             temporary.write_text(digest)
     return digest
-
-
-# Saved models -------------------------------------------------------------------------------------------------------
-
-
-def save_model(lm: LanguageModel, folder: str | Path) -> Path:
-    """Writes a model for `load_model`: parameters (Orbax), tokenizer and configuration. All of it or nothing.
-
-    Raises:
-      ValueError: the folder exists and is not empty, or the disk is full.
-    """
-    folder = Path(folder).expanduser()
-    check_new(folder)
-    _write(lm, folder, {}, replace=True)
-    return folder
-
-
-def check_new(folder: Path) -> None:
-    """Refuses a destination that holds something.
-
-    Raises:
-      ValueError: it is a file, or a folder that is not empty.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "exists and is not empty" if folder.is_dir() else "is a file"
-        raise ValueError(f"folder: {folder} {what}; give a new one, or remove it first")
-
-
-def load_saved(
-    folder: str | Path, dtype: str | None = None, mesh: jax.sharding.Mesh | None = None, own: bool = True
-) -> LanguageModel:
-    """Reads what `save_model` wrote, cast to `dtype` (by default as stored), onto the mesh as for `load_model`.
-
-    Args:
-      own: with its own tokenizer, or else with none.
-
-    Raises:
-      ValueError: the folder is damaged or of another version.
-    """
-    folder = Path(folder).expanduser().absolute()
-    manifest = read_json(folder / _MANIFEST)
-    if manifest.get("format") != 1:
-        raise ValueError(f"{folder}: format {manifest.get('format')!r} of {_MANIFEST} is not known; expected 1")
-    try:
-        config, stored = _config_from_json(manifest["config"]), manifest["dtype"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / _MANIFEST} is damaged, or of another version of jaxmech ({error}); remove the "
-                         "folder and load or save again") from error  # fmt: skip
-    shapes = target(config, dtype or stored, mesh)
-    try:
-        with ThreadPoolExecutor(1) as pool:
-            stored = own and manifest.get("tokenizer", True)
-            tokenizer = pool.submit(tokenizers.load_saved, folder / "tokenizer") if stored else None
-            params = _restore(folder / "params", shapes)
-            return LanguageModel(manifest["name"], config, params, tokenizer and tokenizer.result())
-    except Exception as error:
-        raise ValueError(
-            f"the saved model {folder} is damaged; remove it and load or save again ({reason(error)})"
-        ) from error
-
-
-def _write(lm: LanguageModel, folder: Path, source: Mapping[str, Any], replace: bool) -> None:
-    """Writes beside `folder`, then renames: whoever looks finds everything or nothing."""
-    leaves = jax.tree.leaves(lm.params)
-    folder = folder.absolute()
-    with disk_errors(folder, _REMEDY):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder.parent)
-        require_space(folder.parent, sum(leaf.nbytes for leaf in leaves) + (64 << 20), _REMEDY)
-        temporary = Path(tempfile.mkdtemp(suffix=".tmp", prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            _save_params(temporary / "params", lm.params)
-            manifest = {"format": 1, "name": lm.name, "dtype": str(leaves[0].dtype), **source}
-            if lm.tokenizer is None:
-                manifest["tokenizer"] = False
-            else:
-                (temporary / "tokenizer").mkdir()
-                tokenizers.save(lm.tokenizer, temporary / "tokenizer")
-            manifest["config"] = dataclasses.asdict(lm.config)
-            (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-            temporary.chmod(0o755)
-            if replace and folder.exists():
-                folder.rmdir()  # known to be empty
-            with contextlib.suppress(FileExistsError) if not replace else contextlib.nullcontext():
-                _rename_new(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _rename_new(temporary: Path, folder: Path) -> None:
-    """Renames; FileExistsError when somebody else was first."""
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if (folder / _MANIFEST).is_file():
-            raise FileExistsError(f"{folder} exists") from None
-        raise
-
-
-def _sweep(parent: Path) -> None:
-    """Removes what killed conversions left behind."""
-    for left in parent.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-
-
-def _checkpointer():
-    import orbax.checkpoint as ocp
-
-    # Compressing floats saves a third of the space and makes the second load several times slower.
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_compression=False))
-
-
-def _save_params(path: Path, params) -> None:
-    import orbax.checkpoint as ocp
-
-    # Chunks let several threads read one array, which more than halves the time of a second load.
-    chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), params)
-    with plain(path.parent) as parent, _checkpointer() as checkpointer:
-        checkpointer.save(parent / path.name, args=ocp.args.PyTreeSave(params, save_args=chunked))
-
-
-def _restore(path: Path, shapes):
-    import orbax.checkpoint as ocp
-
-    with plain(path.parent) as parent, _checkpointer() as checkpointer:
-        args = ocp.checkpoint_utils.construct_restore_args(shapes)
-        return checkpointer.restore(parent / path.name, args=ocp.args.PyTreeRestore(item=shapes, restore_args=args))
-
-
-def target(config: ModelConfig, dtype: str, mesh: jax.sharding.Mesh | None = None) -> Mapping[str, Any]:
-    """The parameter tree to fill: shapes, dtype, and the devices each leaf goes to."""
-    shapes = param_shapes(config)
-    if mesh is None:
-        device = jax.sharding.SingleDeviceSharding(jnp.zeros(()).devices().pop())  # honours jax.default_device
-        shardings = jax.tree.map(lambda _: device, shapes)
-    else:
-        shardings = param_shardings(config, mesh)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=sharding), shapes, shardings
-    )
-
-
-def _config_from_json(fields: Mapping[str, Any]) -> ModelConfig:
-    """The inverse of `dataclasses.asdict` through JSON, which turns tuples into lists."""
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    for key in ("rope", "rope_local"):
-        if (rope := fields.get(key)) is not None:
-            scaling = ((k, tuple(v) if isinstance(v, list) else v) for k, v in rope["scaling"])
-            fields[key] = Rope(rope["theta"], tuple(scaling))
-    return ModelConfig(**fields)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmech.io.files import read_json
-from jaxmech.models import load
+from jaxmech.models import load, saved
 from jaxmech.models import tokenizer as tokenizers
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.families import config_from_hf
@@ -35,13 +35,13 @@ def outline(name_or_path: str | Path) -> Outline:
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if name in load._PACKAGED:
         paths, sha256 = load.packaged_files(name)
-        kept = f"{name}-{sha256[:16]}-*-v{load.CONVERTER_VERSION}/{load._MANIFEST}" if sha256 else ""
+        kept = f"{name}-{sha256[:16]}-*-v{load.CONVERTER_VERSION}/{saved.MANIFEST}" if sha256 else ""
         if kept and (manifests := sorted((load.cache_dir() / "models").glob(kept))):
             return _saved(manifests[0].parent)
         return _gguf(paths)
     if path.is_file() and path.suffix == ".gguf":
         return _gguf([path])
-    if (path / load._MANIFEST).is_file():
+    if (path / saved.MANIFEST).is_file():
         return _saved(path)
     if not (path / "config.json").is_file():
         load.require_hub_id(name)
@@ -61,5 +61,5 @@ def _gguf(paths) -> Outline:
 
 
 def _saved(folder: Path) -> Outline:
-    config = load._config_from_json(read_json(folder / load._MANIFEST)["config"])
+    config = saved.config_from_json(read_json(folder / saved.MANIFEST)["config"])
     return Outline(config, cache(partial(tokenizers.load_saved, folder / "tokenizer")))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxmech.models.load import LanguageModel
+    from jaxmech.models.language_model import LanguageModel
 
 
 _BUCKET = 16

@@ -25,13 +25,14 @@ from jaxmech.activations.text import Tokens, pack_texts
 from jaxmech.io.arguments import strings, whole_number
 from jaxmech.io.progress import counted, progress
 from jaxmech.io.reprs import short_repr
+from jaxmech.models.block import SITES
 from jaxmech.models.chat import encode_chat
-from jaxmech.models.decoder import SITES, forward
+from jaxmech.models.decoder import forward
 from jaxmech.sae.evaluate import evaluate
 from jaxmech.sae.module import SAE, SAEConfig
 
 if TYPE_CHECKING:
-    from jaxmech.models.load import LanguageModel
+    from jaxmech.models.language_model import LanguageModel
 
 TEXT = Path(__file__).with_name("check_text.txt")
 """Prose, dialogue, numbers and code, written for this; passages stand apart by two blank lines."""

@@ -11,7 +11,8 @@ from jaxmech.behavior.dictator import SPLITS, Bank, BankConfig, build_bank
 from jaxmech.behavior.scoring import Encoded, encode_table
 from jaxmech.interventions import edits as ed
 from jaxmech.io.settings import renamed
-from jaxmech.models.load import LanguageModel, load_model
+from jaxmech.models.language_model import LanguageModel
+from jaxmech.models.load import load_model
 from jaxmech.sae.formats import load_saes
 from jaxmech.sae.module import SAE
 from jaxmech.study.config import StudyConfig

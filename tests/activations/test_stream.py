@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxmech.activations.stream import ActivationStream, ArrayStream
+from jaxmech.models.block import SITES
 from jaxmech.models.config import ModelConfig, Rope
-from jaxmech.models.decoder import SITES, forward, init_params
+from jaxmech.models.decoder import forward, init_params
 
 CONFIG = ModelConfig(
     family="gemma3", vocab_size=50, n_layers=4, d_model=8, n_heads=2, n_kv_heads=1, head_dim=4, d_mlp=16,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmech.contrast import flips
 from jaxmech.contrast import selection as co
 from jaxmech.contrast.flips import permutation_p, sign_flips
 from jaxmech.contrast.moments import batch_moments, correlation_with_g, empty_moments, merge_moments
@@ -123,7 +124,7 @@ def test_permutation_p_over_many_tiles(monkeypatch, K, m, R):
     """Blocks that overlap or are padded, more and fewer families than flips told apart by the low bits, sparse features
     full of ties."""
     for name, value in {"_TILE": 2, "_LEAST": 4, "_BLOCK": 8}.items():
-        monkeypatch.setattr(co, name, value)
+        monkeypatch.setattr(flips, name, value)
     rng, key = np.random.default_rng(K), jax.random.key(1)
     d = rng.normal(0.2, 1.0, (K, m)) * (rng.uniform(size=(K, m)) < 0.5)
     signs = sign_flips(key, K, R).astype(np.float64)

@@ -11,7 +11,7 @@ import pytest
 from jaxmech.activations.stream import ActivationStream
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions.steering import language_cost, next_token
-from jaxmech.models import decoder
+from jaxmech.models import block, decoder
 from jaxmech.models.decoder import Tap, forward, init_params
 from jaxmech.models.generate import generate
 from tests.conftest import tiny_config
@@ -100,7 +100,7 @@ def test_taps_reduce_inside_the_scan(lm, tokens):
 
 
 def test_sites_add_up(lm, tokens):
-    t = forward(lm.config, lm.params, tokens, taps=decoder.SITES).taps
+    t = forward(lm.config, lm.params, tokens, taps=block.SITES).taps
     np.testing.assert_allclose(t["resid_pre"] + t["attn_out"], t["resid_mid"], **TIGHT)
     np.testing.assert_allclose(t["resid_mid"] + t["mlp_out"], t["resid_post"], **TIGHT)
     np.testing.assert_array_equal(t["resid_post"][:-1], t["resid_pre"][1:])
@@ -115,8 +115,8 @@ def test_every_site_can_be_edited(change):
     config = tiny_config(n_layers=2, is_local=(True, False), qk_norm=None, **change)
     params = decoder.init_params(config, jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(3), (2, 6), 1, config.vocab_size)
-    base = forward(config, params, tokens, taps=decoder.SITES)
-    for site in decoder.SITES:
+    base = forward(config, params, tokens, taps=block.SITES)
+    for site in block.SITES:
         edit = ed.Replace(donor=2 * base.taps[site], **ed.everywhere(2, (1,)))
         taps = forward(config, params, tokens, taps=(site, "resid_post"), edits={site: (edit,)}).taps
         np.testing.assert_allclose(taps[site][1], 2 * base.taps[site][1], **TIGHT, err_msg=site)

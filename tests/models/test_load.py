@@ -22,10 +22,13 @@ from safetensors.numpy import load_file, save_file
 from jaxmech.activations.text import from_prompts, pack_texts
 from jaxmech.answers.score import choice_distribution
 from jaxmech.models import load
+from jaxmech.models import saved as saved_models
 from jaxmech.models.chat import encode_chat
 from jaxmech.models.decoder import forward
-from jaxmech.models.load import LanguageModel, load_model, save_model
+from jaxmech.models.language_model import LanguageModel
+from jaxmech.models.load import load_model
 from jaxmech.models.safetensors import SafetensorsFolder
+from jaxmech.models.saved import save_model
 from jaxmech.models.text import encode_prompts
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -216,10 +219,10 @@ def test_damaged_tokenizer(folder):
 
 def test_saved_by_another_version(folder, tmp_path):
     saved = save_model(load_model(folder), tmp_path / "saved")
-    manifest = json.loads((saved / load._MANIFEST).read_text())
+    manifest = json.loads((saved / saved_models.MANIFEST).read_text())
     manifest["config"]["n_hedz"] = manifest["config"].pop("n_heads")
     for damaged in (manifest, {"format": 1, "dtype": "float32"}):
-        (saved / load._MANIFEST).write_text(json.dumps(damaged))
+        (saved / saved_models.MANIFEST).write_text(json.dumps(damaged))
         with pytest.raises(ValueError, match="is damaged, or of another version of jaxmech .*remove the folder"):
             load_model(saved)
 
@@ -357,13 +360,13 @@ def test_killed_while_writing_leaves_nothing_that_is_used(gguf_file, cache, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(load, "_save_params", killed)
+        patch.setattr(saved_models, "_save_params", killed)
         with pytest.raises(KeyboardInterrupt):
             load_model(gguf_file)
     assert entries(cache) == []
     left = cache / "models" / ".tiny-xyz.tmp"  # what SIGKILL would leave
     left.mkdir()
-    monkeypatch.setattr(load, "_STALE_SECONDS", -1)
+    monkeypatch.setattr(saved_models, "_STALE_SECONDS", -1)
     load_model(gguf_file)
     assert len(entries(cache)) == 1 and not left.exists()
 
@@ -371,9 +374,9 @@ def test_killed_while_writing_leaves_nothing_that_is_used(gguf_file, cache, monk
 def test_somebody_else_was_first(gguf_file, cache):
     first = load_model(gguf_file)
     (entry,) = (cache / "models").iterdir()
-    stamp = (entry / load._MANIFEST).stat().st_mtime_ns
-    load._write(first, entry, {}, replace=False)
-    assert (entry / load._MANIFEST).stat().st_mtime_ns == stamp and len(entries(cache)) == 1
+    stamp = (entry / saved_models.MANIFEST).stat().st_mtime_ns
+    saved_models.write(first, entry, {}, replace=False)
+    assert (entry / saved_models.MANIFEST).stat().st_mtime_ns == stamp and len(entries(cache)) == 1
 
 
 def test_damaged_cache_says_what_to_do(gguf_file, cache):
@@ -393,7 +396,7 @@ def test_full_disk(gguf_file, monkeypatch, cache):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(load, "_save_params", full)
+    monkeypatch.setattr(saved_models, "_save_params", full)
     with pytest.raises(ValueError, match="could not be written .No space left on device.; make room"):
         load_model(gguf_file)
     assert entries(cache) == []
@@ -461,8 +464,8 @@ def test_save_and_load(folder, tmp_path):
 
 def test_unknown_format(folder, tmp_path):
     saved = save_model(load_model(folder), tmp_path / "saved")
-    manifest = json.loads((saved / load._MANIFEST).read_text())
-    (saved / load._MANIFEST).write_text(json.dumps(manifest | {"format": 2}))
+    manifest = json.loads((saved / saved_models.MANIFEST).read_text())
+    (saved / saved_models.MANIFEST).write_text(json.dumps(manifest | {"format": 2}))
     with pytest.raises(ValueError, match="format 2 of jaxmech_model.json is not known"):
         load_model(saved)
 

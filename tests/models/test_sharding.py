@@ -14,7 +14,8 @@ from jaxmech.interventions import edits as ed
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import forward
 from jaxmech.models.generate import generate
-from jaxmech.models.load import load_model, load_saved, save_model
+from jaxmech.models.load import load_model
+from jaxmech.models.saved import load_saved, save_model
 from jaxmech.models.sharding import make_mesh, param_shardings, shard_batch
 
 pytestmark = pytest.mark.devices

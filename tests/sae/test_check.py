@@ -12,7 +12,7 @@ import pytest
 
 from jaxmech.activations.text import pack_texts
 from jaxmech.models.decoder import forward
-from jaxmech.models.load import LanguageModel
+from jaxmech.models.language_model import LanguageModel
 from jaxmech.sae.check import TEXT, check_sae
 from jaxmech.sae.module import SAE, SAEConfig, make_sae, param_shapes
 

@@ -11,7 +11,7 @@ from jaxmech.behavior.dictator import BankConfig, build_bank
 from jaxmech.behavior.dual_process import build_items
 from jaxmech.behavior.games import GAMES, game_prompts
 from jaxmech.models.decoder import init_params
-from jaxmech.models.load import LanguageModel
+from jaxmech.models.language_model import LanguageModel
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.context import Context
 from tests.conftest import tiny_config

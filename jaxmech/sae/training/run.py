@@ -30,7 +30,8 @@ from jaxmech.io.files import disk_errors, whole
 from jaxmech.io.lock import sole_user
 from jaxmech.io.progress import console
 from jaxmech.io.settings import renamed
-from jaxmech.models.load import LanguageModel, load_model
+from jaxmech.models.language_model import LanguageModel
+from jaxmech.models.load import load_model
 from jaxmech.models.sharding import make_mesh
 from jaxmech.sae.evaluate import evaluate
 from jaxmech.sae.formats import save_saes
