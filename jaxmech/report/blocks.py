@@ -154,3 +154,8 @@ def fixed(digits: int, scale: float = 1.0) -> Callable[[Any], str]:
 def short_p(value: Any) -> str:
     """A p-value without its letter."""
     return fm.p_value(value).removeprefix("p").lstrip(f"{fm.NBSP} =")
+
+
+def first_prompt(asked: pd.DataFrame, condition: str) -> dict[str, Any] | None:
+    part = asked[asked["condition"] == condition].sort_values(["family", "pair"], kind="stable")
+    return part.iloc[0].to_dict() if len(part) else None

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from jaxmech.io.files import whole
-from jaxmech.report import causal_sections, sections
+from jaxmech.report import behavior, contrast, dual_process, fidelity, games, methods, patching, proximity, steering
 from jaxmech.report.blocks import level
 from jaxmech.report.formats import NBSP
 from jaxmech.report.verdict import STAGES, judge, judge_dictionaries, side_questions
@@ -58,15 +58,15 @@ def render(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
     fit = judge_dictionaries(folder.results("fidelity"))
     claims, asides = judge(results, config), [*side_questions(results), fit]
     parts = [
-        sections.behaviour(folder, results),
-        sections.selection(folder, results, config, claims[1]),
-        sections.classes(folder, results, config, asides[0]),
-        causal_sections.patching(folder, results),
-        causal_sections.proximity(folder, results, asides[1]),
-        causal_sections.steering(folder, results),
-        causal_sections.games(folder, results, config, claims[3]),
-        sections.fidelity(folder, fit),
-        sections.methods(folder, results, manifest, statement(config)),
+        behavior.section(folder, results),
+        contrast.section(folder, results, config, claims[1]),
+        dual_process.section(folder, results, config, asides[0]),
+        patching.section(folder, results),
+        proximity.section(folder, results, asides[1]),
+        steering.section(folder, results),
+        games.section(folder, results, config, claims[3]),
+        fidelity.section(folder, fit),
+        methods.section(folder, results, manifest, statement(config)),
     ]
     for part in parts:
         level(part.blocks)

@@ -1,0 +1,324 @@
+"""Which features carry the contrast, how they were chosen, and what they read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from jaxmech.report import formats as fm
+from jaxmech.report.blocks import (
+    Card,
+    Cards,
+    Figure,
+    Section,
+    Table,
+    cells,
+    fixed,
+    need,
+    short_p,
+    text,
+)
+from jaxmech.report.style import (
+    CONTROL,
+    EFFECT,
+    FEATURE,
+    GENEROUS,
+    NEUTRAL,
+    SELFISH,
+    count_axis,
+    figure,
+    hatch,
+    note,
+)
+from jaxmech.report.verdict import Claim, by_chance
+from jaxmech.study.folder import RunFolder
+
+CRITERIA = {
+    "q": "FDR q",
+    "d_z": "effect size d_z",
+    "sign": "sign consistency",
+    "fires": "fires often enough",
+    "density": "rare on neutral text",
+    "placebo": "larger than placebo",
+    "auroc": "AUROC",
+    "permutation": "sign-flip permutation",
+    "half_splits": "half-splits",
+}
+
+
+BACKGROUND_POINTS = 1500
+"""Unselected features drawn in the volcano: the page stays small, and the cloud keeps its shape."""
+
+
+TEXT_COLUMNS = {
+    "promoted": "promotes",
+    "promoted_tokens": "promotes",
+    "promotes": "promotes",
+    "suppressed": "suppresses",
+    "suppressed_tokens": "suppresses",
+    "suppresses": "suppresses",
+    "top_tokens": "fires on",
+    "tokens": "fires on",
+    "fires_on": "fires on",
+    "top_contexts": "contexts",
+    "contexts": "contexts",
+}
+"""Optional columns of the table `cards`, in whichever of these names it was written."""
+
+
+ROWS = 60
+
+
+CARDS = 12
+
+
+def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, Any], claim: Claim) -> Section:
+    r = results["contrast"]
+    features = need(folder, "contrast", "features", ("layer", "feature", "live", "d_z", "p", "stability", "auroc"))
+    used = need(
+        folder,
+        "contrast",
+        "selected",
+        ("layer", "feature", "dz", "d_z", "q", "auroc", "stability", "density", "placebo_d_z"),
+    )
+    criteria = need(folder, "contrast", "criteria", ("criterion", "alone", "remaining"))
+    budgets = need(folder, "contrast", "budgets", ("share", "features", "smallest_t"))
+    classes = need(folder, "dual_process", "classes", ("layer", "feature", "class"))
+    layers = sorted(int(layer) for layer in features["layer"].unique())
+    generous = int((used["dz"] > 0).sum())
+    drawn = min(r["features_live"], BACKGROUND_POINTS + len(used))
+    thinned = f" {drawn:,} of {r['features_live']:,} live features are drawn." if drawn < r["features_live"] else ""
+    stable = used["stability"].median()
+    blocks = [
+        Figure(
+            "volcano",
+            draw_volcano(features, used),
+            f"All live features: how strongly and how surely they differ between the stances. The {len(used)} in use "
+            f"have |d_z| from {fm.number(used['d_z'].abs().min(), 1)} to "
+            f"{fm.number(used['d_z'].abs().max(), 1)}.{thinned}",
+            "contrast/features",
+        ),
+        Figure(
+            "layers",
+            draw_layer_histogram(used, layers),
+            f"Where the features in use lie. {generous} are more active when generous, {len(used) - generous} "
+            "when selfish.",
+            "contrast/selected",
+        ),
+        Figure(
+            "funnel",
+            draw_funnel(criteria),
+            f"The rule, criterion by criterion: {r['features_total']:,} features, {r['features_live']:,} live, "
+            f"{r['selected']:,} pass all. Relabelled at random, the rule passes {by_chance(r, config)}.",
+            "contrast/criteria",
+        ),
+        Figure(
+            "stability",
+            draw_stability(features, used, needed=config["rule_half_splits"]),
+            "Of the features that reach the last criterion: how well one alone separates the stances, and how "
+            "often half "
+            f"the families select it again (line: {fm.percent(config['rule_half_splits'])} needed)."
+            + (f" The median of those in use is {fm.percent(stable)}." if fm.known(stable) else ""),
+            "contrast/features",
+        ),
+        feature_table(used, classes),
+        feature_cards(folder, used, classes),
+        Table(
+            "What other budgets would take: the labelled budget mode, for comparison.",
+            *cells(
+                budgets,
+                {
+                    "share": ("share of all features", lambda v: fm.percent(v, 4)),
+                    "features": ("features", text),
+                    "smallest_t": ("smallest |t|", fixed(1)),
+                },
+            ),
+            folded=True,
+        ),
+    ]
+    return Section("features", "Features", claim.sentence, blocks)
+
+
+def feature_table(used: pd.DataFrame, classes: pd.DataFrame) -> Table:
+    frame = used.merge(classes[["layer", "feature", "class"]], on=["layer", "feature"], how="left").head(ROWS)
+    cut = f" The first {ROWS} of {len(used)}; the others are in contrast/selected.parquet." if len(used) > ROWS else ""
+    columns = {
+        "layer": ("layer", text),
+        "feature": ("feature", text),
+        "class": ("class", lambda v: fm.name(v) if v else fm.UNDEFINED),
+        "d_z": ("d_z", fixed(2)),
+        "q": ("q", short_p),
+        "auroc": ("AUROC", fixed(2)),
+        "stability": ("half-splits", fm.percent),
+        "fires_generous": ("fires, generous", fm.percent),
+        "fires_selfish": ("fires, selfish", fm.percent),
+        "density": ("on neutral text", lambda v: fm.percent(v, 1)),
+        "placebo_d_z": ("placebo d_z", fixed(2)),
+        "correlation_generous": ("r with giving, generous", fixed(2)),
+        "correlation_selfish": ("r with giving, selfish", fixed(2)),
+    }
+    columns = {key: value for key, value in columns.items() if key in frame}
+    return Table(f"Features in use, strongest first.{cut}", *cells(frame, columns), folded=len(frame) > 12)
+
+
+def feature_cards(folder: RunFolder, used: pd.DataFrame, classes: pd.DataFrame) -> Cards:
+    """The strongest features as cards; tokens and contexts only where the run has a table `cards`."""
+    stage = next((s for s in ("contrast", "fidelity", "dual_process") if folder.has_table(s, "cards")), None)
+    words = folder.table(stage, "cards") if stage else pd.DataFrame(columns=["layer", "feature"])
+    frame = used.head(CARDS).merge(classes, on=["layer", "feature"], how="left", suffixes=("", "_class"))
+    frame = frame.merge(
+        words[[c for c in words if c in ("layer", "feature") or c in TEXT_COLUMNS]], on=["layer", "feature"], how="left"
+    )
+    cards = []
+    for row in frame.to_dict("records"):
+        kind = row.get("class")
+        facts = [
+            ("more active", "when generous" if row["dz"] > 0 else "when selfish"),
+            ("d_z", fm.number(row["d_z"], 2)),
+            ("AUROC", fm.number(row["auroc"], 2)),
+            ("on neutral text", fm.percent(row["density"], 1)),
+            ("class", fm.name(kind) if isinstance(kind, str) else fm.UNDEFINED),
+        ]
+        if row.get("lexical") is True:
+            facts.append(("note", "lexical: fires on its trigger words anywhere"))
+        texts = [
+            (name, as_list(row[column]))
+            for column, name in TEXT_COLUMNS.items()
+            if column in row and len(as_list(row[column]))
+        ]
+        cards.append(Card(f"Layer {row['layer']}, feature {row['feature']}", facts, texts))
+    caption = f"The {len(cards)} strongest features in use." if len(used) > len(cards) else "The features in use."
+    return Cards(caption, cards)
+
+
+def as_list(value: Any) -> Sequence[str]:
+    """Tokens or contexts as strings, visible spaces included; a missing value is none."""
+    if value is None or isinstance(value, float):
+        return []
+    items = [value] if isinstance(value, str) else list(value)
+    return [str(item).replace("\n", "⏎") for item in items]
+
+
+def draw_volcano(features: pd.DataFrame, in_use: pd.DataFrame, *, seed: int = 0) -> go.Figure:
+    """Effect size against -log10 p of live features; those in use are marked, the others thinned at random."""
+    live = features[features["live"]]
+    height = -np.log10(np.maximum(live["p"].to_numpy(float), 1e-300))
+    frame = live.assign(height=height, d_z=live["d_z"].clip(-50, 50))
+    used = pd.MultiIndex.from_frame(frame[["layer", "feature"]]).isin(
+        pd.MultiIndex.from_frame(in_use[["layer", "feature"]])
+    )
+    rest = frame[~used]
+    if len(rest) > BACKGROUND_POINTS:
+        top = rest.nlargest(BACKGROUND_POINTS // 5, "height")  # the strongest unselected stay: why they failed matters
+        rest = pd.concat([top, rest.drop(top.index).sample(BACKGROUND_POINTS - len(top), random_state=seed)])
+    traces = []
+    for name, part, marker in (
+        ("not in use", rest, dict(color=CONTROL, size=4, opacity=0.45)),
+        ("in use", frame[used], dict(color=EFFECT, size=10, symbol="diamond", line=dict(width=1, color="white"))),
+    ):
+        traces.append(
+            go.Scatter(
+                x=part["d_z"].round(3),
+                y=part["height"].round(2),
+                name=name,
+                mode="markers",
+                marker=marker,
+                customdata=part[["layer", "feature"]].to_numpy(np.int32),
+                hovertemplate=FEATURE + ": d_z %{x:.2f}, −log₁₀ p %{y:.1f}<extra></extra>",
+            )
+        )
+    return figure(traces, x="effect size d_z over families", y="−log₁₀ p", height=400, phone=360)
+
+
+def draw_layer_histogram(in_use: pd.DataFrame, layers: list[int]) -> go.Figure:
+    """Features in use, by layer and by the stance under which they are more active."""
+    traces = []
+    for name, part, colour, shape in (
+        ("more active when generous", in_use[in_use["dz"] > 0], GENEROUS, ""),
+        ("more active when selfish", in_use[in_use["dz"] <= 0], SELFISH, "/"),
+    ):
+        counts = part["layer"].value_counts().reindex(layers, fill_value=0)
+        traces.append(
+            go.Bar(
+                x=[str(layer) for layer in layers],
+                y=counts.to_numpy(),
+                name=name,
+                marker=dict(color=colour, pattern=hatch(shape)),
+                hovertemplate=f"layer %{{x}}: %{{y}} {name}<extra></extra>",
+            )
+        )
+    out = figure(traces, x="layer", y="features in use", barmode="stack", height=400, phone=320)
+    most = in_use["layer"].value_counts().max() if len(in_use) else 1
+    return count_axis(out.update_xaxes(type="category"), most)
+
+
+def draw_funnel(criteria: pd.DataFrame) -> go.Figure:
+    """How many features each criterion alone lets through, and how many are left after each in turn."""
+    labels = [fm.wrapped(CRITERIA.get(name, fm.name(name)), 18) for name in criteria["criterion"]]
+    traces = [
+        go.Bar(
+            y=labels,
+            x=np.maximum(criteria[column], 0.6),
+            orientation="h",
+            name=name,
+            text=[f" {n:,}" for n in criteria[column]],
+            textposition="outside",
+            cliponaxis=False,
+            marker=dict(color=colour, pattern=hatch(shape)),
+            hovertemplate=f"%{{y}}, {name}: %{{text}}<extra></extra>",
+        )
+        for column, name, colour, shape in (
+            ("alone", "pass this criterion", CONTROL, "/"),
+            ("remaining", "left after it and all above", EFFECT, ""),
+        )
+    ]
+    top = float(np.log10(max(criteria["alone"].max(), 10)))
+    out = figure(
+        traces,
+        x="features (log scale)",
+        barmode="group",
+        height=90 + 42 * len(labels),
+        phone=90 + 46 * len(labels),
+        margin=dict(l=20, r=24, t=12, b=52),
+    )
+    return out.update_xaxes(
+        type="log", range=[np.log10(0.5), top + 0.3 * (top + 0.3)], dtick=1, tickformat=",d"
+    ).update_yaxes(autorange="reversed")
+
+
+def draw_stability(features: pd.DataFrame, in_use: pd.DataFrame, *, needed: float) -> go.Figure:
+    """Separation of the stances (AUROC) against the share of half-splits of the families that select a feature "
+    "again."""
+    frame = features.dropna(subset=["stability"])
+    if frame.empty:
+        return note(figure([], height=340), "No feature passed the cheaper criteria,<br>so no half-split was taken.")
+    used = pd.MultiIndex.from_frame(frame[["layer", "feature"]]).isin(
+        pd.MultiIndex.from_frame(in_use[["layer", "feature"]])
+    )
+    jitter = np.random.default_rng(0).uniform(-0.004, 0.004, len(frame))  # many features share both values exactly
+    traces = []
+    for name, mask, colour, symbol in (
+        ("not in use", ~used, CONTROL, "circle-open"),
+        ("in use", used, EFFECT, "diamond"),
+    ):
+        part = frame[mask]
+        traces.append(
+            go.Scatter(
+                x=(part["auroc"] - 0.5).abs() + 0.5 + jitter[mask],
+                y=100 * part["stability"],
+                name=name,
+                mode="markers",
+                marker=dict(color=colour, symbol=symbol, size=8, opacity=0.8),
+                customdata=part[["layer", "feature"]].to_numpy(np.int32),
+                hovertemplate=FEATURE + ": AUROC %{x:.2f}, %{y:.0f} % of half-splits<extra></extra>",
+            )
+        )
+    out = figure(
+        traces, x="separation of stances (AUROC, folded)", y="selected again, % of half-splits", height=400, phone=340
+    )
+    out.add_hline(y=100 * needed, line=dict(color=NEUTRAL, width=1, dash="dot"))
+    return out.update_yaxes(range=[100 * min(frame["stability"].min(), needed) - 8, 104])

@@ -1,0 +1,205 @@
+"""Which of the features in use are heuristic and which deliberative."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from jaxmech.report import formats as fm
+from jaxmech.report.blocks import (
+    Figure,
+    Prompt,
+    Prompts,
+    Section,
+    Table,
+    need,
+    text,
+)
+from jaxmech.report.style import (
+    CLASS_STYLE,
+    FEATURE,
+    NEUTRAL,
+    count_axis,
+    figure,
+)
+from jaxmech.report.verdict import Claim
+from jaxmech.study.folder import RunFolder
+
+
+def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, Any], claim: Claim) -> Section:
+    r = results["dual_process"]
+    table = need(
+        folder,
+        "dual_process",
+        "classes",
+        (
+            "layer",
+            "feature",
+            "class",
+            "demand",
+            "demand_low",
+            "demand_high",
+            "instruction",
+            "instruction_low",
+            "instruction_high",
+        ),
+    )
+    cuts = need(folder, "dual_process", "sensitivity", ("cut", "s1", "s2", "mixed", "neither", "silent"))
+    counts = {kind: r[kind] for kind in ("s2", "s1", "mixed", "neither", "silent")}
+    void = (
+        ""
+        if r["defined"]
+        else " The index is undefined here, so that these counts carry no meaning; they are shown for the record."
+    )
+    facts = flat(r.get("behavior") or {})
+    low, high = cuts.iloc[0], cuts.iloc[-1]
+    lexical = int(table["lexical"].fillna(False).sum()) if "lexical" in table else 0
+    blocks = [
+        Figure(
+            "classes",
+            draw_class_counts(counts),
+            f"Features in use by class, at the cut {config['index_cut']}.{void}"
+            + (f" Lexical, firing on their trigger words in any text: {lexical}." if lexical else ""),
+            "dual_process/classes",
+        ),
+        Figure(
+            "sensitivity",
+            draw_sensitivity(cuts, config["index_cut"]),
+            f"How the counts depend on the cut: from {low['cut']:g} to {high['cut']:g}, System 2 goes from "
+            f"{low['s2']:g} to "
+            f"{high['s2']:g} and System 1 from {low['s1']:g} to {high['s1']:g} (line: the cut in use).",
+            "dual_process/sensitivity",
+        ),
+        Figure(
+            "arms",
+            draw_arms(table),
+            "The two arms of the index, with 95 % intervals. A feature is System 2 if both lie above 0, System 1 "
+            "if both lie "
+            "below; opposite sides make it mixed.",
+            "dual_process/classes",
+            wide=not facts,
+        ),
+    ]
+    blocks += item_prompts(folder)
+    if facts:
+        blocks.append(
+            Table(
+                "The model itself on the reasoning items: without a lure effect or a cost of conflict, the index "
+                "is undefined.",
+                ("measure", "value"),
+                facts,
+                narrow=True,
+            )
+        )
+    return Section("classes", "System 1 and System 2", claim.sentence, blocks)
+
+
+def item_prompts(folder: RunFolder) -> list[Any]:
+    """A reasoning item in all its conditions, whole."""
+    items = folder.table("dual_process", "items") if folder.has_table("dual_process", "items") else pd.DataFrame()
+    if not {"prefix", "query", "item", "condition"} <= set(items):
+        return []
+    part = items[items["item"] == items["item"].iloc[0]]
+    prompts = [Prompt(fm.name(row.condition), row.prefix, row.query) for row in part.itertuples()]
+    return [Prompts("A reasoning item, whole: in each of two arms a pair of prompts, after worked examples.", prompts)]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+    """Nested results as rows of name and value."""
+    rows = []
+    for key, value in values.items():
+        label = f"{prefix}{str(key).replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            rows += flat(value, f"{label}, ")
+        elif isinstance(value, list):
+            rows.append([label, ", ".join(fm.significant(v) if isinstance(v, int | float) else text(v) for v in value)])
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            rows.append([label, {True: "yes", False: "no"}.get(value, text(value))])
+        else:
+            rows.append([label, fm.significant(value)])
+    return rows
+
+
+def draw_class_counts(counts: dict[str, int]) -> go.Figure:
+    """Features in use by class."""
+    shown = list(CLASS_STYLE)
+    out = figure(
+        [
+            go.Bar(
+                y=[CLASS_STYLE[kind][0] for kind in shown],
+                x=[counts[kind] for kind in shown],
+                orientation="h",
+                text=[f" {counts[kind]}" for kind in shown],
+                textposition="outside",
+                cliponaxis=False,
+                marker=dict(color=[CLASS_STYLE[kind][1] for kind in shown]),
+                hovertemplate="%{y}: %{x}<extra></extra>",
+            )
+        ],
+        x="features in use",
+        height=300,
+        margin=dict(l=20, r=36, t=12, b=48),
+    )
+    return count_axis(out.update_yaxes(autorange="reversed"), max(counts.values()), "x")
+
+
+def draw_sensitivity(table: pd.DataFrame, cut: float) -> go.Figure:
+    """Class counts as the cut on the index moves. Columns cut and the five classes."""
+    traces = [
+        go.Scatter(
+            x=table["cut"],
+            y=table[kind],
+            name=name,
+            mode="lines+markers",
+            line=dict(color=colour, dash=dash),
+            marker=dict(symbol=symbol, size=9),
+            hovertemplate=f"cut %{{x:.2f}}: %{{y}} {name}<extra></extra>",
+        )
+        for (kind, (name, colour, symbol)), dash in zip(
+            CLASS_STYLE.items(), ("solid", "solid", "dash", "dash", "dot"), strict=True
+        )
+    ]
+    out = figure(traces, x="cut on the index", y="features", height=340)
+    out.add_vline(x=cut, line=dict(color=NEUTRAL, width=1, dash="dot"))
+    return count_axis(out, table[list(CLASS_STYLE)].to_numpy().max())
+
+
+def draw_arms(classes: pd.DataFrame) -> go.Figure:
+    """The two arms of the index against each other, with both intervals."""
+    traces = []
+    for kind, (name, colour, symbol) in CLASS_STYLE.items():
+        part = classes[classes["class"] == kind]
+        if part.empty:
+            continue
+        error = {
+            axis: dict(
+                type="data",
+                symmetric=False,
+                array=part[f"{arm}_high"] - part[arm],
+                arrayminus=part[arm] - part[f"{arm}_low"],
+                thickness=0.8,
+                width=0,
+                color=colour,
+            )
+            for axis, arm in (("error_x", "demand"), ("error_y", "instruction"))
+        }
+        traces.append(
+            go.Scatter(
+                x=part["demand"],
+                y=part["instruction"],
+                name=name,
+                mode="markers",
+                marker=dict(color=colour, symbol=symbol, size=9),
+                customdata=part[["layer", "feature"]].to_numpy(np.int32),
+                **error,
+                hovertemplate=f"{FEATURE} ({name}): demand %{{x:.2f}}, instruction %{{y:.2f}}<extra></extra>",
+            )
+        )
+    out = figure(traces, x="demand arm (conflict − none)", y="instruction arm (think − gut)", height=400, phone=360)
+    for add, at in ((out.add_vline, "x"), (out.add_hline, "y")):
+        add(**{at: 0}, line=dict(color=NEUTRAL, width=1, dash="dot"))
+    return out

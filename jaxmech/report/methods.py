@@ -1,0 +1,65 @@
+"""How the numbers were made: settings, versions, exclusions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxmech.report import formats as fm
+from jaxmech.report.blocks import (
+    Section,
+    Table,
+    Text,
+)
+from jaxmech.study.folder import RunFolder
+
+
+def section(
+    folder: RunFolder, results: Mapping[str, Any], manifest: Mapping[str, Any], statement: Sequence[str]
+) -> Section:
+    """Every parameter, version, hash, second and exclusion."""
+    environment = manifest["environment"]
+    stages = [
+        [name, fm.number(record["seconds"], 1), fm.number(record.get("peak_gb"), 2), str(record["key"])]
+        for name, record in manifest["stages"].items()
+    ]
+    packages = [[name, str(version)] for name, version in environment["packages"].items()]
+    packages = [
+        ["python", environment["python"]],
+        ["platform", environment["platform"]],
+        ["devices", ", ".join(environment["devices"])],
+        *packages,
+    ]
+    settings = [
+        [key, ", ".join(map(str, value)) if isinstance(value, list) else "not set" if value is None else str(value)]
+        for key, value in manifest["config"].items()
+    ]
+    blocks: list[Any] = [
+        Text(statement),
+        Table("Every parameter of the study.", ("parameter", "value"), settings, folded=True),
+    ]
+    blocks.append(
+        Table(
+            "Stages: seconds, the process's peak memory so far in GB, and the hash of all that each depends on.",
+            ("stage", "seconds", "peak GB", "hash"),
+            stages,
+        )
+    )
+    blocks.append(Table("Versions and devices.", ("what", "version"), packages, folded=True))
+    blocks.append(exclusions(folder, results["behavior"]["excluded_pairs"]))
+    total = sum(record["seconds"] for record in manifest["stages"].values())
+    lead = (
+        f"Study {manifest['study']}: {fm.number(total, 0)} seconds of computation, seed {manifest['config']['seed']}."
+    )
+    return Section("methods", "Methods", lead, blocks)
+
+
+def exclusions(folder: RunFolder, count: int) -> Table:
+    """Pairs left out, by reason."""
+    caption = f"Prompt pairs left out by the checks after tokenisation: {count}."
+    if count and folder.has_table("behavior", "exclusions"):
+        table = folder.table("behavior", "exclusions")
+        if "reason" in table:
+            by = table["reason"].value_counts()
+            return Table(caption, ("reason", "pairs"), [[str(reason), str(n)] for reason, n in by.items()])
+    return Table(caption, ("reason", "pairs"), [["any", str(count)]])

@@ -1,0 +1,154 @@
+"""How directly features act on the output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from jaxmech.report import formats as fm
+from jaxmech.report.blocks import Figure, Section, Table, cells, fixed, need, text
+from jaxmech.report.style import (
+    CLASS_STYLE,
+    CONTROL,
+    EFFECT,
+    FEATURE,
+    NEUTRAL,
+    REFERENCE,
+    figure,
+    hatch,
+    note,
+)
+from jaxmech.report.verdict import Claim
+from jaxmech.study.folder import RunFolder
+
+PROXIMITY_RANGE = (-0.5, 1.5)
+
+
+def section(folder: RunFolder, results: Mapping[str, Any], claim: Claim) -> Section:
+    r = results["proximity"]
+    sets = need(folder, "proximity", "sets", ("set", "total_pp", "total_low", "total_high", "direct_pp", "indirect_pp"))
+    features = need(folder, "proximity", "features", ("layer", "feature", "class", "total", "direct", "proximity"))
+    low, high = PROXIMITY_RANGE
+    outside = int((~features["proximity"].dropna().between(low, high)).sum())
+    undefined = int(features["proximity"].isna().sum())
+    left = [f"{outside} outside the range" if outside else "", f"{undefined} without any effect" if undefined else ""]
+    left = [part for part in left if part]
+    depth = fm.listing([f"{fm.name(kind)} {fm.number(value, 1)}" for kind, value in r["effect_weighted_depth"].items()])
+    one = r["sets"]["all"]
+    blocks = [
+        Figure(
+            "effects",
+            draw_proximity_sets(sets),
+            "Total effect of setting features to generous values on selfish prompts, and its split: direct, with "
+            "all later "
+            f"sublayers frozen, {fm.points(one['direct_pp'])}; through later layers {fm.points(one['indirect_pp'])}.",
+            "proximity/sets",
+        ),
+        Figure(
+            "directness",
+            draw_proximity_features(features),
+            "Single features' direct share by layer (size: total effect). Later layers are more direct by "
+            "construction, so "
+            f"classes are compared within layers. Mean layer weighted by effect: {depth}."
+            + (f" Not drawn: {fm.listing(left)}." if left else ""),
+            "proximity/features",
+        ),
+    ]
+    if r.get("mediation"):
+        rows = [
+            [
+                key.upper().replace("_THROUGH_", " through "),
+                fm.percent(one["share"]),
+                f"{fm.interval(one['ci'], 0, scale=100)} %",
+            ]
+            for key, one in r["mediation"].items()
+        ]
+        blocks.append(
+            Table(
+                "Mediation: the share of one class's effect that is lost while the other class is held at its "
+                "base values.",
+                ("path", "share", "95 % interval"),
+                rows,
+            )
+        )
+    columns = {
+        "layer": ("layer", text),
+        "feature": ("feature", text),
+        "class": ("class", fm.name),
+        "total": ("total, pp", fixed(2, 100)),
+        "direct": ("direct, pp", fixed(2, 100)),
+        "proximity": ("direct share", fm.percent),
+    }
+    blocks.append(Table("Single features.", *cells(features, columns), folded=True))
+    return Section("proximity", "Nearness to the output", claim.sentence, blocks)
+
+
+def draw_proximity_sets(sets: pd.DataFrame) -> go.Figure:
+    """Total, direct and indirect effect of the whole selection and of each class."""
+    labels = [{"all": "all in use"}.get(name, fm.name(name)) for name in sets["set"]]
+    interval = dict(
+        type="data",
+        symmetric=False,
+        array=sets["total_high"] - sets["total_pp"],
+        arrayminus=sets["total_pp"] - sets["total_low"],
+        color=NEUTRAL,
+        thickness=2,
+    )
+    looks = (
+        ("total_pp", "total", EFFECT, ""),
+        ("direct_pp", "direct", REFERENCE, "x"),
+        ("indirect_pp", "indirect", CONTROL, "/"),
+    )
+    traces = [
+        go.Bar(
+            x=labels,
+            y=sets[column],
+            name=name,
+            error_y=interval if name == "total" else None,
+            marker=dict(color=colour, pattern=hatch(shape)),
+            hovertemplate=f"%{{x}}, {name}: %{{y:.2f}} pp<extra></extra>",
+        )
+        for column, name, colour, shape in looks
+    ]
+    return figure(traces, y="change of the share given, pp", barmode="group", height=360, phone=320)
+
+
+def draw_proximity_features(features: pd.DataFrame) -> go.Figure:
+    """Direct share of single features over layers, by class; what lies outside the range is left to the table."""
+    low, high = PROXIMITY_RANGE
+    frame = features.dropna(subset=["proximity"])
+    frame = frame[frame["proximity"].between(low, high)]
+    largest = max(float(frame["total"].abs().max()) if len(frame) else 0.0, 1e-12)
+    traces = []
+    for kind, (name, colour, symbol) in CLASS_STYLE.items():
+        part = frame[frame["class"] == kind]
+        if part.empty:
+            continue
+        shift = {"s2": -0.12, "s1": 0.12}.get(kind, 0.0)
+        traces.append(
+            go.Scatter(
+                x=part["layer"] + shift,
+                y=100 * part["proximity"],
+                name=name,
+                mode="markers",
+                marker=dict(
+                    color=colour,
+                    symbol=symbol,
+                    size=7 + 11 * np.sqrt(part["total"].abs() / largest),
+                    opacity=0.85,
+                    line=dict(width=0 if symbol == "circle" or symbol == "diamond" else 1.5),
+                ),
+                customdata=np.column_stack([part["layer"], part["feature"], 100 * part["total"]]),
+                hovertemplate=FEATURE + ": %{y:.0f} % direct, total %{customdata[2]:.2f} pp<extra></extra>",
+            )
+        )
+    if not traces:
+        return note(figure([], height=360, phone=200), "No single feature has a direct share in range.")
+    out = figure(traces, x="layer", y="direct share of the effect, %", height=360, phone=340)
+    for y in (0, 100):
+        out.add_hline(y=y, line=dict(color=NEUTRAL, width=1, dash="dot"))
+    return out.update_yaxes(range=[100 * low, 100 * high])

@@ -1,0 +1,331 @@
+"""What steering along the features moves, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from jaxmech.report import formats as fm
+from jaxmech.report.blocks import (
+    Figure,
+    Prompt,
+    Prompts,
+    Section,
+    Table,
+    cells,
+    first_prompt,
+    fixed,
+    need,
+)
+from jaxmech.report.style import (
+    CONTROL,
+    EFFECT,
+    NEUTRAL,
+    REFERENCE,
+    SELFISH,
+    SHADE,
+    SOFT,
+    figure,
+    forest,
+)
+from jaxmech.study.folder import RunFolder
+
+COST_TOP = 3.0
+
+
+def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
+    r = results["steering"]
+    low, high = usable = tuple(r["usable_range"])
+    dose = need(
+        folder,
+        "steering",
+        "dose",
+        (
+            "alpha",
+            "g",
+            "g_low",
+            "g_high",
+            "mass",
+            "p_zero",
+            "p_half",
+            "p_all",
+            "perplexity",
+            "kl",
+            "accuracy",
+            "usable",
+        ),
+    )
+    others = need(folder, "steering", "comparators", ("name", "kind", "slope_pp"))
+    zero = float(dose.loc[dose["alpha"] == 0, "g"].iloc[0])
+    if low < high:
+        ends = [float(dose.loc[dose["alpha"] == alpha, "g"].iloc[0]) for alpha in usable]
+        lead = (
+            f"Inside the usable range, coefficients {fm.span(*usable)}, the share given goes from "
+            f"{fm.percent(ends[0], 1)} to {fm.percent(ends[1], 1)} "
+            f"({fm.points(r['effect_in_range_pp'])}; unsteered {fm.percent(zero, 1)}), {fm.points(r['slope_pp'])} "
+            f"a unit (95 % interval {fm.interval(r['slope_ci'])})."
+        )
+    else:
+        lead = (
+            "There is no usable range: every coefficient tried but 0 passes a limit on perplexity, KL, "
+            "arithmetic or valid mass. "
+            f"Read over ±1 all the same, the slope is {fm.points(r['slope_pp'])} a unit (95 % interval "
+            f"{fm.interval(r['slope_ci'])})."
+        )
+    shape = r.get("dose_response") or {}
+    monotone = (
+        f" Spearman {fm.number(shape['spearman'])}, isotonic R² {fm.number(shape['isotonic_r2'])} within it."
+        if shape
+        else ""
+    )
+    shaded = " Shaded: the usable range." if low < high else ""
+    blocks = [
+        Figure(
+            "dose",
+            draw_dose(dose, usable),
+            f"Dose-response on neutral prompts, {fm.plural(r['families'], 'family', 'families')}; unsteered "
+            f"{fm.percent(zero, 1)} (dotted).{shaded}{monotone}",
+            "steering/dose",
+        ),
+        Figure(
+            "outcomes",
+            draw_outcomes(dose, usable),
+            "What the answers become. Between the ends of the sweep the probability of giving nothing goes from "
+            f"{fm.percent(dose['p_zero'].iloc[0])} to {fm.percent(dose['p_zero'].iloc[-1])}; valid answers hold "
+            f"at least {fm.percent(dose['mass'].min())}.",
+            "steering/dose",
+        ),
+        Figure("costs", draw_cost_limits(dose, usable), costs_caption(dose), "steering/dose"),
+        Figure("comparators", draw_comparators(others), comparators_caption(r, others), "steering/comparators"),
+    ]
+    if r.get("specificity"):
+        says = [
+            f"“{fm.name(name).lower()}” {fm.points(one['slope_pp'])} ({fm.interval(one['ci'])})"
+            for name, one in r["specificity"].items()
+        ]
+        blocks.append(
+            Figure(
+                "specificity",
+                draw_specificity(r["specificity"]),
+                "Is it giving, or saying larger numbers? Share given in other frames, where the number said must "
+                "go down for it to go up, and between one's own accounts, where nothing should move: "
+                f"{fm.listing(says)}.",
+                "steering/results.json",
+                wide=True,
+            )
+        )
+    columns = {
+        "alpha": ("coefficient", fm.coefficient),
+        "g": ("share given", lambda v: fm.percent(v, 1)),
+        "g_low": ("low", lambda v: fm.percent(v, 1)),
+        "g_high": ("high", lambda v: fm.percent(v, 1)),
+        "mass": ("valid mass", lambda v: fm.percent(v, 1)),
+        "perplexity": ("perplexity", fixed(2)),
+        "kl": ("KL, nat", fixed(3)),
+        "accuracy": ("arithmetic", fm.percent),
+        "usable": ("within limits", lambda v: "yes" if v else "no"),
+    }
+    blocks.append(Table("Every coefficient.", *cells(dose, columns), folded=True))
+    blocks += steered_prompts(folder)
+    return Section("steering", "Steering", lead, blocks)
+
+
+def steered_prompts(folder: RunFolder) -> list[Prompts]:
+    """A prompt of every condition that is steered, whole."""
+    asked = need(folder, "behavior", "prompts", ("family", "pair", "condition", "prefix", "query"))
+    rows = [first_prompt(asked, name) for name in ("neutral", "keep", "take", "own_accounts_neutral")]
+    prompts = [Prompt(fm.name(row["condition"]), row["prefix"], row["query"]) for row in rows if row is not None]
+    caption = "What is steered, whole: no stance is asked for, yet the worked examples name stances."
+    return [Prompts(caption, prompts)] if prompts else []
+
+
+def costs_caption(dose: pd.DataFrame) -> str:
+    out = [fm.coefficient(alpha) for alpha in dose.loc[~dose["usable"].astype(bool), "alpha"]]
+    said = f"Too costly: {fm.listing(out)}." if out else "No coefficient tried is too costly."
+    return (
+        "What steering costs on neutral text and on sums that follow three worked ones, steered at every token; above "
+        "the line a coefficient is out. "
+        f"{said} Triangles lie beyond the axis; valid mass is that of the prompts."
+    )
+
+
+def comparators_caption(r: Mapping[str, Any], others: pd.DataFrame) -> str:
+    null = others[others["kind"] == "null"]
+    ranges = [
+        f"{len(part)} {name.replace('random features', 'random feature sets')} from "
+        f"{fm.number(part['slope_pp'].min(), 1)} to "
+        f"{fm.number(part['slope_pp'].max(), 1)}"
+        for name, part in null.groupby("name")
+    ]
+    rest = [f"{name} {fm.points(value)}" for name, value in (r.get("comparators_pp") or {}).items()]
+    text = (
+        f"Directions of the same norm at coefficient 1: the selected features {fm.points(r['slope_at_one_pp'])}; "
+        f"{fm.listing(ranges)} pp "
+        f"(one-sided {fm.p_value(r['p_random'])} against feature sets"
+    )
+    text += (
+        f", {fm.p_value(r['p_random_directions'])} against directions)."
+        if r.get("p_random_directions") is not None
+        else ")."
+    )
+    return text + (f" For comparison: {fm.listing(rest)}." if rest else "")
+
+
+def shade(out: go.Figure, usable: tuple[float, float]) -> go.Figure:
+    """Shades the usable range, and says so in the legend, which colour-blind readers and printers share."""
+    if usable[0] < usable[1]:
+        out.add_vrect(x0=usable[0], x1=usable[1], fillcolor=SHADE, line_width=0, layer="below")
+        out.add_trace(
+            go.Scatter(
+                x=[None],
+                y=[None],
+                mode="markers",
+                name="usable range",
+                marker=dict(symbol="square", size=13, color=SHADE, line=dict(width=1, color=NEUTRAL)),
+            )
+        )
+    return out
+
+
+def draw_dose(table: pd.DataFrame, usable: tuple[float, float]) -> go.Figure:
+    """Mean share given over the coefficient, with its interval over families."""
+    band = dict(mode="lines", line=dict(width=0), hoverinfo="skip", showlegend=False)
+    zero = float(table.loc[table["alpha"] == 0, "g"].iloc[0])
+    traces = [
+        go.Scatter(x=table["alpha"], y=100 * table["g_high"], **band),
+        go.Scatter(x=table["alpha"], y=100 * table["g_low"], fill="tonexty", fillcolor=SOFT, **band),
+        go.Scatter(
+            x=table["alpha"],
+            y=100 * table["g"],
+            name="mean, 95 % interval",
+            mode="lines+markers",
+            line=dict(color=EFFECT, width=2.5),
+            marker=dict(symbol="diamond", size=9),
+            hovertemplate="coefficient %{x}: gives %{y:.1f} %<extra></extra>",
+        ),
+    ]
+    out = figure(
+        traces, x="coefficient (1 = each feature's own gap of the stances)", y="share given, %", height=380, phone=340
+    )
+    out.add_hline(y=100 * zero, line=dict(color=NEUTRAL, width=1, dash="dot"))
+    return shade(out, usable)
+
+
+def draw_outcomes(table: pd.DataFrame, usable: tuple[float, float]) -> go.Figure:
+    """How the distribution changes: giving nothing, half, everything; and the mass on valid answers."""
+    looks = (
+        ("p_zero", "nothing", SELFISH, "circle", "solid"),
+        ("p_half", "half", REFERENCE, "square", "dash"),
+        ("p_all", "everything", EFFECT, "diamond", "solid"),
+        ("mass", "any valid answer", NEUTRAL, "x", "dot"),
+    )
+    traces = [
+        go.Scatter(
+            x=table["alpha"],
+            y=100 * table[column],
+            name=name,
+            mode="lines+markers",
+            line=dict(color=colour, dash=dash),
+            marker=dict(symbol=symbol, size=8),
+            hovertemplate=f"coefficient %{{x}}, {name}: %{{y:.1f}} %<extra></extra>",
+        )
+        for column, name, colour, symbol, dash in looks
+    ]
+    return shade(
+        figure(traces, x="coefficient", y="probability, %", height=380, phone=360).update_yaxes(range=[-3, 103]), usable
+    )
+
+
+def draw_cost_limits(table: pd.DataFrame, usable: tuple[float, float]) -> go.Figure:
+    """Each cost in units of its limit, so that all share an axis; at 1 a coefficient falls out of the usable range."""
+    base = table.loc[table["alpha"] == 0].iloc[0]
+    costs = (
+        ("perplexity (limit +10 %)", (table["perplexity"] / base["perplexity"] - 1) / 0.1, SELFISH, "circle", "solid"),
+        ("KL (limit 0.1 nat)", table["kl"] / 0.1, EFFECT, "diamond", "dash"),
+        ("arithmetic (limit −2 pp)", (base["accuracy"] - table["accuracy"]) / 0.02, REFERENCE, "square", "dashdot"),
+        ("valid mass (limit −5 %)", (1 - table["mass"] / base["mass"]) / 0.05, NEUTRAL, "x", "dot"),
+    )
+    traces, low = [], -0.15
+    for name, cost, colour, symbol, dash in costs:
+        drawn = cost.clip(-1, COST_TOP)
+        beyond = cost > COST_TOP
+        hover = f"coefficient %{{x}}, {name}: %{{customdata:.2f}} times the limit<extra></extra>"
+        traces.append(
+            go.Scatter(
+                x=table["alpha"],
+                y=drawn,
+                name=name,
+                mode="lines+markers",
+                line=dict(color=colour, dash=dash),
+                customdata=cost,
+                marker=dict(symbol=symbol, size=np.where(beyond, 0, 9), color=colour, line=dict(width=0)),
+                legendgroup=name,
+                hovertemplate=hover,
+            )
+        )
+        traces.append(
+            go.Scatter(
+                x=table["alpha"][beyond],
+                y=drawn[beyond],
+                mode="markers",
+                marker=dict(symbol="triangle-up", size=11, color=colour),
+                customdata=cost[beyond],
+                legendgroup=name,
+                showlegend=False,
+                hovertemplate=hover,
+            )
+        )
+        low = min(low, float(drawn.min()) - 0.1)
+    out = figure(traces, x="coefficient", y="cost, in units of its limit", height=400, phone=420)
+    out.add_hline(y=1, line=dict(color=NEUTRAL, width=1.5))
+    return shade(out.update_yaxes(range=[low, COST_TOP + 0.25]), usable)
+
+
+def draw_comparators(table: pd.DataFrame) -> go.Figure:
+    """Slopes of other directions of the same norm: the two nulls as clouds, the others as marks."""
+    order = [*table.loc[table["kind"] != "null", "name"], *table.loc[table["kind"] == "null", "name"].unique()]
+    rng, traces = np.random.default_rng(0), []
+    for place, name in enumerate(order):
+        part = table[table["name"] == name]
+        kind = part["kind"].iloc[0]
+        colour, symbol, size = {"effect": (EFFECT, "diamond", 13), "null": (CONTROL, "circle-open", 6)}.get(
+            kind, (REFERENCE, "square", 11)
+        )
+        spread = rng.uniform(-0.28, 0.28, len(part)) if kind == "null" else np.zeros(len(part))
+        traces.append(
+            go.Scatter(
+                x=part["slope_pp"],
+                y=place + spread,
+                mode="markers",
+                showlegend=False,
+                marker=dict(color=colour, symbol=symbol, size=size),
+                hovertemplate=f"{name}: %{{x:.2f}} pp<extra></extra>",
+            )
+        )
+    out = figure(traces, x="change at coefficient 1, pp", height=90 + 56 * len(order))
+    out.add_vline(x=0, line=dict(color=NEUTRAL, width=1, dash="dot"))
+    labels = [fm.wrapped(fm.name(name), 16) for name in order]
+    return out.update_yaxes(
+        tickvals=list(range(len(order))), ticktext=labels, range=[len(order) - 0.5, -0.5], showgrid=False
+    )
+
+
+def draw_specificity(slopes: Mapping[str, Mapping]) -> go.Figure:
+    """Slopes where giving is not saying a larger number, and where there is nobody to give to."""
+    rows = [
+        dict(
+            label=fm.wrapped(fm.name(condition)),
+            value=one["slope_pp"],
+            low=one["ci"][0],
+            high=one["ci"][1],
+            kind="control" if condition.startswith("own_accounts") else "effect",
+        )
+        for condition, one in slopes.items()
+    ]
+    out = forest(rows, x="change of the share given, pp")
+    names = {"control": "must not move", "selected features": "must move up"}
+    return out.for_each_trace(lambda t: t.update(name=names.get(t.name, t.name)))
