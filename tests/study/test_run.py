@@ -9,9 +9,9 @@ import pytest
 from safetensors import SafetensorError
 
 from jaxmech.io.lock import sole_user
+from jaxmech.study import effects as ef
 from jaxmech.study import run as runner
 from jaxmech.study.folder import Outcome, RunFolder, read_json
-from jaxmech.study.stages import effects as ef
 
 
 def numbers(folder):

@@ -11,9 +11,9 @@ from scipy import stats
 
 from jaxmech.interventions import patching as pa
 from jaxmech.interventions.attribution import attribute, midpoints, path_gradient, residual_gradient
+from jaxmech.study import effects as ef
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
-from jaxmech.study.stages import effects as ef
 
 
 def run(ctx: Context) -> Outcome:

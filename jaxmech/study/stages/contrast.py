@@ -17,9 +17,9 @@ from jaxmech.contrast.moments import Moments, correlation_with_g, empty_moments
 from jaxmech.contrast.statistics import paired_t
 from jaxmech.io.progress import progress
 from jaxmech.sae.collect import update_moments
+from jaxmech.study.cards import feature_cards
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
-from jaxmech.study.stages.cards import feature_cards
 
 
 def run(ctx: Context) -> Outcome:

@@ -14,9 +14,9 @@ from jaxmech.interventions.patching import donor_values
 from jaxmech.io.progress import progress
 from jaxmech.models.text import token_ids
 from jaxmech.sae.collect import run_decision
+from jaxmech.study.cards import lexical
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
-from jaxmech.study.stages.cards import lexical
 
 ARMS = {"demand": ("conflict", "no_conflict"), "instruction": ("think", "instinct")}
 COVARIATES = ("digits", "words", "tokens", "option", "log_mass")

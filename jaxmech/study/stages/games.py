@@ -13,9 +13,9 @@ from jaxmech.contrast.statistics import holm, mean_effect, p_from_normal_null
 from jaxmech.interventions import steering as st
 from jaxmech.interventions.patching import random_directions
 from jaxmech.io.progress import progress
+from jaxmech.study import effects as ef
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
-from jaxmech.study.stages import effects as ef
 
 
 def run(ctx: Context) -> Outcome:

@@ -10,9 +10,9 @@ import pandas as pd
 from jaxmech.contrast.statistics import mean_effect, ratio_of_sums
 from jaxmech.interventions import patching as pa
 from jaxmech.interventions import proximity as px
+from jaxmech.study import effects as ef
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
-from jaxmech.study.stages import effects as ef
 
 
 def run(ctx: Context) -> Outcome:

@@ -20,9 +20,9 @@ from jaxmech.interventions.sweep import in_chunks
 from jaxmech.io.progress import progress
 from jaxmech.models.text import encode_prompts
 from jaxmech.sae.collect import run_decision
+from jaxmech.study import effects as ef
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
-from jaxmech.study.stages import effects as ef
 
 
 def run(ctx: Context) -> Outcome:
