@@ -57,6 +57,27 @@ def list_files(repo: str, revision: str | None = None) -> list[str]:
         raise _unreachable(repo, revision, error) from error
 
 
+def revision(repo: str, kind: str = "model") -> str | None:
+    """The commit at which the default branch of a repository stands, or stood when it was last fetched; None if
+    neither is known.
+
+    Args:
+      kind: "model" or "dataset".
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.file_download import repo_folder_name
+
+    try:
+        return HfApi().repo_info(repo, repo_type=kind, timeout=10).sha
+    except HFValidationError:
+        return None
+    except HfHubHTTPError.__bases__:
+        kept = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind) / "refs" / "main"
+        return kept.read_text().strip() if kept.is_file() else None
+
+
 def _unreachable(repo: str, revision: str | None, error: Exception) -> ValueError:
     at = f" at revision {revision!r}" if revision else ""
     return ValueError(f"{repo!r}{at} is no local path and could not be fetched from the Hugging Face hub: {error}\n"

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from jaxmech.behavior.dictator import SPLITS, Bank, BankConfig, build_bank
 from jaxmech.behavior.scoring import Encoded, encode_table
-from jaxmech.interventions import edits as ed
 from jaxmech.io.settings import renamed
 from jaxmech.models.language_model import LanguageModel
 from jaxmech.models.load import load_model
 from jaxmech.sae.formats import load_saes
 from jaxmech.sae.module import SAE
+from jaxmech.sae.selection import Selection, select
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.folder import RunFolder
+from jaxmech.study.keys import Settings, with_ancestors
 
 _BANK_KEYS = {split: f"{split}_families" for split in SPLITS} | {"stake": "stakes"}
 
@@ -36,33 +40,49 @@ def bank_config(c: StudyConfig) -> BankConfig:
 
 
 class Context:
-    """One run's shared state. Everything here is derived, so that any stage can be the first to run after a restart."""
+    """One run's shared state. Everything here is derived, so that any stage can be the first to run after a restart.
+
+    A stage gets a view of its own (`of`), which shares what was loaded and refuses what its key does not hold.
+    """
 
     def __init__(self, config: StudyConfig):
-        self.config = config
+        self.config: Any = config
         self.folder = RunFolder(config.run_dir)
+        self._made: dict[str, Any] = {}
 
-    @cached_property
+    def of(self, stage: str) -> Context:
+        """The context as one stage may use it: its settings, the results that it reads."""
+        view = copy.copy(self)
+        view.config = Settings(self.config, stage)
+        view.folder = RunFolder(self.folder.path, create=False, reads={s.name for s in with_ancestors(stage)} - {stage})
+        return view
+
+    def _once(self, name: str, make: Callable[..., Any], *settings: Any) -> Any:
+        """What `make` gives, made once: the settings are read by every stage that asks for it."""
+        if name not in self._made:
+            self._made[name] = make(*settings)
+        return self._made[name]
+
+    @property
     def lm(self) -> LanguageModel:
-        return load_model(self.config.model, dtype=self.config.dtype)
+        return self._once("lm", load_model, self.config.model, self.config.dtype)
 
-    @cached_property
+    @property
     def bank(self) -> Bank:
-        return build_bank(bank_config(self.config), self.lm.tokenizer)
+        return self._once("bank", build_bank, bank_config(self.config), self.lm.tokenizer)
 
-    @cached_property
+    @property
     def saes(self) -> SAE:
         """The dictionaries given, at the layers asked for, or else those trained in this run."""
-        if self.config.sae_path:
-            return load_saes(self.config.sae_path, layers=self.config.sae_layers)
-        return load_saes(self.folder.path / "saes")
+        path, layers = self.config.sae_path, self.config.sae_layers
+        if path:
+            return self._once("saes", partial(load_saes, layers=layers), path)
+        return self._once("saes", load_saes, self.folder.stage("dictionaries") / "saes")
 
-    @cached_property
+    @property
     def encoded(self) -> tuple[pd.DataFrame, Encoded]:
         """The prompts of the test families and their encoding, prefixes computed."""
-        table = self.bank.prompts
-        table = table[table["split"] == "test"].reset_index(drop=True)
-        return table, encode_table(self.lm, table)
+        return self._once("encoded", _encode_test, self.lm, self.bank)
 
     def rows(self, condition: str, *, per_family: int | None = None) -> np.ndarray:
         """Rows of `encoded` in a condition, in the order of families and pairs; `per_family` keeps the first few."""
@@ -75,17 +95,18 @@ class Context:
     def families(self, rows: np.ndarray) -> np.ndarray:
         return self.encoded[0].loc[rows, "family"].to_numpy()
 
-    @cached_property
+    @property
     def selected(self) -> pd.DataFrame:
         """The selected features, one a row, strongest first."""
-        return self.folder.table("contrast", "selected")
+        self.folder.stage("contrast")  # refused where it may not be read
+        return self._once("selected", self.folder.table, "contrast", "selected")
 
-    def selection(self, features: pd.DataFrame | None = None) -> ed.Selection:
+    def selection(self, features: pd.DataFrame | None = None) -> Selection:
         """Selected features (all by default) as a `Selection`."""
         features = self.selected if features is None else features
-        return ed.select(zip(features["layer"], features["feature"], strict=True), self.lm.config.n_layers)
+        return select(zip(features["layer"], features["feature"], strict=True), self.lm.config.n_layers)
 
-    def per_feature(self, selection: ed.Selection, features: pd.DataFrame, column: str) -> np.ndarray:
+    def per_feature(self, selection: Selection, features: pd.DataFrame, column: str) -> np.ndarray:
         """A column of `features` laid out like the selection, [L,K]."""
         lookup = features.set_index(["layer", "feature"])[column].to_dict()
         index, valid = np.asarray(selection.index), np.asarray(selection.valid)
@@ -93,3 +114,9 @@ class Context:
         for layer, k in zip(*np.nonzero(valid), strict=True):
             out[layer, k] = lookup[int(layer), int(index[layer, k])]
         return out
+
+
+def _encode_test(lm: LanguageModel, bank: Bank) -> tuple[pd.DataFrame, Encoded]:
+    table = bank.prompts
+    table = table[table["split"] == "test"].reset_index(drop=True)
+    return table, encode_table(lm, table)

@@ -4,7 +4,8 @@ run_dir/
   manifest.json           versions, devices, seeds, hashes, wall time and peak memory of each stage, exclusions
   results.json            the numbers
   report.html             the page
-  stages/<name>/          key.json, results.json, *.parquet, arrays.safetensors
+  stages/<name>/          key.json, results.json, *.parquet, arrays.safetensors; dictionaries: saes/ too
+  training/               checkpoints of dictionaries that are being trained
   .lock                   held by the process that computes here
 """
 
@@ -16,6 +17,7 @@ import json
 import math
 import shutil
 import tempfile
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,15 +28,20 @@ import pyarrow as pa
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from jaxmech.io import files as disk
+from jaxmech.io import files
 
 
 class Outcome(NamedTuple):
-    """What a stage produces: results (JSON), tables (Parquet) and small arrays (safetensors)."""
+    """What a stage produces: results (JSON), tables (Parquet), small arrays (safetensors), and folders, which move.
+
+    done_with: folders that are removed once the stage is kept.
+    """
 
     results: dict[str, Any]
     tables: dict[str, pd.DataFrame] = {}  # noqa: RUF012 - never mutated
     arrays: dict[str, np.ndarray] = {}  # noqa: RUF012
+    folders: dict[str, Path] = {}  # noqa: RUF012
+    done_with: tuple[Path, ...] = ()
 
 
 class RunFolder:
@@ -42,10 +49,11 @@ class RunFolder:
 
     Args:
       create: whether to make the folder; without it, one that is not there reads as a run of which nothing is finished.
+      reads: the stages that may be read; any other is refused. All of them by default.
     """
 
-    def __init__(self, path: str | Path, create: bool = True):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, create: bool = True, reads: Collection[str] | None = None):
+        self.path, self._reads = Path(path), reads
         if create:
             try:
                 (self.path / "stages").mkdir(parents=True, exist_ok=True)
@@ -58,6 +66,15 @@ class RunFolder:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def stage(self, name: str) -> Path:
+        """Where a stage's results are.
+
+        Raises:
+          ValueError: a stage that may not be read.
+        """
+        if self._reads is not None and name not in self._reads:
+            raise ValueError(
+                f"stage {name} is read by one whose key does not hold it; declare it in jaxmech.study.keys.STAGES"
+            )
         return self.path / "stages" / name
 
     def key(self, name: str) -> dict[str, Any] | None:
@@ -76,9 +93,13 @@ class RunFolder:
                 save_file(
                     {k: np.ascontiguousarray(v) for k, v in outcome.arrays.items()}, temporary / "arrays.safetensors"
                 )
+            for folder, made in outcome.folders.items():
+                made.rename(temporary / folder)
             write_json(temporary / "key.json", record)
             shutil.rmtree(self.stage(name), ignore_errors=True)
             temporary.rename(self.stage(name))
+            for folder in outcome.done_with:
+                shutil.rmtree(folder, ignore_errors=True)
         except (OSError, SafetensorError) as error:  # safetensors reports a full disk by an error of its own
             shutil.rmtree(temporary, ignore_errors=True)
             reason = getattr(error, "strerror", None) or error
@@ -126,12 +147,12 @@ def digest(*parts: Any) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically; NumPy numbers become plain ones and what is not finite becomes null."""
-    with disk.whole(path) as temporary:
+    with files.whole(path) as temporary:
         temporary.write_text(json.dumps(plain(value), indent=1) + "\n")
 
 
 _AGAIN = "delete its folder and run again"
-read_json = partial(disk.read_json, remedy=_AGAIN)
+read_json = partial(files.read_json, remedy=_AGAIN)
 
 
 def plain(value: Any) -> Any:

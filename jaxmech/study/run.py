@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 import platform
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 from jinja2 import UndefinedError
 
-from jaxmech.io.folders import walk
 from jaxmech.io.lock import sole_user
 from jaxmech.io.progress import console
 from jaxmech.io.version import __version__
 from jaxmech.study.config import StudyConfig
-from jaxmech.study.folder import Outcome, RunFolder, digest, read_json, way_out, write_json
+from jaxmech.study.folder import RunFolder, digest, read_json, way_out, write_json
+from jaxmech.study.keys import STAGES, Stage, stage_keys, with_ancestors
 
 try:
     import resource
@@ -27,83 +25,8 @@ except ImportError:  # Windows
     resource = None
 
 
-class Stage(NamedTuple):
-    """A stage and what its result depends on.
-
-    name: of the module in `study.stages` and of the folder; settings: prefixes or names of configuration keys;
-    after: the stages whose results it reads; revision: raise it when the stage computes something else.
-    """
-
-    name: str
-    settings: tuple[str, ...]
-    after: tuple[str, ...] = ()
-    revision: int = 1
-
-    def run(self, context) -> Outcome:
-        return importlib.import_module(f"jaxmech.study.stages.{self.name}").run(context)
-
-
-_MODEL = ("model", "dtype", "seed", "batch")
-_BANK = (
-    *_MODEL,
-    "selection_families",
-    "development_families",
-    "test_families",
-    "pairs",
-    "examples",
-    "stakes",
-    "stance_words",
-    "heldout_words",
-)
-
-STAGES = (
-    Stage("behavior", (*_BANK, "samples", "gate_"), revision=2),
-    Stage("text", (*_BANK, "text_file", "text_dataset", "text_count", "text_length"), revision=2),
-    Stage("dictionaries", (*_MODEL, "sae_"), ("text",), revision=2),
-    Stage("fidelity", (*_BANK, "text_check"), ("dictionaries",), revision=3),
-    Stage(
-        "contrast",
-        (*_BANK, "rule_", "half_splits", "permutations", "relabelings", "selection", "budget_share"),
-        ("fidelity",),
-        revision=2,
-    ),
-    Stage("dual_process", ("items_per_generator", "index_cut"), ("contrast",), revision=2),
-    Stage("patching", ("random_sets",), ("contrast",)),
-    Stage("attribution", ("audit_features", "attribution_steps"), ("contrast",)),
-    Stage("proximity", ("proximity_features",), ("dual_process",)),
-    Stage(
-        "steering", ("alphas", "random_sets", "random_directions", "text_check", "arithmetic_items"), ("dual_process",)
-    ),
-    Stage("games", ("game_",), ("steering",), revision=2),
-)
-
-
 _SECTIONS = {"contrast": "selection"}
 """Where a stage's numbers stand in results.json under another name."""
-
-
-def stage_keys(config: StudyConfig) -> dict[str, str]:
-    """Each stage's hash: of its settings, its revision, and the hashes of the stages it reads."""
-    settings, keys = dataclasses.asdict(config), {}
-    for name in ("model", "sae_path", "text_file"):
-        settings[name] = (settings[name], contents(settings[name]))
-    for stage in STAGES:
-        own = {
-            k: v
-            for k, v in settings.items()
-            if any(k == p or (p.endswith("_") and k.startswith(p)) for p in stage.settings)
-        }
-        keys[stage.name] = digest(stage.name, stage.revision, own, [keys[name] for name in stage.after])
-    return keys
-
-
-def contents(path: str | None) -> list:
-    """Names, sizes and times of the files at a path, by which a change is seen; empty for what is no path."""
-    root = Path(path).expanduser() if path else None
-    if root is None or not root.exists():
-        return []
-    files = [root / name for name in sorted(walk(root).files)] if root.is_dir() else [root]
-    return [(str(f.relative_to(root)), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
 
 
 def run_study(config: StudyConfig, *, report: Callable[..., Path] | None = None, until: str | None = None) -> Path:
@@ -153,37 +76,20 @@ def compute(config: StudyConfig, folder: RunFolder, stages: Sequence[Stage]) -> 
         _tell(number, stages, "…")
         begun = time.monotonic()
         try:
-            outcome = stage.run(context)
+            outcome = stage.run(context.of(stage.name))
         except OSError as error:
             raise ValueError(
                 f"stage {stage.name}: {error}. Earlier stages are kept; run the same command again"
             ) from error
         seconds = time.monotonic() - begun
-        folder.save(stage.name, outcome, {"key": keys[stage.name], "seconds": seconds, "peak_gb": peak_memory_gb()})
+        record = {"key": keys[stage.name], "seconds": seconds, "peak_gb": peak_memory_gb()}
+        folder.save(stage.name, outcome, record | {"environment": environment()})
         _tell(number, stages, f"{seconds:.1f} s")
 
 
 def _tell(number: int, stages: Sequence[Stage], what: str) -> None:
     between = " " if what == "…" else ": "
     console().print(f"[{number}/{len(stages)}] {stages[number - 1].name}{between}{what}", highlight=False, markup=False)
-
-
-def with_ancestors(name: str | None) -> Sequence[Stage]:
-    """A stage and everything it depends on, in order; all stages without a name.
-
-    Raises:
-      ValueError: no stage is called so.
-    """
-    if name is None:
-        return STAGES
-    known = {stage.name: stage for stage in STAGES}
-    if name not in known:
-        raise ValueError(f"until: expected one of {', '.join(known)}, got {name!r}")
-    needed, queue = set(), [name]
-    while queue:
-        needed.add(queue.pop())
-        queue += [above for at in needed for above in known[at].after if above not in needed]
-    return [stage for stage in STAGES if stage.name in needed]
 
 
 def study_hash(config: StudyConfig, folder: RunFolder) -> str:

@@ -18,7 +18,7 @@ def test_fidelity_is_measured_and_a_misfit_only_warned_of(small_study, tmp_path,
     assert histogram["features"].sum() == (density > 0).sum()
     assert results["check"]["dictionaries"] == 2 and len(folder.table("fidelity", "check")) == 2
 
-    saes = load_saes(folder.path / "saes")
+    saes = load_saes(folder.path / "stages/dictionaries/saes")
     away = saes.replace(params={**saes.params, "b_dec": saes.params["b_dec"] + 1e3})
     save_saes(away, tmp_path / "away")
     caplog.clear()

@@ -57,6 +57,10 @@ def test_a_whole_study_resumes_to_the_same_numbers(small_study, tmp_path, monkey
     for section, keys in required.items():
         assert keys <= set(a[section]), section
     assert all({"slope", "ci"} <= set(game) for game in a["games"].values())
+    records = read_json(again / "manifest.json")["stages"]
+    assert all(record["environment"]["packages"]["jax"] for record in records.values())
+    assert {path.name for path in again.iterdir()} == {"manifest.json", "results.json", "stages", ".lock"}
+    assert (again / "stages/dictionaries/saes/layer_0").is_dir()  # what was trained is kept with its stage
     states = dict(runner.plan(interrupted))
     assert set(states.values()) == {"kept"}
     changed = dict(runner.plan(dataclasses.replace(interrupted, game_families=1)))
@@ -100,7 +104,7 @@ def other_value(config, field):
         return [0.0, 1.0, 2.0]
     if isinstance(value, list):
         return [-3.0, 0.0, 3.0] if "alphas" in field else [1]
-    return value + 1
+    return value + 1 if isinstance(value, int) else value / 2
 
 
 def test_a_half_written_stage_is_not_a_stage(tmp_path):

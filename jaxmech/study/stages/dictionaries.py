@@ -17,7 +17,7 @@ from jaxmech.study.folder import Outcome, digest
 
 
 def run(ctx: Context) -> Outcome:
-    """Trains and saves them in SAELens' format under `saes/`; a killed training goes on from its last checkpoint."""
+    """Trains and saves them in SAELens' format, `saes/` of the stage; a killed training resumes from its checkpoint."""
     c, lm = ctx.config, ctx.lm
     if c.sae_path:
         saes = ctx.saes
@@ -31,14 +31,13 @@ def run(ctx: Context) -> Outcome:
     )  # fmt: skip
     # A folder for each set of settings, so that a killed training of others is neither gone on with nor in the way.
     name = digest(dataclasses.asdict(c.training), stream.fingerprint())
-    folder, training = ctx.folder.path / "saes", ctx.folder.path / "training"
+    training = ctx.folder.path / "training"
+    folder = training / "saes"
     (saes,), history = train(c.training, stream, key=jax.random.key(c.seed), checkpoint_dir=training / name)
     shutil.rmtree(folder, ignore_errors=True)
     save_saes(saes, folder)
-    shutil.rmtree(training)
-    return Outcome(
-        describe(saes) | {"trained": True, "steps": c.sae_steps, "tokens": stream.tokens_seen}, {"training": history}
-    )
+    results = describe(saes) | {"trained": True, "steps": c.sae_steps, "tokens": stream.tokens_seen}
+    return Outcome(results, {"training": history}, folders={"saes": folder}, done_with=(training,))
 
 
 def require_fit(path: str, saes: SAEConfig, name: str, model: ModelConfig) -> None:

@@ -1,0 +1,219 @@
+"""What a stage's result depends on, and the key that says so: settings, what it reads, and the source it is made of.
+
+A stage is kept while its key stays. It can read no setting and no stage's results that its key does not hold, so that
+nothing is kept by mistake. Of its source counts what can change a number: not docstrings, comments, messages of errors,
+nor the modules in `_NO_NUMBERS`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import importlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmech.io import hub
+from jaxmech.io.folders import walk
+from jaxmech.io.version import __version__
+from jaxmech.study.config import StudyConfig
+from jaxmech.study.folder import Outcome, digest
+
+_ROOT = Path(__file__).parents[2]
+_NO_NUMBERS = {
+    "jaxmech",
+    *(f"jaxmech.io.{name}" for name in ("interrupt", "lock", "progress", "reprs", "tpu", "version")),
+    *(f"jaxmech.study.{name}" for name in ("config", "folder", "keys")),
+}
+"""Modules that no result is made of: what shows, guards and stores it. The settings themselves are in the key."""
+
+
+class Stage(NamedTuple):
+    """A stage and what its result depends on.
+
+    name: of the module in `study.stages` and of the folder; settings: prefixes or names of configuration keys; after:
+    the stages whose results it reads, besides those that they read.
+    """
+
+    name: str
+    settings: tuple[str, ...]
+    after: tuple[str, ...] = ()
+
+    def run(self, context) -> Outcome:
+        return importlib.import_module(f"jaxmech.study.stages.{self.name}").run(context)
+
+    def declares(self, setting: str) -> bool:
+        return any(setting == p or (p.endswith("_") and setting.startswith(p)) for p in self.settings)
+
+
+_MODEL = ("model", "dtype", "seed", "batch")
+_BANK = (
+    *_MODEL, "selection_families", "development_families", "test_families", "pairs", "examples", "stakes",
+    "stance_words", "heldout_words",
+)  # fmt: skip
+
+STAGES = (
+    Stage("behavior", (*_BANK, "samples", "gate_")),
+    Stage("text", (*_BANK, "text_file", "text_dataset", "text_count", "text_length")),
+    Stage("dictionaries", (*_MODEL, "sae_"), ("text",)),
+    Stage("fidelity", (*_BANK, "text_check"), ("dictionaries",)),
+    Stage(
+        "contrast",
+        (*_BANK, "rule_", "half_splits", "permutations", "relabelings", "selection", "budget_share"),
+        ("fidelity",),
+    ),
+    Stage("dual_process", ("items_per_generator", "index_cut"), ("contrast",)),
+    Stage("patching", ("random_sets",), ("contrast",)),
+    Stage("attribution", ("audit_features", "attribution_steps"), ("contrast",)),
+    Stage("proximity", ("proximity_features",), ("dual_process",)),
+    Stage(
+        "steering", ("alphas", "random_sets", "random_directions", "text_check", "arithmetic_items"), ("dual_process",)
+    ),
+    Stage("games", ("game_",), ("steering",)),
+)
+
+
+def with_ancestors(name: str | None) -> Sequence[Stage]:
+    """A stage and everything it depends on, in order; all stages without a name.
+
+    Raises:
+      ValueError: no stage is called so.
+    """
+    if name is None:
+        return STAGES
+    known = {stage.name: stage for stage in STAGES}
+    if name not in known:
+        raise ValueError(f"until: expected one of {', '.join(known)}, got {name!r}")
+    needed, queue = set(), [name]
+    while queue:
+        needed.add(queue.pop())
+        queue += [above for at in needed for above in known[at].after if above not in needed]
+    return [stage for stage in STAGES if stage.name in needed]
+
+
+class Settings:
+    """A configuration as one stage may read it: the settings that its key holds, by its own or an earlier stage's.
+
+    Raises:
+      ValueError: any other is read.
+    """
+
+    def __init__(self, config: StudyConfig, stage: str):
+        self._config, self._stage = config, stage
+
+    def __getattr__(self, name: str) -> Any:
+        derived = getattr(type(self._config), name, None)
+        if isinstance(derived, property):
+            return derived.fget(self)
+        known = name in {field.name for field in dataclasses.fields(self._config)}
+        if known and not any(stage.declares(name) for stage in with_ancestors(self._stage)):
+            raise ValueError(
+                f"stage {self._stage} reads the setting {name!r}, which its key does not hold; declare it in "
+                "jaxmech.study.keys.STAGES"
+            )
+        return getattr(self._config, name)
+
+
+def stage_keys(config: StudyConfig) -> dict[str, str]:
+    """Each stage's hash: of its settings, of the files and revisions that these name, of the version and the source
+    that it is made of, and of the hashes of the stages it reads."""
+    settings, keys = dataclasses.asdict(config), {}
+    for name in ("model", "sae_path", "text_file"):
+        settings[name] = (settings[name], contents(settings[name]))
+    settings["text_dataset"] = (settings["text_dataset"], _revision(settings["text_dataset"], "dataset"))
+    for stage in STAGES:
+        own = {name: value for name, value in settings.items() if stage.declares(name)}
+        read = [keys[name] for name in stage.after]
+        keys[stage.name] = digest(stage.name, __version__, source(stage.name), own, read)
+    return keys
+
+
+def contents(name: str | None) -> list:
+    """By what a change is seen of what a path or a name stands for: names, sizes and times of the files at a path, the
+    files of a packaged model, the commit of a repository of the hub; empty for what is nowhere yet."""
+    if not name:
+        return []
+    root = Path(name).expanduser()
+    if root.exists():
+        files = [root / inside for inside in sorted(walk(root).files)] if root.is_dir() else [root]
+        return [_fact(file, root) for file in files if file.is_file()]
+    from jaxmech.models.load import packaged_files, packaged_models
+
+    if name in dict(packaged_models()):
+        try:
+            files, sha256 = packaged_files(name)
+        except ValueError:  # not installed: refused, in words, by what opens it
+            return []
+        return [sha256] if sha256 else [_fact(file, file.parent) for file in files]
+    commit = _revision(_repository(name))
+    return [commit] if commit else []
+
+
+def _fact(file: Path, root: Path) -> tuple[str, int, int]:
+    stat = file.stat()
+    return str(file.relative_to(root)), stat.st_size, stat.st_mtime_ns
+
+
+def _repository(name: str) -> str | None:
+    """The repository of the hub that a model's or a dictionary's name stands for, if it is like one."""
+    from jaxmech.sae.formats import places, suites
+
+    try:
+        known = suites.find(name.rstrip("/"))
+        return known.repo if known else places.hub_id(name)[0]
+    except ValueError:  # refused, in words, by what opens it
+        return None
+
+
+def _revision(repository: str | None, kind: str = "model") -> str | None:
+    return hub.revision(repository, kind) if repository else None
+
+
+def source(stage: str, root: Path = _ROOT) -> str:
+    """A hash of the source below `root` that a stage is made of: its module, and whatever that imports."""
+    found, queue = {}, [f"jaxmech.study.stages.{stage}"]
+    while queue:
+        name = queue.pop()
+        if name not in found and name not in _NO_NUMBERS and (parsed := _parsed(root, name)):
+            found[name], imported = parsed
+            queue += imported
+    return digest(sorted(found.items()))
+
+
+@cache
+def _parsed(root: Path, name: str) -> tuple[str, tuple[str, ...]] | None:
+    """A module's hash, with the data beside it that has its name, and the names that it imports; None for no module."""
+    if (file := _file(root, name)) is None:
+        return None
+    tree, imported = ast.parse(file.read_text(encoding="utf-8")), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "jaxmech":
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            imported += [name if _file(root, name) else node.module for name in inside]
+        elif isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names if alias.name.split(".")[0] == "jaxmech"]
+    hashed = hashlib.sha256(ast.unparse(_Numbers().visit(tree)).encode())
+    for data in sorted(file.parent.glob(f"{file.stem}_*")):
+        if data.suffix != ".py" and data.is_file():
+            hashed.update(data.read_bytes())
+    return hashed.hexdigest(), tuple(imported)
+
+
+def _file(root: Path, name: str) -> Path | None:
+    path = root.joinpath(*name.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return file if file.is_file() else None
+
+
+class _Numbers(ast.NodeTransformer):
+    """Takes out of a module what changes no number: docstrings, and what errors say."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return ast.copy_location(ast.Pass(), node) if text else self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        return ast.copy_location(ast.Raise(), node)
