@@ -7,11 +7,12 @@ out = jm.forward(lm.config, lm.params, tokens, mask=mask, taps=("resid_post",))
 dist = jm.choice_distribution(lm, ["..."], [str(a) for a in range(11)])
 """
 
+from jaxmech import behavior, contrast
 from jaxmech.activations.saved import Activations, load_activations, save_activations
 from jaxmech.activations.stream import ActivationStream
 from jaxmech.answers.prompts import Prefix, Prompts, make_prompts
 from jaxmech.answers.score import Choices, choice_distribution, score
-from jaxmech.interventions import edits, screens
+from jaxmech.interventions import attribution, edits, patching, proximity, screens, steering
 from jaxmech.interventions.edits import gather_features
 from jaxmech.interventions.sweep import sweep
 from jaxmech.io.progress import show_progress
@@ -27,21 +28,65 @@ from jaxmech.models.repetition import repetition
 from jaxmech.models.saved import save_model
 from jaxmech.models.sharding import make_mesh, shard_batch
 from jaxmech.models.text import encode_prompts
+from jaxmech.sae import collect
 from jaxmech.sae.check import check_sae
-from jaxmech.sae.evaluate import evaluate, loss_recovered
+from jaxmech.sae.evaluate import evaluate_saes, loss_recovered
 from jaxmech.sae.formats import load_sae, load_saes, save_sae, save_saes
 from jaxmech.sae.module import SAE, SAEConfig
 from jaxmech.sae.sharding import shard_saes
 from jaxmech.sae.totals import feature_totals
-from jaxmech.sae.training import SAETrainConfig, train
+from jaxmech.sae.training import SAETrainConfig, train_saes
 
 quiet_without_chips()
 
 __all__ = [
-    "SAE", "ActivationStream", "Activations", "Choices", "LanguageModel", "ModelConfig", "Output", "Prefix", "Prompts",
-    "SAEConfig", "SAETrainConfig", "Tap",
-    "check_sae", "choice_distribution", "edits", "encode_chat", "encode_prompts", "evaluate", "feature_totals",
-    "forward", "gather_features", "generate", "load_activations", "load_model", "load_sae", "load_saes",
-    "loss_recovered", "make_mesh", "make_prompts", "repetition", "save_activations", "save_model", "save_sae",
-    "save_saes", "score", "screens", "shard_batch", "shard_saes", "show_progress", "sweep", "train", "until_end",
-]  # fmt: skip
+    "ActivationStream",
+    "Activations",
+    "Choices",
+    "LanguageModel",
+    "ModelConfig",
+    "Output",
+    "Prefix",
+    "Prompts",
+    "SAE",
+    "SAEConfig",
+    "SAETrainConfig",
+    "Tap",
+    "attribution",
+    "behavior",
+    "check_sae",
+    "choice_distribution",
+    "collect",
+    "contrast",
+    "edits",
+    "encode_chat",
+    "encode_prompts",
+    "evaluate_saes",
+    "feature_totals",
+    "forward",
+    "gather_features",
+    "generate",
+    "load_activations",
+    "load_model",
+    "load_sae",
+    "load_saes",
+    "loss_recovered",
+    "make_mesh",
+    "make_prompts",
+    "patching",
+    "proximity",
+    "repetition",
+    "save_activations",
+    "save_model",
+    "save_sae",
+    "save_saes",
+    "score",
+    "screens",
+    "shard_batch",
+    "shard_saes",
+    "show_progress",
+    "steering",
+    "sweep",
+    "train_saes",
+    "until_end",
+]

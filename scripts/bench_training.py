@@ -46,7 +46,7 @@ from transformer_lens import HookedTransformer
 import jaxmech as jm
 from jaxmech.activations.stream import ActivationStream, ArrayStream
 from jaxmech.sae.formats import load_sae
-from jaxmech.sae.training import SAETrainConfig, train
+from jaxmech.sae.training import SAETrainConfig, train_saes
 
 LAYER, FEATURES, K = 9, 4096, 32
 LENGTH, BOS = 128, 2
@@ -201,7 +201,7 @@ def peer_train(
 def our_train(stream, steps: int, clock: Clock | None = None, seed: int = 0) -> Trained:
     config = SAETrainConfig(d_sae=FEATURES, sparsity=K, kind="batchtopk", steps=steps, log_every=TIMED_STEPS)
     start = time.perf_counter()
-    (stack,), _ = train(config, stream, key=jax.random.key(seed), progress=False)
+    (stack,), _ = train_saes(config, stream, key=jax.random.key(seed), progress=False)
     total = time.perf_counter() - start
     blocks = clock.blocks(steps)[1:] if clock else np.zeros(0)
     return Trained(jax.device_get(stack.at(LAYER).params), blocks, total)

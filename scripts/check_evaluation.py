@@ -28,7 +28,7 @@ from jaxmech import load_sae
 from jaxmech.activations.stream import ActivationStream
 from jaxmech.models.config import ModelConfig, Rope
 from jaxmech.models.decoder import forward
-from jaxmech.sae.evaluate import evaluate, loss_recovered
+from jaxmech.sae.evaluate import evaluate_saes, loss_recovered
 
 TOLERANCE = 1e-4
 LAYERS, D, HEADS, WIDTH, MLP, VOCAB, FEATURES, BOS = 3, 32, 4, 12, 48, 97, 80, 2
@@ -167,7 +167,7 @@ def ours(folder: Path, config: ModelConfig, params, tokens, skip_bos: bool) -> t
     stream = ActivationStream(
         config, params, tokens, layers=sae.config.layers, site=sae.config.site, batch_size=1, skip_first=int(skip_bos)
     )
-    found = evaluate(sae, stream.chunks())
+    found = evaluate_saes(sae, stream.chunks())
     losses = loss_recovered(config, params, sae, tokens, skip_first=int(skip_bos), zero_skipped=True)
     return SimpleNamespace(**losses.iloc[0], **found.table.drop(columns=["layer", "tokens"]).iloc[0]), found.density[0]
 

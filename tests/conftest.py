@@ -10,7 +10,11 @@ from pathlib import Path
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
                       "--xla_gpu_autotune_level=0 --xla_force_host_platform_device_count=8")  # fmt: skip
 
+# What is read back from a compilation cache brings pages of warnings about features of the processor that are none.
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import jax
+
+del os.environ["TF_CPP_MIN_LOG_LEVEL"]  # what tests start says what it has to say
 import jax.numpy as jnp
 import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers

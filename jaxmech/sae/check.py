@@ -28,7 +28,7 @@ from jaxmech.io.reprs import short_repr
 from jaxmech.models.block import SITES
 from jaxmech.models.chat import encode_chat
 from jaxmech.models.decoder import forward
-from jaxmech.sae.evaluate import evaluate
+from jaxmech.sae.evaluate import evaluate_saes
 from jaxmech.sae.module import SAE, SAEConfig
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _fit(saes: SAE, x: jax.Array, target: jax.Array) -> _Fit:
     """NaN where activations are not finite, as those of a layer that nobody asked for may be."""
     finite = finite_layers(x) & finite_layers(target)
     x, target = (jnp.where(finite[:, None, None], a, 0.0) for a in (x, target))
-    table = evaluate(saes, [(x, target)]).table
+    table = evaluate_saes(saes, [(x, target)]).table
     columns = (table[name].to_numpy() for name in ("fvu", "fvu_median", "l0", "cosine_centred"))
     return _Fit(*(np.where(finite, column, np.nan) for column in columns))
 

@@ -38,7 +38,7 @@ class Fidelity(NamedTuple):
     __repr__ = short_repr
 
 
-def evaluate(sae: SAE, batches: Iterable[jax.Array | tuple[jax.Array, jax.Array]]) -> Fidelity:
+def evaluate_saes(sae: SAE, batches: Iterable[jax.Array | tuple[jax.Array, jax.Array]]) -> Fidelity:
     """Reconstruction and sparsity over all given activations, which should not be those trained on.
 
     Args:

@@ -13,7 +13,7 @@ import zarr
 
 import jaxmech.activations.saved as ac
 from jaxmech.models.decoder import forward
-from jaxmech.sae.training import SAETrainConfig, train
+from jaxmech.sae.training import SAETrainConfig, train_saes
 
 N, T = 21, 9
 RNG = np.random.default_rng(0)
@@ -259,5 +259,5 @@ def test_the_stream_visits_every_kept_token_once(lm, tokens, taps, tmp_path):
 def test_a_dictionary_trains_on_it(lm, tokens, tmp_path):
     data = save(lm, tokens, tmp_path, dtype="bfloat16").stream(batch_size=16)
     config = SAETrainConfig(kind="topk", d_sae=48, sparsity=4, steps=3)
-    (saes,), _ = train(config, data, key=jax.random.key(0))
+    (saes,), _ = train_saes(config, data, key=jax.random.key(0))
     assert saes.config.layers == (2, 0) and saes.config.model == "tiny" and saes.config.site == "resid_post"

@@ -174,8 +174,8 @@ def test_a_sweep_has_a_bar_and_none_where_its_caller_has_one(lm, monkeypatch):
 def test_dictionaries_are_evaluated_checked_and_spliced_with_a_bar(lm, saes, tokens, monkeypatch, tmp_path):
     stream = jm.ActivationStream(lm.config, lm.params, tokens, layers=saes.config.layers, batch_size=4)
     rows = [x for x in stream.chunks(8)]
-    assert shown(monkeypatch, lambda: jm.evaluate(saes, rows)) == [("evaluating", len(rows), len(rows))]
-    assert shown(monkeypatch, lambda: jm.evaluate(saes, iter(rows))) == [("evaluating", None, len(rows))]
+    assert shown(monkeypatch, lambda: jm.evaluate_saes(saes, rows)) == [("evaluating", len(rows), len(rows))]
+    assert shown(monkeypatch, lambda: jm.evaluate_saes(saes, iter(rows))) == [("evaluating", None, len(rows))]
     recovered = shown(monkeypatch, lambda: jm.loss_recovered(lm.config, lm.params, saes, tokens, forward_batch=2))
     assert recovered == [("loss recovered", 4, 4)]  # two batches, two layers
     [(name, total, done)] = shown(
@@ -191,7 +191,7 @@ def test_activations_and_training_have_a_bar(lm, tokens, monkeypatch, tmp_path):
     assert shown(monkeypatch, keep) == [("activations", 3, 3)]
     stream = jm.ActivationStream(lm.config, lm.params, tokens, layers=(1,), batch_size=8)
     config = SAETrainConfig(d_sae=16, sparsity=2, kind="topk", steps=3, log_every=1)
-    assert shown(monkeypatch, lambda: jm.train(config, stream, key=jax.random.key(0))) == [("training SAEs", 3, 3)]
+    assert shown(monkeypatch, lambda: jm.train_saes(config, stream, key=jax.random.key(0))) == [("training SAEs", 3, 3)]
 
 
 def test_conversion_has_a_bar_that_counts_tensors(monkeypatch):

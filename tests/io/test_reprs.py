@@ -71,7 +71,7 @@ def test_choices_say_how_much_of_the_probability_they_hold():
 def test_what_training_returns_is_short_and_still_a_pair():
     saes, history = trained = loop.Trained([dictionaries((0, 1))], pd.DataFrame({"step": range(1000), "fvu": 0.1}))
     assert repr(trained) == f"Trained(saes=[{saes[0]!r}], history=table of 1,000 rows and 2 columns)"
-    assert trained == (saes, history) and typing.get_type_hints(jm.train)["return"] is loop.Trained
+    assert trained == (saes, history) and typing.get_type_hints(jm.train_saes)["return"] is loop.Trained
 
 
 def test_outputs_and_prompts_show_shapes(lm):

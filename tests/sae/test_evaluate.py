@@ -11,7 +11,7 @@ import pytest
 from jaxmech.interventions import edits
 from jaxmech.models.config import ModelConfig, Rope
 from jaxmech.models.decoder import forward, init_params
-from jaxmech.sae.evaluate import Fidelity, density_histogram, evaluate, loss_recovered
+from jaxmech.sae.evaluate import Fidelity, density_histogram, evaluate_saes, loss_recovered
 from jaxmech.sae.module import SAEConfig, make_sae, param_shapes
 
 CONFIG = ModelConfig(
@@ -61,7 +61,7 @@ def test_fidelity_is_the_formulas():
     sae = random_sae(width=6)
     x = 100 + np.random.default_rng(1).normal(size=(2, 50, 6)).astype(np.float32) * np.arange(1, 7)
     sae = sae.replace(params={**sae.params, "b_dec": sae.params["b_dec"] + 100})
-    table, density = evaluate(sae, [x[:, :20], x[:, 20:45], x[:, 45:]])
+    table, density = evaluate_saes(sae, [x[:, :20], x[:, 20:45], x[:, 45:]])
     f, y = np.asarray(sae.encode(x)), np.asarray(sae(x))
     assert table.layer.tolist() == [2, 0]
     for i in range(2):
@@ -85,12 +85,12 @@ def test_every_kind_is_measured_single_or_stacked(facts):
     sae, x = make_sae(params, config), rng.normal(size=(40, 6)).astype(np.float32)
     target = rng.normal(size=(40, config.d_out)) if config.d_out != 6 else x
     batch = x if target is x else (x, target)
-    found = evaluate(sae, [batch])
+    found = evaluate_saes(sae, [batch])
     check_row(
         found.table.iloc[0], found.density[0], target, np.asarray(sae.encode(x)), np.asarray(sae(x)), target.mean(0)
     )
     stack = make_sae({name: value[None] for name, value in params.items()}, config)
-    stacked = evaluate(stack, [jax.tree.map(lambda a: a[None], batch)])
+    stacked = evaluate_saes(stack, [jax.tree.map(lambda a: a[None], batch)])
     np.testing.assert_allclose(stacked.table, found.table, rtol=1e-6)
 
 
@@ -98,9 +98,9 @@ def test_a_transcoder_wants_both_of_its_sites():
     config = SAEConfig(6, 12, activation="relu", subtract_b_dec=False, site="mlp_in", site_out="mlp_out")
     sae = make_sae({n: np.ones(s) for n, s in param_shapes(config).items()}, config)
     with pytest.raises(ValueError, match="read mlp_in and write mlp_out; give pairs"):
-        evaluate(sae, [np.ones((3, 6))])
+        evaluate_saes(sae, [np.ones((3, 6))])
     with pytest.raises(ValueError, match=r"expected \[L', n, D\] as \(1, 3, 6\) in"):
-        evaluate(sae, [(np.ones((3, 6)), np.ones((3, 5)))])
+        evaluate_saes(sae, [(np.ones((3, 6)), np.ones((3, 5)))])
 
 
 def test_the_histogram_counts_every_feature_that_fires_once():
@@ -122,11 +122,11 @@ def test_a_perfect_dictionary_is_perfect():
     params = {"W_enc": eye, "b_enc": np.zeros(8), "W_dec": eye.T, "b_dec": np.zeros(4), "threshold": np.zeros(8)}
     sae = make_sae(params, SAEConfig(4, 8))
     x = np.random.default_rng(0).normal(size=(1, 30, 4)).astype(np.float32)
-    row = evaluate(sae, [x]).table.iloc[0]
+    row = evaluate_saes(sae, [x]).table.iloc[0]
     assert max(row.fvu, row.fvu_token, row.mse) < 1e-12 and row.l0 == 4 and row.dead == 0
     np.testing.assert_allclose(row[["cosine", "cosine_centred", "norm_ratio"]].astype(float), 1, rtol=1e-6)
     with pytest.raises(ValueError, match="at least one batch"):
-        evaluate(sae, [])
+        evaluate_saes(sae, [])
 
 
 def plain_divergence(logits, clean):
@@ -225,18 +225,18 @@ def test_activations_that_are_no_numbers_are_refused_by_batch_and_layer():
     bad[1, 4, 2] = np.nan
     for wrong in (bad, np.where(np.isnan(bad), np.inf, bad)):
         with pytest.raises(ValueError, match="batches: layer 5 of batch 1 is not finite"):
-            evaluate(sae, [x, wrong])
+            evaluate_saes(sae, [x, wrong])
     with pytest.raises(ValueError, match=r"got \(8,\), \(8,\); one array alone is given as \[x\]"):
-        evaluate(random_sae(layers=(3,)), x[0])
+        evaluate_saes(random_sae(layers=(3,)), x[0])
 
 
 def test_64_bit_jax_measures_the_same():
     sae, x = random_sae(), np.random.default_rng(0).normal(size=(2, 10, 8))
     config = dataclasses.replace(sae.config, activation="batchtopk", k=3)
     sae = make_sae({name: leaf for name, leaf in sae.params.items() if name != "threshold"}, config)
-    expected = evaluate(sae, [x]).table
+    expected = evaluate_saes(sae, [x]).table
     with jax.enable_x64(True):
-        pd.testing.assert_frame_equal(evaluate(sae, [x]).table, expected, rtol=1e-5)
+        pd.testing.assert_frame_equal(evaluate_saes(sae, [x]).table, expected, rtol=1e-5)
 
 
 def test_tokens_that_the_model_does_not_have():

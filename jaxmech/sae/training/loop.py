@@ -35,7 +35,7 @@ class Trained(NamedTuple):
     __repr__ = short_repr
 
 
-def train(
+def train_saes(
     config: SAETrainConfig,
     stream: BatchStream,
     *,

@@ -33,10 +33,10 @@ from jaxmech.io.settings import renamed
 from jaxmech.models.language_model import LanguageModel
 from jaxmech.models.load import load_model
 from jaxmech.models.sharding import make_mesh
-from jaxmech.sae.evaluate import evaluate
+from jaxmech.sae.evaluate import evaluate_saes
 from jaxmech.sae.formats import save_saes
 from jaxmech.sae.training.config import SAETrainConfig
-from jaxmech.sae.training.loop import checked_mesh, train
+from jaxmech.sae.training.loop import checked_mesh, train_saes
 from jaxmech.sae.training.metrics import event_writer
 
 _REMEDY = "make room, or choose another run_dir"
@@ -124,7 +124,7 @@ def _run(c: TrainSettings, folder: Path) -> tuple[Path, pd.DataFrame]:
         f" {c.steps * c.batch / stream.tokens_seen / c.epochs:.1f} passes of {c.epochs} epochs",
         highlight=False,
     )
-    saes, _ = train(
+    saes, _ = train_saes(
         c.training, stream, key=jax.random.key(c.seed), mesh=mesh, checkpoint_dir=folder / "checkpoints",
         log_dir=folder, tensorboard=c.tensorboard,
     )  # fmt: skip
@@ -135,7 +135,7 @@ def _run(c: TrainSettings, folder: Path) -> tuple[Path, pd.DataFrame]:
         target = folder / "saes" / (f"sparsity_{sparsity:g}" if len(saes) > 1 else "")
         with disk_errors(target, _REMEDY):
             save_saes(stack, target)
-        measured = evaluate(stack, unseen.chunks()).table
+        measured = evaluate_saes(stack, unseen.chunks()).table
         tables.append(measured.assign(sparsity=float(sparsity)))
     table = pd.concat(tables, ignore_index=True)
     table = table[["sparsity", *(name for name in table if name != "sparsity")]]

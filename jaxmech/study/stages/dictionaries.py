@@ -11,7 +11,7 @@ from jaxmech.activations.stream import ActivationStream
 from jaxmech.models.config import ModelConfig
 from jaxmech.sae.formats import save_saes
 from jaxmech.sae.module import SAEConfig
-from jaxmech.sae.training import train
+from jaxmech.sae.training import train_saes
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome, digest
 
@@ -33,7 +33,7 @@ def run(ctx: Context) -> Outcome:
     name = digest(dataclasses.asdict(c.training), stream.fingerprint())
     training = ctx.folder.path / "training"
     folder = training / "saes"
-    (saes,), history = train(c.training, stream, key=jax.random.key(c.seed), checkpoint_dir=training / name)
+    (saes,), history = train_saes(c.training, stream, key=jax.random.key(c.seed), checkpoint_dir=training / name)
     shutil.rmtree(folder, ignore_errors=True)
     save_saes(saes, folder)
     results = describe(saes) | {"trained": True, "steps": c.sae_steps, "tokens": stream.tokens_seen}

@@ -10,7 +10,7 @@ from jaxmech.behavior.dictator import PAIRED
 from jaxmech.behavior.scoring import take
 from jaxmech.sae.check import check_sae
 from jaxmech.sae.collect import run_decision
-from jaxmech.sae.evaluate import density_histogram, evaluate, loss_recovered
+from jaxmech.sae.evaluate import density_histogram, evaluate_saes, loss_recovered
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 
@@ -34,7 +34,7 @@ def run(ctx: Context) -> Outcome:
         skip_first=saes.config.skip_first,
         seed=ctx.config.seed,
     )
-    found = evaluate(saes, stream.chunks())
+    found = evaluate_saes(saes, stream.chunks())
     n = ctx.config.text_check
     recovered = loss_recovered(lm.config, lm.params, saes, tokens[:n], mask[:n], forward_batch=min(n, 4))
     table = found.table.merge(recovered.drop(columns="tokens"), on="layer")

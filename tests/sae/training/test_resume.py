@@ -17,7 +17,7 @@ import pytest
 from jaxmech.activations.stream import ActivationStream, ArrayStream
 from jaxmech.io import files as disk
 from jaxmech.models.decoder import init_params
-from jaxmech.sae.training import checkpoint, loop, train
+from jaxmech.sae.training import checkpoint, loop, train_saes
 from jaxmech.sae.training.metrics import MetricsLog
 from tests.conftest import tiny_config
 from tests.sae.training.toy import KEY, SMALL, fit, sparse_data
@@ -116,7 +116,7 @@ def test_what_differs_is_named(tmp_path):
     options = {"batch_size": 128, "layers": (3, 4), "seed": 0, "skip_first": 1}
 
     def train_on(x, key=KEY, **changes):
-        train(SMALL, ArrayStream(x, **(options | changes)), key=key, checkpoint_dir=tmp_path, progress=False)
+        train_saes(SMALL, ArrayStream(x, **(options | changes)), key=key, checkpoint_dir=tmp_path, progress=False)
 
     train_on(x)
     for name, said in {
@@ -141,7 +141,7 @@ def test_what_differs_in_activations_of_a_model_is_named(tmp_path):
     def train_on(tokens=tokens, params=params, **changes):
         data = ActivationStream(config, params, tokens, **(options | changes))
         short = dataclasses.replace(SMALL, steps=2)
-        train(short, data, key=KEY, checkpoint_dir=tmp_path, progress=False)
+        train_saes(short, data, key=KEY, checkpoint_dir=tmp_path, progress=False)
 
     train_on()
     train_on(forward_batch=3)  # which changes nothing

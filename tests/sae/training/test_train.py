@@ -161,7 +161,7 @@ def test_progress_bar(monkeypatch):
         yield lambda n, note: seen.append((n, total, unit, note))
 
     monkeypatch.setattr(loop, "progress_bar", bar)
-    loop.train(dataclasses.replace(SMALL, steps=6, sparsity=(3, 9)), stream(), key=KEY)
+    loop.train_saes(dataclasses.replace(SMALL, steps=6, sparsity=(3, 9)), stream(), key=KEY)
     assert [s[:3] for s in seen] == [(4, 6, "step"), (2, 6, "step")]
     assert all(name in seen[0][3] for name in ("FVU", "L0 3 to 9", "dead"))
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from jaxmech.activations.stream import ArrayStream
-from jaxmech.sae.training import SAETrainConfig, train
+from jaxmech.sae.training import SAETrainConfig, train_saes
 
 D, F = 24, 32
 KEY = jax.random.key(0)
@@ -32,4 +32,4 @@ def stream(layers=2, **options):
 
 
 def fit(config, data=None, **options):
-    return train(config, data or stream(), key=KEY, progress=False, **options)
+    return train_saes(config, data or stream(), key=KEY, progress=False, **options)
