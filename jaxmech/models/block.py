@@ -46,7 +46,7 @@ def _by_runs(x, kernel):
 
     For a CPU, which copies a layer's kernel out of the stack before it multiplies: that takes longer than the product.
     Sums over few rows are compiled into loops that read the stack itself, on all cores: half the time, measured by
-    `scripts/bench_generation.py`. Runs of 8 and of 16 rows are as fast; of 2 or 32, half as fast.
+    `scripts/benchmarks/bench_generation.py`. Runs of 8 and of 16 rows are as fast; of 2 or 32, half as fast.
     """
     ins, out = kernel.shape[: x.ndim - 2], kernel.shape[x.ndim - 2 :]
     run = math.gcd(math.prod(ins), _RUN)

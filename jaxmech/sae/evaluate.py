@@ -2,7 +2,7 @@
 
 `B` denotes texts, `T` tokens, `D` the width at the site, `F` dictionary features, `L'` the dictionaries' layers,
 `L` the model's. x is what is read, t what should come out (x itself unless the dictionary is a transcoder), y what
-comes out. Where SAELens measures the same, its name stands in brackets; `scripts/check_evaluation.py` compares.
+comes out. Where SAELens measures the same, its name stands in brackets; `scripts/checks/check_evaluation.py` compares.
 """
 
 from __future__ import annotations

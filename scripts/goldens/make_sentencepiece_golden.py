@@ -2,7 +2,7 @@
 
 Needs sentencepiece. Both are trained on the lines below with the settings of the originals: Llama 2's (a space put
 before every text, single digits, bytes to fall back on) and Gemma's (no such space, runs of spaces and line breaks as
-symbols of their own). `python scripts/make_sentencepiece_golden.py`.
+symbols of their own). `python scripts/goldens/make_sentencepiece_golden.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import sentencepiece
 
-OUT = Path(__file__).resolve().parents[1] / "tests" / "goldens" / "sentencepiece.json"
+OUT = Path(__file__).resolve().parents[2] / "tests" / "goldens" / "sentencepiece.json"
 
 LINES = """
 A generous player has $100. How much does the generous player give to the other player?

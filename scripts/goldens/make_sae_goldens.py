@@ -1,6 +1,6 @@
 """Writes tests/goldens/sae: SAEs saved by SAELens with its own features and outputs. Needs torch, sae-lens.
 
-python scripts/make_sae_goldens.py
+python scripts/goldens/make_sae_goldens.py
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sae_lens import (
 from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import SAEMetadata
 
-GOLDENS = Path(__file__).resolve().parents[1] / "tests" / "goldens" / "sae"
+GOLDENS = Path(__file__).resolve().parents[2] / "tests" / "goldens" / "sae"
 D, F, N, D_OUT = 12, 40, 16, 10
 METADATA = {"model_name": "gemma-3-270m", "hook_name": "blocks.9.hook_resid_post", "prepend_bos": True}
 SCALE = 0.4

