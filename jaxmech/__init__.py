@@ -12,7 +12,7 @@ from jaxmech.activations.saved import Activations, load_activations, save_activa
 from jaxmech.activations.stream import ActivationStream
 from jaxmech.answers.prompts import Prefix, Prompts, make_prompts
 from jaxmech.answers.score import Choices, choice_distribution, score
-from jaxmech.interventions import attribution, edits, patching, proximity, screens, steering
+from jaxmech.interventions import attribution, controls, edits, patching, proximity, screens, steering
 from jaxmech.interventions.edits import gather_features
 from jaxmech.interventions.sweep import sweep
 from jaxmech.io.progress import show_progress
@@ -58,6 +58,7 @@ __all__ = [
     "choice_distribution",
     "collect",
     "contrast",
+    "controls",
     "edits",
     "encode_chat",
     "encode_prompts",

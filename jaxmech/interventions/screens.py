@@ -3,7 +3,7 @@
 `B` denotes prompts, `T` their tokens, `L` layers, `D` the width at a site, `K` features a layer, `N` choices, `S` sets.
 
 A screen is a list of feature sets, each a list of (layer, feature): `each_feature`, `each_layer`, `each_pair`, or the
-random sets of `patching.matched_sets`. `screen` patches all of them in one sweep; `patch_positions` does the same for
+random sets of `controls.matched_sets`. `screen` patches all of them in one sweep; `patch_positions` does the same for
 whole activations at every layer and position, `each_layer_alone` makes a steering vector's points.
 """
 

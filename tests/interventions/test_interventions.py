@@ -8,6 +8,7 @@ import pytest
 import jaxmech as jm
 import jaxmech.answers.score as ch
 from jaxmech.answers.trie import build_tries
+from jaxmech.interventions import controls
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions import patching as pa
 from jaxmech.interventions import proximity as px
@@ -132,10 +133,10 @@ def test_matched_sets_match_layers_and_avoid_the_selection(saes):
     rng = np.random.default_rng(0)
     fires, strength = rng.uniform(0.1, 1, (2, 24)), rng.uniform(size=(2, 24))
     chosen = [(1, 3), (1, 4), (3, 9)]
-    for s in pa.matched_sets(chosen, fires, strength, (1, 3), sets=20, seed=0, neighbours=5):
+    for s in controls.matched_sets(chosen, fires, strength, (1, 3), sets=20, seed=0, neighbours=5):
         assert [layer for layer, _ in s] == [1, 1, 3] and not set(s) & set(chosen) and len(set(s)) == 3
     with pytest.raises(ValueError, match="too few"):
-        pa.matched_sets([(1, 3)], np.zeros((2, 24)), strength, (1, 3), sets=1, seed=0)
+        controls.matched_sets([(1, 3)], np.zeros((2, 24)), strength, (1, 3), sets=1, seed=0)
 
 
 def test_layer_matched_difference():

@@ -10,7 +10,8 @@ import pytest
 import jaxmech.answers.score as ch
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions import screens
-from jaxmech.interventions.patching import matched_sets, patch_edit
+from jaxmech.interventions.controls import matched_sets
+from jaxmech.interventions.patching import patch_edit
 from jaxmech.interventions.sweep import run_chunk
 from jaxmech.sae.collect import run_decision
 

@@ -11,7 +11,7 @@ from jaxmech.behavior.games import GAMES, game_prompts
 from jaxmech.behavior.scoring import encode_table, take
 from jaxmech.contrast.statistics import holm, mean_effect, p_from_normal_null
 from jaxmech.interventions import steering as st
-from jaxmech.interventions.patching import random_directions
+from jaxmech.interventions.controls import random_directions
 from jaxmech.io.progress import progress
 from jaxmech.study import effects as ef
 from jaxmech.study.context import Context

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmech.contrast.statistics import p_from_null, ratio_of_sums
+from jaxmech.interventions import controls
 from jaxmech.interventions import patching as pa
 from jaxmech.study import effects as ef
 from jaxmech.study.context import Context
@@ -92,7 +93,9 @@ def control_sets(ctx: Context, features: pd.DataFrame) -> dict:
     grid = lambda column: features[column].to_numpy().reshape(len(layers), F)  # noqa: E731
     fires = np.maximum(grid("fires_generous"), grid("fires_selfish"))
     chosen = ef.pairs_of(ctx.selected)
-    random = pa.matched_sets(chosen, fires, grid("strength"), layers, sets=ctx.config.random_sets, seed=ctx.config.seed)
+    random = controls.matched_sets(
+        chosen, fires, grid("strength"), layers, sets=ctx.config.random_sets, seed=ctx.config.seed
+    )
     placebo, taken = [], set(chosen)
     ranked = features[features["live"]].sort_values("placebo_d_z", key=np.abs, ascending=False, kind="stable")
     for layer, count in ctx.selected["layer"].value_counts().sort_index().items():

@@ -15,7 +15,7 @@ from jaxmech.behavior.arithmetic import one_digit_sums
 from jaxmech.behavior.scoring import take, with_outcomes
 from jaxmech.contrast.statistics import mean_effect, p_from_normal_null, p_from_null
 from jaxmech.interventions import steering as st
-from jaxmech.interventions.patching import matched_sets, random_directions
+from jaxmech.interventions.controls import matched_sets, random_directions
 from jaxmech.interventions.sweep import in_chunks
 from jaxmech.io.progress import progress
 from jaxmech.models.text import encode_prompts

@@ -12,7 +12,8 @@ import numpy as np
 import jaxmech as jm
 from jaxmech.answers.score import before_last
 from jaxmech.interventions import edits as ed
-from jaxmech.interventions.patching import matched_sets, patch_edit, patch_features
+from jaxmech.interventions.controls import matched_sets
+from jaxmech.interventions.patching import patch_edit, patch_features
 from peers.bench import ANSWERS, Bench
 from peers.flops import attention_flops, layer_flops, unembed_flops
 from peers.results import Row
