@@ -52,7 +52,7 @@ class Check(NamedTuple):
     """What a check found.
 
     table: a row per dictionary: `layer`, `l0_declared` (NaN where nothing is declared), `l0`, `fvu` and
-      `cosine_centred` as measured (see `jaxmech.sae.evaluate.evaluate`), `tokens`, and `likely_cause`: empty without a
+      `cosine_centred` as measured (see `evaluate_saes`), `tokens`, and `likely_cause`: empty without a
       warning, else "site", "layer", "site or layer", "scale", "BOS", "apply_b_dec_to_input" or "unknown".
     warnings: a sentence for each dictionary that is warned of.
     """

@@ -94,7 +94,7 @@ class RunFolder:
                     {k: np.ascontiguousarray(v) for k, v in outcome.arrays.items()}, temporary / "arrays.safetensors"
                 )
             for folder, made in outcome.folders.items():
-                made.rename(temporary / folder)
+                shutil.move(made, temporary / folder)
             write_json(temporary / "key.json", record)
             shutil.rmtree(self.stage(name), ignore_errors=True)
             temporary.rename(self.stage(name))

@@ -2,7 +2,7 @@
 
 A stage is kept while its key stays. It can read no setting and no stage's results that its key does not hold, so that
 nothing is kept by mistake. Of its source counts what can change a number: not docstrings, comments, messages of errors,
-nor the modules in `_NO_NUMBERS`.
+nor the modules in `_NO_NUMBERS`. Source is read as Python writes it out, so another Python may compute a study anew.
 """
 
 from __future__ import annotations
@@ -123,6 +123,9 @@ def stage_keys(config: StudyConfig) -> dict[str, str]:
     settings, keys = dataclasses.asdict(config), {}
     for name in ("model", "sae_path", "text_file"):
         settings[name] = (settings[name], contents(settings[name]))
+    if not config.sae_path:  # how the settings become a training's is not in the source that is hashed
+        training = dataclasses.asdict(config.training)
+        settings["sae_training"] = {name: training[name] for name in training if name != "checkpoint_every"}
     settings["text_dataset"] = (settings["text_dataset"], _revision(settings["text_dataset"], "dataset"))
     for stage in STAGES:
         own = {name: value for name, value in settings.items() if stage.declares(name)}
@@ -211,9 +214,9 @@ def _file(root: Path, name: str) -> Path | None:
 class _Numbers(ast.NodeTransformer):
     """Takes out of a module what changes no number: docstrings, and what errors say."""
 
-    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return ast.copy_location(ast.Pass(), node) if text else self.generic_visit(node)
+        return None if text else self.generic_visit(node)
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         return ast.copy_location(ast.Raise(), node)

@@ -3,7 +3,7 @@
 python scripts/checks/check_evaluation.py
 
 A small random Llama in TransformerLens and here, dictionaries saved by SAELens and read here, `run_evals` against
-`evaluate` and `loss_recovered`; both tables and their difference, and 1 as exit code where one is over the tolerance.
+`evaluate_saes` and `loss_recovered`; both tables and their difference, and exit code 1 where one is over the tolerance.
 """
 
 from __future__ import annotations

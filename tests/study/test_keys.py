@@ -37,6 +37,7 @@ def test_a_changed_constant_recomputes_what_is_made_of_it(tree):
 def test_words_recompute_nothing(tree):
     assert not tree("contrast/selection.py", '"""Which features carry', '"""Which of the features carry')
     assert not tree("models/decoder.py", "def forward(", "# a comment\ndef forward(")
+    assert not tree("models/decoder.py", "Params = Mapping[str, Any]\n", 'Params = Mapping[str, Any]\n"""New."""\n')
     assert not tree("io/files.py", "is damaged", "is broken")
     assert not tree("io/progress.py")
     assert not tree("report/page.py")
@@ -87,3 +88,10 @@ def test_what_names_stand_for_is_part_of_the_key(small_study, monkeypatch, tmp_p
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text("{}")
     assert [fact[:2] for fact in contents(str(tmp_path / "m"))] == [("config.json", 2)]
+
+
+def test_how_settings_become_a_trainings_is_part_of_the_key(small_study, monkeypatch):
+    base, training = stage_keys(small_study), small_study.training
+    monkeypatch.setattr(type(small_study), "training", property(lambda _: dataclasses.replace(training, lr=1.0)))
+    other = stage_keys(small_study)
+    assert {name for name in base if base[name] == other[name]} == {"behavior", "text"}

@@ -106,7 +106,7 @@ def _due(config: SAETrainConfig, step: int, every: int) -> bool:
 
 
 def checked_mesh(mesh: Mesh | None, config: SAETrainConfig, stream: BatchStream) -> Mesh | None:
-    """The mesh as `train` uses it.
+    """The mesh as `train_saes` uses it.
 
     Raises:
       ValueError: its devices do not divide batch or features, or it has neither axis.

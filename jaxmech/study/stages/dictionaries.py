@@ -8,12 +8,14 @@ import shutil
 import jax
 
 from jaxmech.activations.stream import ActivationStream
+from jaxmech.io.version import __version__
 from jaxmech.models.config import ModelConfig
 from jaxmech.sae.formats import save_saes
 from jaxmech.sae.module import SAEConfig
 from jaxmech.sae.training import train_saes
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome, digest
+from jaxmech.study.keys import source
 
 
 def run(ctx: Context) -> Outcome:
@@ -29,8 +31,8 @@ def run(ctx: Context) -> Outcome:
         lm.config, lm.params, text["tokens"], text["mask"], layers=tuple(layers), batch_size=c.sae_batch,
         buffer_tokens=c.sae_buffer, epochs=c.sae_epochs, seed=c.seed, model=lm.name,
     )  # fmt: skip
-    # A folder for each set of settings, so that a killed training of others is neither gone on with nor in the way.
-    name = digest(dataclasses.asdict(c.training), stream.fingerprint())
+    # A folder for what a training is made of, so that a killed one of another is neither resumed nor in the way.
+    name = digest(dataclasses.asdict(c.training), stream.fingerprint(), __version__, source("dictionaries"))
     training = ctx.folder.path / "training"
     folder = training / "saes"
     (saes,), history = train_saes(c.training, stream, key=jax.random.key(c.seed), checkpoint_dir=training / name)
