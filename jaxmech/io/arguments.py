@@ -53,7 +53,7 @@ def whole_numbers(name: str, values: Any) -> tuple[int, ...]:
     Raises:
       ValueError: it is no such thing (one string, one number), or an entry is no whole number.
     """
-    if isinstance(values, str | bytes) or not _goes_through(values):
+    if not _goes_through(values):
         raise ValueError(f"{name}: expected whole numbers in a list, such as [1, 3], got {plain(values)!r}")
     values = [plain(value) for value in values]
     if any(isinstance(value, bool) for value in values):
@@ -67,7 +67,7 @@ def numbers_or_none(name: str, values: Any) -> tuple[int | float | None, ...]:
     Raises:
       ValueError: it is no list (one string, one number), or an entry is no number.
     """
-    if isinstance(values, str | bytes) or not _goes_through(values):
+    if not _goes_through(values):
         raise ValueError(f"{name}: expected numbers in a list, got {plain(values)!r}")
     return tuple(None if value is None else number(name, value) for value in values)
 
@@ -78,7 +78,7 @@ def strings(name: str, values: Any) -> Iterator[str]:
     Raises:
       ValueError: it is one string, which would be gone through letter by letter, or an entry is no string.
     """
-    if isinstance(values, str | bytes) or not _goes_through(values):
+    if not _goes_through(values):
         shown = f"[{values[:20]!r}{', cut' if len(values) > 20 else ''}]" if isinstance(values, str) else "['...']"
         raise ValueError(f"{name}: expected strings in a list, got one {type(values).__name__}; write {shown}")
     return _strings(name, values)
@@ -108,7 +108,8 @@ def plain_numbers(config: Any) -> list[str]:
 
 
 def _goes_through(values: Any) -> bool:
-    return isinstance(values, Iterable) and getattr(values, "ndim", 1) != 0
+    """Whether it holds several values, and is not one string, which would be gone through letter by letter."""
+    return isinstance(values, Iterable) and not isinstance(values, str | bytes) and getattr(values, "ndim", 1) != 0
 
 
 def as_indices(name: str, which: Any, end: int) -> np.ndarray:
@@ -133,6 +134,6 @@ def as_indices(name: str, which: Any, end: int) -> np.ndarray:
 
 
 def _each(name: str, which: Any, end: int) -> Iterable:
-    if isinstance(which, str) or not isinstance(which, Iterable):
+    if not _goes_through(which):
         raise ValueError(f"{name}: expected a list of indices from 0 to {end - 1}, or a mask, got {which!r:.80}")
     return which

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,8 +42,8 @@ def run_study(config: StudyConfig, *, report: Callable[..., Path] | None = None,
     Raises:
       ValueError: from a stage, naming what is wrong; the stages before it are kept.
     """
-    stages, folder = with_ancestors(until), RunFolder(config.run_dir, create=False)
-    kept = all(state == "kept" for _, state in plan(config, until))
+    stages, keys, folder = with_ancestors(until), stage_keys(config), RunFolder(config.run_dir, create=False)
+    kept = all(_state(stage, keys, folder) == "kept" for stage in stages)
     if kept and (until is not None or finished(config, folder, report)):
         for number in range(1, len(stages) + 1):
             _tell(number, stages, "kept")
@@ -51,22 +51,21 @@ def run_study(config: StudyConfig, *, report: Callable[..., Path] | None = None,
     with sole_user(folder.path):
         folder = RunFolder(config.run_dir)
         folder.sweep()
-        compute(config, folder, stages)
+        compute(config, keys, folder, stages)
         if until is None:
             finish(config, folder, report)
     return folder.path
 
 
-def compute(config: StudyConfig, folder: RunFolder, stages: Sequence[Stage]) -> None:
-    """Runs those of the stages that are not kept, in order.
+def compute(config: StudyConfig, keys: Mapping[str, str], folder: RunFolder, stages: Sequence[Stage]) -> None:
+    """Runs those of the stages that are not kept under their keys, in order.
 
     Raises:
       ValueError: from a stage.
     """
-    keys, context = stage_keys(config), None
+    context = None
     for number, stage in enumerate(stages, 1):
-        record = folder.key(stage.name)
-        if record and record["key"] == keys[stage.name]:
+        if _state(stage, keys, folder) == "kept":
             _tell(number, stages, "kept")
             continue
         if context is None:
@@ -206,10 +205,9 @@ def peak_memory_gb() -> float | None:
 def plan(config: StudyConfig, until: str | None = None) -> list[tuple[str, str]]:
     """Each stage, or `until` and those that it depends on, with "kept", "to run" or "changed". Writes nothing."""
     folder, keys = RunFolder(config.run_dir, create=False), stage_keys(config)
-    states = []
-    for stage in with_ancestors(until):
-        record = folder.key(stage.name)
-        states.append(
-            (stage.name, "to run" if record is None else "kept" if record["key"] == keys[stage.name] else "changed")
-        )
-    return states
+    return [(stage.name, _state(stage, keys, folder)) for stage in with_ancestors(until)]
+
+
+def _state(stage: Stage, keys: Mapping[str, str], folder: RunFolder) -> str:
+    record = folder.key(stage.name)
+    return "to run" if record is None else "kept" if record["key"] == keys[stage.name] else "changed"
