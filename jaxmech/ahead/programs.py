@@ -95,8 +95,8 @@ def sweep_program(config: ModelConfig, mesh: Mesh, sizes: Sizes) -> Program:
 def _move_features(chosen, coefficient) -> ed.Edits:
     encoder = ed.Gathered(chosen["W_enc"], chosen["b_enc"], chosen["threshold"])
     shift = coefficient * chosen["shift"][:, None]  # [L,1,K]
-    spans = ed.everywhere(len(shift)) | {"before": None}
-    moved = ed.Features(encoder=encoder, W_dec=chosen["W_dec"], gain=jnp.ones_like(shift), shift=shift, **spans)
+    spans = ed.everywhere(len(shift)).replace(prefix=None)
+    moved = ed.Features(encoder=encoder, W_dec=chosen["W_dec"], gain=jnp.ones_like(shift), shift=shift, spans=spans)
     return {"resid_post": (moved,)}
 
 

@@ -76,7 +76,7 @@ def score(
 
     Args:
       prompts: B prompts with tries.
-      edits: their `where` speaks of `prompts.tokens`, their `after` of the answers' tokens, their `before` of the
+      edits: `spans.prompt` speaks of `prompts.tokens`, `spans.answer` of the answers' tokens, `spans.prefix` of the
         prefix. A donor with a token axis longer than 1 spans prompt and answers: T + M tokens.
       taps: as for `forward`; they see T + M tokens, the prompt's first.
       remat: as for `forward`.
@@ -196,7 +196,7 @@ def _choice_logprobs(trie: Trie, children: jax.Array, leave: jax.Array, step: ja
 def cache_prefix(
     config, params: Params, prompts: Prompts, *, edits: Edits | None = None, remat: bool = False
 ) -> Prompts:
-    """The same prompts with the prefix, edited where the edits' `before` says so, in the cache: once for all prompts
+    """The same prompts with the prefix, edited where the edits' spans say so, in the cache: once for all prompts
     that share it, unless edits tell these apart."""
     if prompts.prefix is None:
         return prompts

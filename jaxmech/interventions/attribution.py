@@ -32,10 +32,7 @@ class _Nudge(ed.Edit):
     """x + vector, one for each prompt token: what gradients at all positions are taken with respect to [L,B,T,D]."""
 
     vector: jax.Array
-
-    def with_answers(self, prompt_length: int, answer_length: int) -> _Nudge:
-        longer = super().with_answers(prompt_length, answer_length)
-        return longer.replace(vector=jnp.pad(self.vector, ((0, 0), (0, 0), (0, answer_length), (0, 0))))
+    BY_ROW = BY_TOKEN = ("vector",)
 
     def change(self, x):
         return self.vector
@@ -48,6 +45,7 @@ class _Hold(ed.Edit):
     vector: jax.Array
     target: jax.Array
     held: jax.Array
+    BY_ROW = ("vector", "target", "held")
 
     def change(self, x):
         jump = jnp.where(self.held, self.target[:, None] - x, 0.0)
@@ -133,7 +131,7 @@ def decision_gradient(
     spans = ed.at_last(config.n_layers, 1)
 
     def outcome(vector):
-        edits = {site: (ed.Add(vector=vector, **spans),)}
+        edits = {site: (ed.Add(vector=vector, spans=spans),)}
         return score(config, params, prompts, edits=edits, remat=remat)[0].expected(values).sum()
 
     return jax.grad(outcome)(jnp.zeros((config.n_layers, len(prompts.tokens), config.width(site)), jnp.float32))
@@ -181,7 +179,7 @@ def _shared_gradients(config, params, prompts, values, site, remat):
 
 def _nudge(vector: jax.Array) -> _Nudge:
     L = len(vector)
-    return _Nudge(vector=vector, where=jnp.ones((L, 1, 1), bool), after=jnp.zeros((L, 1), bool))
+    return _Nudge(vector=vector, spans=ed.Spans(None, jnp.ones((L, 1, 1), bool), jnp.zeros((L, 1), bool)))
 
 
 @partial(jax.jit, static_argnames="by_prompt")
@@ -252,7 +250,7 @@ def path_gradient(
         target = spread(base + (point if donor is not None else point - 1.0) * whole)
 
         def outcome(vector):
-            edit = _Hold(vector=vector, target=target, held=held, **ed.at_last(config.n_layers, 1))
+            edit = _Hold(vector=vector, target=target, held=held, spans=ed.at_last(config.n_layers, 1))
             return score(config, params, prompts, edits={site: (edit,)}, remat=remat)[0].expected(values).sum()
 
         return total + jax.grad(outcome)(nothing)[layers], None

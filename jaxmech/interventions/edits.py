@@ -21,6 +21,7 @@ from jaxmech.models.edits import Add as Add
 from jaxmech.models.edits import Edit as Edit
 from jaxmech.models.edits import Edits as Edits
 from jaxmech.models.edits import Replace as Replace
+from jaxmech.models.edits import Spans as Spans
 from jaxmech.models.edits import _checked
 from jaxmech.models.edits import add_vector as add_vector
 from jaxmech.models.edits import at_last as at_last
@@ -233,12 +234,12 @@ def _placed(config) -> dict[str, str | None]:
     return {"site": config.site_out, "reads": None if config.site == config.site_out else config.site}
 
 
-def features(saes: SAE, selection: Selection, *, gain, shift, **spans: jax.Array) -> Features:
-    """Chosen features become gain * z + shift; gain, shift broadcast to [L,B,K]; `spans` as `everywhere` gives them."""
+def features(saes: SAE, selection: Selection, *, gain, shift, spans: Spans) -> Features:
+    """Chosen features become gain * z + shift; gain, shift broadcast to [L,B,K]."""
     encoder, W_dec = gather(saes, selection)
     least = (W_dec.shape[0], 1, W_dec.shape[1])
     gain, shift = (_over_features(name, value, least) for name, value in (("gain", gain), ("shift", shift)))
-    return Features(encoder=encoder, W_dec=W_dec, gain=gain, shift=shift, **_placed(saes.config), **_checked(spans))
+    return Features(encoder=encoder, W_dec=W_dec, gain=gain, shift=shift, **_placed(saes.config), spans=_checked(spans))
 
 
 def _over_features(name: str, value, least: tuple[int, int, int]) -> jax.Array:
@@ -251,20 +252,20 @@ def _over_features(name: str, value, least: tuple[int, int, int]) -> jax.Array:
     return jnp.broadcast_to(value, (L, shape[1], K))
 
 
-def project(direction: jax.Array, *, shift, **spans: jax.Array) -> Features:
+def project(direction: jax.Array, *, shift, spans: Spans) -> Features:
     """The component of x along unit vectors [L,D] is set to shift [L,B]: a one-feature linear dictionary."""
     direction = jnp.asarray(direction)
     if direction.ndim != 2:
         raise ValueError(f"direction: expected unit vectors [L,D], got shape {direction.shape}")
-    spans, zeros = _checked(spans), jnp.zeros(direction.shape[:1] + (1,))
+    zeros = jnp.zeros(direction.shape[:1] + (1,))
     encoder = Gathered(direction[..., None], zeros, jnp.full_like(zeros, -jnp.inf))
     shift = jnp.asarray(shift)[..., None]
     return Features(
-        encoder=encoder, W_dec=direction[:, None], gain=jnp.zeros_like(shift), shift=shift, **_checked(spans)
+        encoder=encoder, W_dec=direction[:, None], gain=jnp.zeros_like(shift), shift=shift, spans=_checked(spans)
     )
 
 
-def splice(saes: SAE, n_layers: int, **spans: jax.Array) -> Splice:
+def splice(saes: SAE, n_layers: int, *, spans: Spans) -> Splice:
     """x becomes its reconstruction at the layers of `spans`.
 
     Raises:
@@ -272,12 +273,10 @@ def splice(saes: SAE, n_layers: int, **spans: jax.Array) -> Splice:
     """
     _refuse_batch_ranks(saes.config)
     _refuse_transcoders(saes.config, "put what it gives there with edits.Replace")
-    return Splice(sae=over_layers(saes, n_layers), site=saes.config.site, **_checked(spans))
+    return Splice(sae=over_layers(saes, n_layers), site=saes.config.site, spans=_checked(spans))
 
 
-def patch_parts(
-    saes: SAE, donor: jax.Array, *, whole: jax.Array, explained: jax.Array, **spans: jax.Array
-) -> PatchParts:
+def patch_parts(saes: SAE, donor: jax.Array, *, whole: jax.Array, explained: jax.Array, spans: Spans) -> PatchParts:
     """Shares of the donor [L,B,D] and of what dictionaries explain of it, [L] each: see `PatchParts`.
 
     Raises:
@@ -287,7 +286,7 @@ def patch_parts(
     _refuse_transcoders(saes.config, "its output is no part of its input")
     stack = over_layers(saes, len(donor))
     return PatchParts(
-        sae=stack, donor=donor, whole=whole, explained=explained, site=saes.config.site, **_checked(spans)
+        sae=stack, donor=donor, whole=whole, explained=explained, site=saes.config.site, spans=_checked(spans)
     )
 
 

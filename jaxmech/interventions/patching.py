@@ -8,16 +8,15 @@ upstream have acted, so that nothing is counted twice and what the dictionary do
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
+from flax import struct
 
 from jaxmech.answers.prompts import Prompts
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions.sweep import sweep
+from jaxmech.io.reprs import short_repr
 from jaxmech.models.decoder import Params
 from jaxmech.sae.module import SAE
 
@@ -36,11 +35,25 @@ def check_donors(config, prompts: Prompts, resid: jax.Array, site: str) -> None:
         )
 
 
-def patch_edit(selection: ed.Selection, saes: SAE, resid: jax.Array, spans: dict[str, jax.Array]) -> ed.Edits:
+def patch_edit(selection: ed.Selection, saes: SAE, resid: jax.Array, spans: ed.Spans) -> ed.Edits:
     """Sets the selection to its values at the donor's residuals [L,B,D], where `spans` says: `edits.at_last`."""
-    edit = ed.features(saes, selection, gain=0.0, shift=0.0, **spans)
+    edit = ed.features(saes, selection, gain=0.0, shift=0.0, spans=spans)
     edit = edit.replace(shift=donor_values(edit.encoder, resid))
     return {saes.config.site_out: (edit.replace(gain=jnp.zeros_like(edit.shift)),)}
+
+
+@struct.dataclass
+class PatchFeatures:
+    """Edits for a sweep over selections: each takes the values it has at the donors' residuals [L,B,D]."""
+
+    saes: SAE
+    resid: jax.Array
+    spans: ed.Spans
+
+    __repr__ = short_repr
+
+    def __call__(self, selection: ed.Selection) -> ed.Edits:
+        return patch_edit(selection, self.saes, self.resid, self.spans)
 
 
 def patch_features(
@@ -52,8 +65,7 @@ def patch_features(
     """
     check_donors(config, prompts, resid, saes.config.site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
-    build = Partial(patch_edit, saes=saes, resid=resid, spans=spans)
-    return sweep(config, params, prompts, build, selections, **options).logprobs
+    return sweep(config, params, prompts, PatchFeatures(saes, resid, spans), selections, **options).logprobs
 
 
 def patch_vectors(
@@ -63,17 +75,22 @@ def patch_vectors(
     """log s(a) [S,B,N] with the component along unit directions [S,L,D] set to the donor's, at layers [L] bool."""
     check_donors(config, prompts, resid, site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], layers)
-    build = Partial(_project_at(site), resid=resid, spans=spans)
-    return sweep(config, params, prompts, build, directions, **options).logprobs
+    return sweep(config, params, prompts, PatchDirection(resid, spans, site), directions, **options).logprobs
 
 
-@lru_cache
-def _project_at(site: str):
-    def build(direction, resid, spans):
-        shift = jnp.einsum("lbd,ld->lb", resid, direction, precision=jax.lax.Precision.HIGHEST)
-        return {site: (ed.project(direction, shift=shift, **spans),)}
+@struct.dataclass
+class PatchDirection:
+    """Edits for a sweep over unit directions [L,D]: the component along each takes the donor's value."""
 
-    return build
+    resid: jax.Array
+    spans: ed.Spans
+    site: str = struct.field(pytree_node=False, default="resid_post")
+
+    __repr__ = short_repr
+
+    def __call__(self, direction: jax.Array) -> ed.Edits:
+        shift = jnp.einsum("lbd,ld->lb", self.resid, direction, precision=jax.lax.Precision.HIGHEST)
+        return {self.site: (ed.project(direction, shift=shift, spans=self.spans),)}
 
 
 def patch_parts(
@@ -86,10 +103,20 @@ def patch_parts(
     """
     check_donors(config, prompts, resid, saes.config.site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], saes.config.layers)
-    build = Partial(_patch_parts, saes=saes, resid=resid, spans=spans)
-    return sweep(config, params, prompts, build, parts, **options).logprobs
+    return sweep(config, params, prompts, PatchParts(saes, resid, spans), parts, **options).logprobs
 
 
-def _patch_parts(part, saes, resid, spans):
-    whole, explained = jnp.broadcast_to(part[:, None], (2, len(resid)))
-    return {saes.config.site: (ed.patch_parts(saes, resid, whole=whole, explained=explained, **spans),)}
+@struct.dataclass
+class PatchParts:
+    """Edits for a sweep over shares [2], of the donor's whole residual and of what the dictionary explains of it."""
+
+    saes: SAE
+    resid: jax.Array
+    spans: ed.Spans
+
+    __repr__ = short_repr
+
+    def __call__(self, shares: jax.Array) -> ed.Edits:
+        whole, explained = jnp.broadcast_to(shares[:, None], (2, len(self.resid)))
+        edit = ed.patch_parts(self.saes, self.resid, whole=whole, explained=explained, spans=self.spans)
+        return {self.saes.config.site: (edit,)}

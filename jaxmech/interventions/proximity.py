@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
+from flax import struct
 
 from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.score import score
@@ -46,8 +46,8 @@ def base_sublayers(config, params: Params, prompts: Prompts) -> Sublayers:
 
 def freeze(base: Sublayers, layers: jax.Array) -> ed.Edits:
     """The edit that holds every sublayer's output at its base value, at `layers` [L] bool."""
-    spans = ed.everywhere(len(layers), layers) | {"before": None}
-    return {site: (ed.Replace(donor=donor, **spans),) for site, donor in base._asdict().items()}
+    spans = ed.everywhere(len(layers), layers).replace(prefix=None)
+    return {site: (ed.Replace(donor=donor, spans=spans),) for site, donor in base._asdict().items()}
 
 
 def direct_effects(
@@ -61,13 +61,24 @@ def direct_effects(
     """
     check_donors(config, prompts, resid, saes.config.site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
-    build = Partial(_patch_frozen, saes=saes, resid=resid, spans=spans, base=base)
+    build = PatchFrozen(saes, resid, spans, base)
     return sweep(config, params, prompts, build, selections, **options).logprobs
 
 
-def _patch_frozen(selection, saes, resid, spans, base):
-    downstream = jnp.cumsum(selection.valid.any(1)) > 0  # before that nothing has changed yet
-    return ed.merge(patch_edit(selection, saes, resid, spans), freeze(base, downstream))
+@struct.dataclass
+class PatchFrozen:
+    """Edits for a sweep over selections: each takes the donor's values while all sublayers keep the base's outputs."""
+
+    saes: SAE
+    resid: jax.Array
+    spans: ed.Spans
+    base: Sublayers
+
+    __repr__ = short_repr
+
+    def __call__(self, selection: ed.Selection) -> ed.Edits:
+        downstream = jnp.cumsum(selection.valid.any(1)) > 0  # before that nothing has changed yet
+        return ed.merge(patch_edit(selection, self.saes, self.resid, self.spans), freeze(self.base, downstream))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -10,13 +10,12 @@ whole activations at every layer and position, `each_layer_alone` makes a steeri
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import combinations
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
+from flax import struct
 
 from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.score import Choices
@@ -24,6 +23,7 @@ from jaxmech.interventions import edits as ed
 from jaxmech.interventions.patching import patch_features
 from jaxmech.interventions.sweep import sweep
 from jaxmech.io.arguments import as_indices
+from jaxmech.io.reprs import short_repr
 from jaxmech.models.decoder import Params
 from jaxmech.sae.module import SAE
 
@@ -96,18 +96,23 @@ def patch_positions(
     if donor.ndim != 4 or donor.shape[:3] != (L, B, T):
         raise ValueError(f"donor: expected [L,B,T,D] with L, B, T = {L}, {B}, {T}, got shape {donor.shape}")
     grid = np.array([(layer, position) for layer in layers for position in positions], np.int32)
-    logprobs = sweep(config, params, prompts, Partial(_replace_at(site), donor=donor), grid, **options).logprobs
+    logprobs = sweep(config, params, prompts, ReplaceAt(donor, site), grid, **options).logprobs
     return Choices(logprobs.reshape(len(layers), len(positions), *logprobs.shape[1:]))
 
 
-@lru_cache
-def _replace_at(site: str):
-    def build(point, donor):
-        L, _, T, _ = donor.shape
-        spans = ed.at_positions(L, jnp.arange(T) == point[1], jnp.arange(L) == point[0])
-        return {site: (ed.Replace(donor=donor, **spans),)}
+@struct.dataclass
+class ReplaceAt:
+    """Edits for a sweep over points (layer, slot): there alone the donor [L,B,T,D] stands in for what is at `site`."""
 
-    return build
+    donor: jax.Array
+    site: str = struct.field(pytree_node=False, default="resid_post")
+
+    __repr__ = short_repr
+
+    def __call__(self, point: jax.Array) -> ed.Edits:
+        L, _, T, _ = self.donor.shape
+        spans = ed.at_positions(L, jnp.arange(T) == point[1], jnp.arange(L) == point[0])
+        return {self.site: (ed.Replace(donor=self.donor, spans=spans),)}
 
 
 def each_layer_alone(vector: jax.Array) -> jax.Array:

@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
+from flax import struct
 from scipy import optimize, stats
 
 from jaxmech.answers.prompts import Prompts
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions.sweep import sweep
+from jaxmech.io.reprs import short_repr
 from jaxmech.models.checks import check_tokens
 from jaxmech.models.decoder import Params, forward
 from jaxmech.sae.module import SAE
@@ -34,12 +35,20 @@ def steer(
     """log s(a) [S,B,N] with vectors [S,L,D] added at the decision token, or at every token, worked examples and answers
     included. `options` as for `sweep`."""
     spans = ed.everywhere(config.n_layers) if everywhere else ed.at_last(config.n_layers, prompts.tokens.shape[1])
-    return sweep(config, params, prompts, Partial(_add_at(site), spans=spans), vectors, **options).logprobs
+    return sweep(config, params, prompts, AddVector(spans, site), vectors, **options).logprobs
 
 
-@lru_cache
-def _add_at(site: str):
-    return lambda vector, spans: {site: (ed.add_vector(vector, **spans),)}
+@struct.dataclass
+class AddVector:
+    """Edits for a sweep over vectors [L,D]: each is added at `site`."""
+
+    spans: ed.Spans
+    site: str = struct.field(pytree_node=False, default="resid_post")
+
+    __repr__ = short_repr
+
+    def __call__(self, vector: jax.Array) -> ed.Edits:
+        return {self.site: (ed.add_vector(vector, self.spans),)}
 
 
 def language_cost(config, params: Params, tokens: jax.Array, mask: jax.Array, vectors: jax.Array):
@@ -60,7 +69,7 @@ def _language_cost(config, params, tokens, mask, vectors):
     counted = mask[:, 1:] & mask[:, :-1]
 
     def logprobs(vector):
-        edits = None if vector is None else {"resid_post": (ed.add_vector(vector, **ed.everywhere(config.n_layers)),)}
+        edits = None if vector is None else {"resid_post": (ed.add_vector(vector, ed.everywhere(config.n_layers)),)}
         return jax.nn.log_softmax(forward(config, params, tokens, mask=mask, edits=edits, logits="all").logits[:, :-1])
 
     def mean(v):
@@ -85,7 +94,7 @@ def next_token(config, params: Params, tokens: jax.Array, mask: jax.Array, vecto
 def _next_token(config, params, tokens, mask, vectors):
 
     def one(vector):
-        edits = {"resid_post": (ed.add_vector(vector, **ed.everywhere(config.n_layers)),)}
+        edits = {"resid_post": (ed.add_vector(vector, ed.everywhere(config.n_layers)),)}
         return forward(config, params, tokens, mask=mask, edits=edits).logits.argmax(-1)
 
     return jax.lax.map(one, vectors)

@@ -59,9 +59,10 @@ def sweep(
 
     Args:
       prompts: B prompts; a prefix that several of them share is run once, and once a point where edits act on it.
-      edits: edits whose every array has S in front; or, with `points`, a function from a point to its edits. Give one
-        of a module, or a `jax.tree_util.Partial` of one with the arrays that all points share: a new function is a
-        new program.
+      edits: edits whose every array has S in front; or, with `points`, what makes a point's edits: a callable pytree
+        whose leaves are the arrays that all points share, such as `steering.AddVector`, `patching.PatchFeatures`, a
+        `flax.struct.dataclass` of your own with a `__call__`, or a `jax.tree_util.Partial` of a module's function.
+        A lambda or a local function works too, and is compiled each time it is made.
       points: what the function is mapped over, a pytree that leads with S. Anything may vary among points: coefficient,
         direction, features, layers, positions.
       chunk: points in one call of the program, the last call padded; by default as many as fit. With the same number,
@@ -81,7 +82,7 @@ def sweep(
     if points is None:
         build, points = Partial(_as_given), edits
     else:
-        build = edits if isinstance(edits, Partial) else Partial(edits)
+        build = Partial(edits) if jax.tree_util.all_leaves([edits]) else edits  # a plain function is no pytree
     total = _count(points)
     _check_selections(build, points)
     shapes = jax.eval_shape(lambda all_points: build(jax.tree.map(itemgetter(0), all_points)), points)
@@ -146,14 +147,14 @@ def _count(points: Any) -> int:
     return leading.pop()[0]
 
 
-def _check_selections(build: Partial, points: Any) -> None:
+def _check_selections(build: Callable[[Any], Edits], points: Any) -> None:
     """Refuses points that select features which none of the dictionaries given to `build` has, or one of them twice."""
 
     def found(tree, kind):
         leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind))
         return [leaf for leaf in leaves if isinstance(leaf, kind)]
 
-    dictionaries = found((build.args, build.keywords), SAE)
+    dictionaries = found(build, SAE)
     if len({(saes.config.layers, saes.config.d_sae) for saes in dictionaries}) == 1:
         for selection in found(points, Selection):
             check_selection(dictionaries[0].config, selection)
@@ -196,11 +197,12 @@ def _reach(config, build, points, T: int) -> Reach:
         for group in build(point).values():
             for edit in group:
                 acts = edit.acts()
-                where, after = edit.where & acts[:, None, None], edit.after & acts[:, None]
-                before = jnp.zeros_like(after) if edit.before is None else edit.before & acts[:, None]
-                layers |= where.any((1, 2)) | after.any(1) | before.any(1)
-                tokens |= where.any((0, 1))
-                prefix |= before.any()
+                on = jax.tree.map(lambda at, acts=acts: (at.T & acts).T, edit.spans)
+                layers |= on.prompt.any((1, 2)) | on.answer.any(1)
+                tokens |= on.prompt.any((0, 1))
+                if on.prefix is not None:
+                    layers |= on.prefix.any(1)
+                    prefix |= on.prefix.any()
         first = lambda acts: jnp.where(acts.any(), acts.argmax(), len(acts))  # noqa: E731
         return Reach(first(layers), first(tokens), prefix)
 
@@ -231,7 +233,9 @@ def _take_to(config, params, shared: Shared, layer, to) -> Shared:
 
 
 @partial(jax.jit, static_argnums=0)
-def run_chunk(config, params: Params, shared: Shared, layer: jax.Array, build: Partial, points: Any) -> jax.Array:
+def run_chunk(
+    config, params: Params, shared: Shared, layer: jax.Array, build: Callable[[Any], Edits], points: Any
+) -> jax.Array:
     """log s(a) [C,B,N] at each of C points, from in front of layer `layer` on, which no point's edits act below."""
     prompts, M = shared.parts[-1], shared.trie.tokens.shape[1]
     window = prompts.x.shape[1] - M

@@ -2,17 +2,14 @@
 
 `B` denotes the batch, `T` tokens, `L` layers, `D` the width at the site.
 
-Every leaf leads with `L`; the batch axis may be 1 where all rows share a value. An edit adds `delta(x)` to x where
-`where` holds, so a neutral edit adds exact zeros. `where [L,B,T]` says at which layers, rows and prompt tokens it acts
-(a token axis of 1 means every token), `after [L,B]` whether it acts on the tokens that follow the prompt, generated or
-scored, and `before [L,B]` whether it acts on worked examples that are given apart from the prompt (`Prefix`). What a
-cache holds is past editing. `Edits` maps a site to its edits; a site that is absent costs nothing. Edits made of
-dictionaries are in `jaxmech.interventions.edits`.
+Every leaf leads with `L`; the batch axis may be 1 where all rows share a value. An edit adds `delta(x)` to x where its
+`Spans` say, so a neutral edit adds exact zeros. What a cache holds is past editing. `Edits` maps a site to its edits; a
+site that is absent costs nothing. Edits made of dictionaries are in `jaxmech.interventions.edits`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import jax
@@ -24,17 +21,60 @@ from jaxmech.io.reprs import short_repr
 
 
 @struct.dataclass
+class Spans:
+    """Where an edit acts: at which layers, and on which tokens of each row.
+
+    prefix [L,B]: on worked examples given apart from the prompt (`Prefix`), None for nowhere, which keeps their pass
+    out of a sweep; prompt [L,B,T]: on the prompt's tokens, a token axis of 1 meaning all of them; answer [L,B]: on the
+    tokens that follow the prompt, generated or scored.
+    """
+
+    prefix: jax.Array | None
+    prompt: jax.Array
+    answer: jax.Array
+
+    __repr__ = short_repr
+
+    def from_slot(self, cut: int) -> Spans:
+        """The same for a prompt without its first `cut` slots."""
+        return self if self.prompt.shape[-1] == 1 else self.replace(prompt=self.prompt[..., cut:])
+
+    def pad_prompt(self, front: int) -> Spans:
+        """The same for a prompt with `front` slots of padding before it."""
+        if self.prompt.shape[-1] == 1:  # every token; nobody reads what becomes of padding
+            return self
+        return self.replace(prompt=jnp.pad(self.prompt, ((0, 0), (0, 0), (front, 0))))
+
+    def with_answers(self, prompt_length: int, answer_length: int) -> Spans:
+        """The same for a pass over the prompt and the answers' tokens after it.
+
+        Raises:
+          ValueError: spans of prompts of another length.
+        """
+        layers, batch, slots = self.prompt.shape
+        if slots not in (1, prompt_length):
+            raise ValueError(
+                f"spans: they speak of {slots} prompt tokens, the prompts have {prompt_length}; give edits.at_last or "
+                "at_positions prompts.tokens.shape[1] of them"
+            )
+        batch = max(batch, self.answer.shape[1])
+        prompt = jnp.broadcast_to(self.prompt, (layers, batch, prompt_length))
+        answer = jnp.broadcast_to(self.answer[..., None], (layers, batch, answer_length))
+        return self.replace(prompt=jnp.concatenate([prompt, answer], axis=-1))
+
+
+@struct.dataclass
 class Edit:
     """What all kinds share; a new kind is a `flax.struct.dataclass` with arrays of its own and a method `change`.
 
-    where, after, before (None: nowhere): see above; site: where it belongs (None: anywhere); reads: whose x it wants
-    (None: its site's). BY_ROW names a kind's arrays whose second axis is the batch.
+    spans: where it acts; site: where it belongs (None: anywhere); reads: whose x it wants (None: its site's). A kind
+    names its arrays [L,B,...] in BY_ROW, and those [L,B,T,...] in BY_TOKEN too. Of the latter T may be 1, for all
+    tokens; of those with a value for each prompt token the last one serves all tokens that follow the prompt.
     """
 
     BY_ROW: ClassVar[tuple[str, ...]] = ()
-    where: jax.Array
-    after: jax.Array
-    before: jax.Array | None = struct.field(default=None, kw_only=True)
+    BY_TOKEN: ClassVar[tuple[str, ...]] = ()
+    spans: Spans
     site: str | None = struct.field(pytree_node=False, default=None, kw_only=True)
     reads: str | None = struct.field(pytree_node=False, default=None, kw_only=True)
 
@@ -48,50 +88,56 @@ class Edit:
         """x' - x where the edit acts, float32 [B,T,D] or what broadcasts to it, from x [B,T,D] of one layer."""
         raise NotImplementedError
 
+    def acts(self) -> jax.Array:
+        """Layers [L] at which `change` may be other than zero; a kind that knows saves a sweep work."""
+        return jnp.ones(len(self.spans.prompt), bool)
+
     def delta(self, x: jax.Array) -> jax.Array:
         """What to add at the edit's site, once the leaves are sliced to one layer; x [B,T,D] of the site it reads."""
-        change = self.change(x.astype(jnp.float32))
-        return jnp.where(self.where[..., None], change, 0.0)
-
-    def for_answers(self) -> Edit:
-        """The same edit for a pass over later tokens only."""
-        return self.replace(where=self.after[..., None])
-
-    def for_prefix(self) -> Edit:
-        """The same edit for a pass over the worked examples only."""
-        return self.replace(where=self.before[..., None])
+        return jnp.where(self.spans.prompt[..., None], self.change(x.astype(jnp.float32)), 0.0)
 
     def rows(self) -> int:
         """How many prompts it tells apart; 1 where all share its values."""
-        leaves = self.where, self.after, self.before, *(getattr(self, name) for name in self.BY_ROW)
-        return max(leaf.shape[1] for leaf in leaves if leaf is not None)
+        leaves = *jax.tree.leaves(self.spans), *(getattr(self, name) for name in self.BY_ROW)
+        return max(leaf.shape[1] for leaf in leaves)
 
-    def acts(self) -> jax.Array:
-        """Layers [L] at which it may change anything where it acts: what it says in vain costs nothing."""
-        return jnp.ones(len(self.where), bool)
+    def for_prefix(self) -> Edit:
+        """The same edit for a pass over the worked examples only."""
+        if per_token := [name for name in self.BY_TOKEN if getattr(self, name).shape[2] != 1]:
+            raise ValueError(
+                f"edits.{type(self).__name__}: {per_token[0]} has a value for each prompt token and says nothing "
+                "of the worked examples; take spans.replace(prefix=None), or give one value for all"
+            )
+        return self.replace(spans=self.spans.replace(prompt=self.spans.prefix[..., None]))
+
+    def for_answers(self) -> Edit:
+        """The same edit for a pass over later tokens only."""
+        return self._on(self.spans.replace(prompt=self.spans.answer[..., None]), lambda a: a[:, :, -1:])
 
     def from_slot(self, cut: int) -> Edit:
         """The same edit for a prompt without its first `cut` slots."""
-        return self if self.where.shape[-1] == 1 else self.replace(where=self.where[..., cut:])
+        return self._on(self.spans.from_slot(cut), lambda a: a[:, :, cut:])
 
     def pad_prompt(self, front: int) -> Edit:
         """The same edit for a prompt with `front` slots of padding before it, where it does not act."""
-        if self.where.shape[-1] == 1:  # every token; nobody reads what becomes of padding
-            return self
-        return self.replace(where=jnp.pad(self.where, ((0, 0), (0, 0), (front, 0))))
+        return self._on(self.spans.pad_prompt(front), lambda a: _pad_tokens(a, (front, 0)))
 
     def with_answers(self, prompt_length: int, answer_length: int) -> Edit:
-        """The same edit for a pass over the prompt and `answer_length` tokens behind it."""
-        layers, batch, slots = self.where.shape
-        if slots not in (1, prompt_length):
-            raise ValueError(
-                f"{type(self).__name__}: `where` speaks of {slots} prompt tokens, the prompts have {prompt_length}; "
-                "give edits.at_last or at_positions prompts.tokens.shape[1] of them"
-            )
-        batch = max(batch, self.after.shape[1])
-        prompt = jnp.broadcast_to(self.where, (layers, batch, prompt_length))
-        answer = jnp.broadcast_to(self.after[..., None], (layers, batch, answer_length))
-        return self.replace(where=jnp.concatenate([prompt, answer], axis=-1))
+        """The same edit for a pass over the prompt and `answer_length` tokens after it."""
+
+        def longer(a):  # unless it has the answers' tokens already
+            return _pad_tokens(a, (0, answer_length)) if a.shape[2] == prompt_length else a
+
+        return self._on(self.spans.with_answers(prompt_length, answer_length), longer)
+
+    def _on(self, spans: Spans, recut: Callable[[jax.Array], jax.Array]) -> Edit:
+        """The same edit with other spans, each array that has a value per token recut to them."""
+        arrays = {name: getattr(self, name) for name in self.BY_TOKEN}
+        return self.replace(spans=spans, **{name: recut(a) for name, a in arrays.items() if a.shape[2] != 1})
+
+
+def _pad_tokens(a: jax.Array, padding: tuple[int, int]) -> jax.Array:
+    return jnp.pad(a, ((0, 0), (0, 0), padding, *[(0, 0)] * (a.ndim - 3)), mode="edge")
 
 
 Edits = dict[str, tuple[Edit, ...]]
@@ -113,40 +159,10 @@ class Add(Edit):
 
 @struct.dataclass
 class Replace(Edit):
-    """x becomes the donor: patching a whole site, or freezing it. donor [L,B,T,D], T may be 1.
-
-    Of a donor that speaks of each prompt token, the last one serves all generated tokens, where the edit acts on them.
-    """
+    """x becomes the donor: patching a whole site, or freezing it. donor [L,B,T,D], T may be 1."""
 
     donor: jax.Array
-    BY_ROW = ("donor",)
-
-    def for_prefix(self) -> Replace:
-        if self.donor.shape[2] != 1:
-            raise ValueError(
-                f"edits.Replace: a donor of {self.donor.shape[2]} tokens says nothing of the worked examples in front "
-                "of the prompt; leave out `before`, or give one donor for all tokens"
-            )
-        return super().for_prefix()
-
-    def from_slot(self, cut: int) -> Replace:
-        donor = self.donor if self.donor.shape[2] == 1 else self.donor[:, :, cut:]
-        return super().from_slot(cut).replace(donor=donor)
-
-    def for_answers(self) -> Replace:
-        return super().for_answers().replace(donor=self.donor[:, :, -1:])
-
-    def with_answers(self, prompt_length: int, answer_length: int) -> Replace:
-        longer = super().with_answers(prompt_length, answer_length)
-        if self.donor.shape[2] != prompt_length or prompt_length == 1:  # one for all tokens, or one that has them all
-            return longer
-        return longer.replace(donor=jnp.pad(self.donor, ((0, 0), (0, 0), (0, answer_length), (0, 0)), mode="edge"))
-
-    def pad_prompt(self, front: int) -> Replace:
-        padded = super().pad_prompt(front)
-        if self.donor.shape[2] == 1:
-            return padded
-        return padded.replace(donor=jnp.pad(self.donor, ((0, 0), (0, 0), (front, 0), (0, 0))))
+    BY_ROW = BY_TOKEN = ("donor",)
 
     def change(self, x):
         return self.donor - x
@@ -162,7 +178,7 @@ def merge(*edits: Edits | None) -> Edits:
 
 
 def with_answers(edits: Edits | None, prompt_length: int, answer_length: int) -> Edits:
-    """`edits` for a pass over the prompt and the answers' tokens behind it."""
+    """`edits` for a pass over the prompt and the answers' tokens after it."""
     return {s: tuple(e.with_answers(prompt_length, answer_length) for e in g) for s, g in (edits or {}).items()}
 
 
@@ -173,12 +189,12 @@ def from_slot(edits: Edits, cut: int) -> Edits:
 
 def on_prefix(edits: Edits | None) -> Edits:
     """`edits` for a pass over the worked examples before the prompt: those that may act there."""
-    out = {site: tuple(e.for_prefix() for e in group if e.before is not None) for site, group in (edits or {}).items()}
-    return {site: group for site, group in out.items() if group}
+    acting = {s: [e for e in group if e.spans.prefix is not None] for s, group in (edits or {}).items()}
+    return {site: tuple(edit.for_prefix() for edit in group) for site, group in acting.items() if group}
 
 
-def everywhere(n_layers: int, layers: Sequence[int] | jax.Array | None = None) -> dict[str, jax.Array]:
-    """`where`, `after` and `before` for every token at `layers` (all by default), as keyword arguments of an edit.
+def everywhere(n_layers: int, layers: Sequence[int] | jax.Array | None = None) -> Spans:
+    """Every token, worked examples and answers included, at `layers` (all by default).
 
     Args:
       layers: integers are indices, bools a mask [L], which may be traced.
@@ -187,19 +203,17 @@ def everywhere(n_layers: int, layers: Sequence[int] | jax.Array | None = None) -
       ValueError: a layer that does not exist, or something else.
     """
     active = _layer_mask(n_layers, layers)
-    return {"where": active[:, None, None], "after": active[:, None], "before": active[:, None]}
+    return Spans(active[:, None], active[:, None, None], active[:, None])
 
 
-def at_last(n_layers: int, length: int, layers: Sequence[int] | jax.Array | None = None) -> dict[str, jax.Array]:
-    """`where` and `after` for the last of `length` prompt tokens alone, `prompts.tokens.shape[1]` of them (left-padded
-    prompts: the decision token)."""
+def at_last(n_layers: int, length: int, layers: Sequence[int] | jax.Array | None = None) -> Spans:
+    """The last of `length` prompt tokens alone, `prompts.tokens.shape[1]` of them (left-padded prompts: the decision
+    token)."""
     return at_positions(n_layers, jnp.arange(length) == length - 1, layers)
 
 
-def at_positions(
-    n_layers: int, positions: jax.Array, layers: Sequence[int] | jax.Array | None = None
-) -> dict[str, jax.Array]:
-    """`where` and `after` for the prompt tokens where `positions` [T] or [B,T] is True, and no others.
+def at_positions(n_layers: int, positions: jax.Array, layers: Sequence[int] | jax.Array | None = None) -> Spans:
+    """The prompt tokens where `positions` [T] or [B,T] is True, and no others.
 
     Raises:
       ValueError: positions that are no bools, or `layers` as for `everywhere`.
@@ -210,12 +224,12 @@ def at_positions(
             f"positions: expected bools [T] or [B,T], True where to act, got {positions.dtype}{list(positions.shape)}; "
             "for token 5 of T write np.arange(T) == 5"
         )
-    where = active[:, None, None] & (positions if positions.ndim == 2 else positions[None])
-    return {"where": where, "after": jnp.zeros((n_layers, 1), bool)}
+    prompt = active[:, None, None] & (positions if positions.ndim == 2 else positions[None])
+    return Spans(None, prompt, jnp.zeros((n_layers, 1), bool))
 
 
-def add_vector(vector: jax.Array, **spans: jax.Array) -> Add:
-    """Steering by `vector` [L,D] or [L,B,D]; `spans` as `everywhere` or `at_last` give them.
+def add_vector(vector: jax.Array, spans: Spans) -> Add:
+    """Steering by `vector` [L,D] or [L,B,D].
 
     Raises:
       ValueError: no spans, or a vector of other axes.
@@ -223,15 +237,15 @@ def add_vector(vector: jax.Array, **spans: jax.Array) -> Add:
     vector = jnp.asarray(vector)
     if vector.ndim not in (2, 3):
         raise ValueError(f"vector: expected [L,D] or [L,B,D], got shape {vector.shape}; zeros at the layers left alone")
-    return Add(vector=vector if vector.ndim == 3 else vector[:, None], **_checked(spans))
+    return Add(vector=vector if vector.ndim == 3 else vector[:, None], spans=_checked(spans))
 
 
-def _checked(spans: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The same spans, if they say where an edit acts."""
-    if not {"where", "after"} <= spans.keys() <= {"where", "after", "before"}:
+def _checked(spans: Spans) -> Spans:
+    """The same spans, if that is what they are."""
+    if not isinstance(spans, Spans):
         raise ValueError(
-            f"spans: an edit has to know where it acts; give it **edits.everywhere(L), **edits.at_last(L, T) or "
-            f"**edits.at_positions(L, positions), got {sorted(spans) or 'nothing'}"
+            "spans: an edit has to know where it acts; give it edits.everywhere(L), edits.at_last(L, T) or "
+            f"edits.at_positions(L, positions), got {type(spans).__name__}"
         )
     return spans
 

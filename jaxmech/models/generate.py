@@ -65,7 +65,7 @@ def generate(
       temperature: 0 takes the likeliest token; otherwise logits are divided by it.
       top_p: keeps the smallest set of tokens with at least this probability (Holtzman et al. 2020, arXiv 1904.09751).
       key: needed unless temperature is 0.
-      edits: as for `forward`; their `where` speaks of the prompt, their `after` of generated tokens.
+      edits: as for `forward`; `spans.prompt` speaks of the prompt, `spans.answer` of generated tokens.
       eos_ids: tokens that end a row, `config.eos_ids` by default. What follows one repeats it; see `until_end`.
       cache: segments of tokens before the prompt, as for `forward`.
       top_k: keeps this many of the likeliest tokens, and those as likely as the last of them; None keeps all.

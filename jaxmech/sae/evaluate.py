@@ -23,7 +23,7 @@ from jaxmech.io.progress import counted, progress
 from jaxmech.io.reprs import short_repr
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params, forward
-from jaxmech.models.edits import Replace
+from jaxmech.models.edits import Replace, at_positions
 from jaxmech.sae.module import SAE, SAEConfig
 
 _TINY = 1e-12
@@ -289,7 +289,7 @@ def _changed(config, site, params, clean, donor, where, layer, tokens, mask, kep
     at = jnp.arange(config.n_layers) == layer
     # The donor is the same at every layer: `where` alone says at which one it is used.
     donor = jnp.broadcast_to(donor, (config.n_layers, *donor.shape))
-    edit = Replace(where=at[:, None, None] & where, after=jnp.zeros((config.n_layers, 1), bool), donor=donor)
+    edit = Replace(donor=donor, spans=at_positions(config.n_layers, where, at))
     logits = forward(config, params, tokens, mask=mask, edits={site: (edit,)}, logits="all").logits
     # KL = sum p (log p - log q), the two normalisers taken out of the sum.
     kl = jnp.sum(jax.nn.softmax(clean) * (clean - logits), -1)

@@ -100,7 +100,7 @@ def activations(times: int) -> tuple[str, dict]:
 
 def steered(vectors: jax.Array, coefficient: jax.Array) -> jm.edits.Edits:
     """The edit of one point: vectors [L,D] times its coefficient, at the decision token."""
-    return {"resid_post": (jm.edits.add_vector(coefficient * vectors, **jm.edits.at_last(LAYERS, LENGTH)),)}
+    return {"resid_post": (jm.edits.add_vector(coefficient * vectors, jm.edits.at_last(LAYERS, LENGTH)),)}
 
 
 def sweep(times: int) -> tuple[str, dict]:

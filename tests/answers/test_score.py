@@ -62,7 +62,7 @@ def test_trie_equals_teacher_forcing(lm):
 
 def test_several_strings_for_one_answer_and_edits(lm):
     choices = [("10", "ten"), ("5", "five", "5.0"), "0"]
-    push = {"resid_post": (ed.add_vector(jnp.ones((4, 32)), **ed.everywhere(4, (1, 2))),)}
+    push = {"resid_post": (ed.add_vector(jnp.ones((4, 32)), ed.everywhere(4, (1, 2))),)}
     got = ch.choice_distribution(lm, PROMPTS, [("10",), ("5", "55"), "0"], edits=push).logprobs
     want = [[naive(lm, p, s, push) for s in (["10"], ["5", "55"], ["0"])] for p in PROMPTS]
     np.testing.assert_allclose(got, want, atol=1e-4)
@@ -77,7 +77,7 @@ def test_moving_the_prompt_into_the_cache_changes_nothing(lm):
     vector = jax.random.normal(jax.random.key(0), (4, 32))
     results = []
     for p in (prompts, short):
-        edits = {"resid_post": (ed.add_vector(vector, **ed.at_last(4, p.tokens.shape[1])),)}
+        edits = {"resid_post": (ed.add_vector(vector, ed.at_last(4, p.tokens.shape[1])),)}
         results.append(ch.score(lm.config, lm.params, p, edits=edits)[0].logprobs)
     np.testing.assert_allclose(results[0], results[1], atol=1e-4)
 
@@ -133,7 +133,7 @@ def test_expectation_is_differentiable(lm):
 
     @jax.jit
     def mean(scale):
-        edits = {"resid_post": (ed.add_vector(scale * direction, **ed.at_last(4, tokens.shape[1])),)}
+        edits = {"resid_post": (ed.add_vector(scale * direction, ed.at_last(4, tokens.shape[1])),)}
         return ch.score(lm.config, lm.params, prompts, edits=edits)[0].expected(values).sum()
 
     slope, h = jax.grad(mean)(0.0), 1e-2
@@ -145,7 +145,7 @@ def test_one_trace_for_a_sweep(lm):
     prompts = jm.Prompts(tokens, mask, build_tries(lm, PROMPTS, [AMOUNTS] * 3))
     before = ch._score_jit._cache_size()
     for scale in (0.0, 1.0, -3.0):
-        edits = {"resid_post": (ed.add_vector(jnp.full((4, 32), scale), **ed.everywhere(4, jnp.arange(4) == 2)),)}
+        edits = {"resid_post": (ed.add_vector(jnp.full((4, 32), scale), ed.everywhere(4, jnp.arange(4) == 2)),)}
         ch._score_jit(lm.config, lm.params, prompts, edits)
     assert ch._score_jit._cache_size() == before + 1
 
@@ -158,13 +158,13 @@ def test_a_shared_prefix_is_the_text_before_the_prompt(lm):
     whole = [a + b for a, b in zip(before, PROMPTS, strict=True)]
     vector = jax.random.normal(jax.random.key(0), (4, 32))
     own = jax.random.normal(jax.random.key(1), (4, 3, 32))
-    for edit in (None, ed.add_vector(vector, **ed.everywhere(4)), ed.add_vector(own, **ed.everywhere(4))):
+    for edit in (None, ed.add_vector(vector, ed.everywhere(4)), ed.add_vector(own, ed.everywhere(4))):
         edits = None if edit is None else {"resid_mid": (edit,)}
         want = ch.choice_distribution(lm, whole, AMOUNTS, edits=edits).logprobs
         got = ch.score(lm.config, lm.params, prompts, edits=edits)[0].logprobs
         np.testing.assert_allclose(got, want, atol=2e-4)
     with pytest.raises(ValueError, match="says nothing of the worked examples"):
-        donor = ed.Replace(donor=jnp.zeros((4, 1, 16, 32)), **ed.everywhere(4))
+        donor = ed.Replace(donor=jnp.zeros((4, 1, 16, 32)), spans=ed.everywhere(4))
         ch.score(lm.config, lm.params, prompts, edits={"mlp_out": (donor,)})
 
 

@@ -42,7 +42,7 @@ def test_attribution_is_the_derivative_of_true_patching(lm, saes, runs):
             vector = jnp.zeros((4, 2, 32)).at[layer].set(dz[:, feature, None] * sae.params["W_dec"][feature])
 
             def mean(scale, vector=vector):
-                return expected(lm, p, {"resid_post": (ed.add_vector(scale * vector, **ed.at_last(4, 1)),)})
+                return expected(lm, p, {"resid_post": (ed.add_vector(scale * vector, ed.at_last(4, 1)),)})
 
             slope = (mean(h) - mean(-h)) / (2 * h)
             np.testing.assert_allclose(scores[slot, :, feature], slope, rtol=0.05, atol=2e-4)
@@ -70,7 +70,7 @@ def test_integrated_gradients_of_a_layer_add_up_to_the_change(lm, saes, runs, la
     z = sae.encode(resid[0])
     way = (z if from_zero else sae.encode(resid[1]) - z) @ sae.params["W_dec"]
     push = jnp.zeros((4, 2, 32)).at[layer].set((-1 if from_zero else 1) * way[0])
-    moved = expected(lm, p, {"resid_post": (ed.add_vector(push, **ed.at_last(4, 1)),)})
+    moved = expected(lm, p, {"resid_post": (ed.add_vector(push, ed.at_last(4, 1)),)})
     want = (expected(lm, p) - moved) if from_zero else (moved - expected(lm, p))
     assert np.abs(want).max() > 5e-3
     np.testing.assert_allclose(total, want, rtol=1e-2, atol=1e-4)
@@ -91,7 +91,7 @@ def test_the_decision_token_of_all_positions_and_finite_differences(lm):
 
         def moved(scale, layer=layer, slot=slot):
             donor = resid.at[layer, :, slot].add(scale * direction)
-            edit = ed.Replace(donor=donor, **ed.at_positions(4, jnp.arange(T) == slot, (layer,)))
+            edit = ed.Replace(donor=donor, spans=ed.at_positions(4, jnp.arange(T) == slot, (layer,)))
             return expected(lm, prompts, {"resid_post": (edit,)})
 
         slope = (moved(1e-2) - moved(-1e-2)) / 2e-2

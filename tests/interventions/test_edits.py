@@ -26,11 +26,11 @@ def test_neutral_edits_change_nothing(lm, tokens, saes):
     resid = base.taps["resid_post"]
     spans = ed.everywhere(L)
     neutral = {
-        "add": ed.add_vector(jnp.zeros((L, 32)), **spans),
-        "nowhere": ed.add_vector(jnp.ones((L, 32)), **ed.everywhere(L, ())),
-        "features": ed.features(saes, ed.select([(1, 2), (1, 5), (3, 0)], L), gain=1.0, shift=0.0, **spans),
-        "nothing selected": ed.features(saes, ed.select([], L), gain=0.0, shift=3.0, **spans),
-        "self": ed.Replace(donor=resid, **spans),
+        "add": ed.add_vector(jnp.zeros((L, 32)), spans),
+        "nowhere": ed.add_vector(jnp.ones((L, 32)), ed.everywhere(L, ())),
+        "features": ed.features(saes, ed.select([(1, 2), (1, 5), (3, 0)], L), gain=1.0, shift=0.0, spans=spans),
+        "nothing selected": ed.features(saes, ed.select([], L), gain=0.0, shift=3.0, spans=spans),
+        "self": ed.Replace(donor=resid, spans=spans),
     }
     for name, edit in neutral.items():
         np.testing.assert_array_equal(run(lm, tokens, {"resid_post": (edit,)}).logits, base.logits, err_msg=name)
@@ -44,7 +44,7 @@ def test_feature_edits_keep_the_error_term(lm, tokens, saes):
     error = x - sae.decode(code)
     for gain, shift in [(0.0, 2.0), (1.0, 0.7), (3.0, 0.0)]:
         new = code.at[..., chosen].set(gain * code[..., chosen] + shift)
-        edit = ed.features(saes, ed.select([(3, f) for f in chosen], L), gain=gain, shift=shift, **ed.everywhere(L))
+        edit = ed.features(saes, ed.select([(3, f) for f in chosen], L), gain=gain, shift=shift, spans=ed.everywhere(L))
         got = run(lm, tokens, {"resid_post": (edit,)}).taps["resid_post"][3]
         np.testing.assert_allclose(got, sae.decode(new) + error, rtol=1e-4, atol=1e-4)
 
@@ -71,7 +71,7 @@ def test_topk_takes_the_exact_full_path(lm, tokens, saes):
     sae = single(topk, 3)
     code = sae.encode(x)
     new = code.at[..., 4].set(2.0)
-    edit = ed.features(topk, ed.select([(3, 4)], L), gain=0.0, shift=2.0, **ed.everywhere(L))
+    edit = ed.features(topk, ed.select([(3, 4)], L), gain=0.0, shift=2.0, spans=ed.everywhere(L))
     assert isinstance(edit.encoder, ed.Full)
     got = run(lm, tokens, {"resid_post": (edit,)}).taps["resid_post"][3]
     np.testing.assert_allclose(got, x + sae.decode(new) - sae.decode(code), rtol=1e-4, atol=1e-4)
@@ -81,12 +81,12 @@ def test_splice_and_parts_add_up(lm, tokens, saes):
     """The explained part and the rest together are the whole residual."""
     x = run(lm, tokens).taps["resid_post"]
     spans = ed.everywhere(L, (3,))
-    spliced = run(lm, tokens, {"resid_post": (ed.splice(saes, L, **spans),)}).taps["resid_post"][3]
+    spliced = run(lm, tokens, {"resid_post": (ed.splice(saes, L, spans=spans),)}).taps["resid_post"][3]
     np.testing.assert_allclose(spliced, single(saes, 3)(x[3]), rtol=1e-4, atol=1e-4)
     donor = jax.random.normal(jax.random.key(1), (L, 3, 32))
     last = ed.at_last(L, 12, (3,))
     shares = [jnp.broadcast_to(jnp.array(p)[:, None], (2, L)) for p in ((0.0, 1.0), (1.0, -1.0))]
-    parts = [ed.patch_parts(saes, donor, whole=whole, explained=explained, **last) for whole, explained in shares]
+    parts = [ed.patch_parts(saes, donor, whole=whole, explained=explained, spans=last) for whole, explained in shares]
     got = run(lm, tokens, {"resid_post": tuple(parts)}).taps["resid_post"][3]
     np.testing.assert_allclose(got[:, -1], donor[3], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(got[:, :-1], x[3, :, :-1])
@@ -95,7 +95,7 @@ def test_splice_and_parts_add_up(lm, tokens, saes):
 def test_projection_sets_one_direction(lm, tokens):
     u = jax.random.normal(jax.random.key(2), (L, 32))
     u /= jnp.linalg.norm(u, axis=-1, keepdims=True)
-    edit = ed.project(u, shift=jnp.full((L, 3), 1.5), **ed.everywhere(L, (2,)))
+    edit = ed.project(u, shift=jnp.full((L, 3), 1.5), spans=ed.everywhere(L, (2,)))
     x, got = (run(lm, tokens, e).taps["resid_post"][2] for e in (None, {"resid_post": (edit,)}))
     np.testing.assert_allclose(got @ u[2], jnp.full((3, 12), 1.5), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(got - (got @ u[2])[..., None] * u[2], x - (x @ u[2])[..., None] * u[2], atol=2e-4)
@@ -104,8 +104,8 @@ def test_projection_sets_one_direction(lm, tokens):
 def test_frozen_sublayers_let_only_the_residual_through(lm, tokens):
     sites = ("attn_out", "mlp_out")
     base = forward(lm.config, lm.params, tokens, taps=(*sites, "resid_post")).taps
-    frozen = {s: (ed.Replace(donor=base[s], **ed.everywhere(L)),) for s in sites}
-    push = {"resid_post": (ed.add_vector(jnp.ones((L, 32)), **ed.everywhere(L, (1,))),)}
+    frozen = {s: (ed.Replace(donor=base[s], spans=ed.everywhere(L)),) for s in sites}
+    push = {"resid_post": (ed.add_vector(jnp.ones((L, 32)), ed.everywhere(L, (1,))),)}
     got = run(lm, tokens, ed.merge(push, frozen)).taps["resid_post"]
     np.testing.assert_allclose(got[3], base["resid_post"][3] + 1.0, rtol=1e-4, atol=1e-4)
 
@@ -124,7 +124,7 @@ def test_a_feature_acts_once(saes):
     for make in (
         lambda: ed.select([(1, 5), (1, 2), (1, 5)], L),
         lambda: ed.select_sets([[(1, 2)], [(1, 5), (np.int64(1), np.int64(5))]], L),
-        lambda: ed.features(saes, by_hand([5, 2, 5]), gain=0.0, shift=0.0, **ed.everywhere(L)),
+        lambda: ed.features(saes, by_hand([5, 2, 5]), gain=0.0, shift=0.0, spans=ed.everywhere(L)),
         lambda: feature_direction(saes, by_hand([5, 5, 2]), jnp.ones((L, 3))),
     ):
         with pytest.raises(ValueError, match=r"feature \(1, 5\) is listed twice"):
@@ -141,10 +141,10 @@ def by_hand(features, valid=(True, True, True)):
 def test_bools_are_masks_and_integers_indices():
     want = np.array([False, True, False, True])
     for layers in (want, want.tolist(), jnp.asarray(want), [1, 3], (3, 1), np.array([1, 3]), jnp.array([1, 3]), {1, 3}):
-        np.testing.assert_array_equal(ed.everywhere(L, layers)["before"][:, 0], want)
-    np.testing.assert_array_equal(ed.everywhere(L, range(2))["before"][:, 0], [True, True, False, False])
-    assert not ed.everywhere(L, ())["before"].any() and not ed.everywhere(L, np.zeros(0, int))["before"].any()
-    traced = jax.jit(lambda mask: ed.everywhere(L, mask)["before"][:, 0])
+        np.testing.assert_array_equal(ed.everywhere(L, layers).prefix[:, 0], want)
+    np.testing.assert_array_equal(ed.everywhere(L, range(2)).prefix[:, 0], [True, True, False, False])
+    assert not ed.everywhere(L, ()).prefix.any() and not ed.everywhere(L, np.zeros(0, int)).prefix.any()
+    traced = jax.jit(lambda mask: ed.everywhere(L, mask).prefix[:, 0])
     np.testing.assert_array_equal(traced(want), want)
     for layers in (
         np.ones(3, bool),
@@ -167,7 +167,7 @@ def test_bools_are_masks_and_integers_indices():
 def test_positions_are_masks():
     want = np.arange(6) >= 4
     for positions in (want, want.tolist(), jnp.asarray(want)):
-        np.testing.assert_array_equal(ed.at_positions(L, positions)["where"][0, 0], want)
+        np.testing.assert_array_equal(ed.at_positions(L, positions).prompt[0, 0], want)
     for positions in (jnp.array([5]), np.array([0, 0, 0, 0, 1, 1]), [5], 5, want.astype(float), np.True_):
         with pytest.raises(ValueError, match="^positions: expected bools .* for token 5 of T write np.arange"):
             ed.at_positions(L, positions)
@@ -180,38 +180,38 @@ def test_what_does_not_fit_is_named(lm, tokens, saes):
     narrow.params["W_enc"] = narrow.params["W_enc"][:, :16]
     here = r"^edits\['resid_post'\]: {} does not fit the activations here, \[B,T,D\] = \[3, 12, 32\]; its arrays"
     for name, edit in {
-        "Add": ed.add_vector(jnp.ones((L, 31)), **spans),
-        "Add ": ed.add_vector(jnp.ones((L, 2, 32)), **spans),
-        "Add  ": ed.add_vector(jnp.ones((L, 32)), **ed.at_last(L, 11)),
-        "Replace": ed.Replace(donor=jnp.ones((L, 3, 5, 32)), **spans),
-        "Replace ": ed.Replace(donor=jnp.ones((L, 1, 1, 8)), **spans),
-        "Features": ed.features(narrow, ed.select([(1, 2)], L), gain=0.0, shift=0.0, **spans),
-        "Features ": ed.features(saes, ed.select([(1, 2)], L), gain=jnp.ones((L, 5, 1)), shift=0.0, **spans),
-        "PatchParts": ed.patch_parts(saes, jnp.ones((L, 2, 32)), whole=jnp.ones(L), explained=jnp.ones(L), **spans),
+        "Add": ed.add_vector(jnp.ones((L, 31)), spans),
+        "Add ": ed.add_vector(jnp.ones((L, 2, 32)), spans),
+        "Add  ": ed.add_vector(jnp.ones((L, 32)), ed.at_last(L, 11)),
+        "Replace": ed.Replace(donor=jnp.ones((L, 3, 5, 32)), spans=spans),
+        "Replace ": ed.Replace(donor=jnp.ones((L, 1, 1, 8)), spans=spans),
+        "Features": ed.features(narrow, ed.select([(1, 2)], L), gain=0.0, shift=0.0, spans=spans),
+        "Features ": ed.features(saes, ed.select([(1, 2)], L), gain=jnp.ones((L, 5, 1)), shift=0.0, spans=spans),
+        "PatchParts": ed.patch_parts(saes, jnp.ones((L, 2, 32)), whole=jnp.ones(L), explained=jnp.ones(L), spans=spans),
     }.items():
         with pytest.raises(ValueError, match=here.format(name.strip())):
             run(lm, tokens, {"resid_post": (edit,)})
     for make in (
-        lambda spans: ed.add_vector(jnp.ones((L, 32)), **spans),
-        lambda spans: ed.features(saes, ed.select([(1, 2)], L), gain=0.0, shift=0.0, **spans),
-        lambda spans: ed.project(jnp.ones((L, 32)), shift=jnp.ones((L, 1)), **spans),
-        lambda spans: ed.splice(saes, L, **spans),
+        lambda spans: ed.add_vector(jnp.ones((L, 32)), spans),
+        lambda spans: ed.features(saes, ed.select([(1, 2)], L), gain=0.0, shift=0.0, spans=spans),
+        lambda spans: ed.project(jnp.ones((L, 32)), shift=jnp.ones((L, 1)), spans=spans),
+        lambda spans: ed.splice(saes, L, spans=spans),
     ):
-        with pytest.raises(ValueError, match=r"^spans: an edit has to know where it acts; .*, got nothing"):
-            make({})
+        with pytest.raises(ValueError, match=r"^spans: an edit has to know where it acts; .*, got NoneType"):
+            make(None)
     chosen = ed.select([(1, 2), (1, 4)], L)
     for wrong in (dict(gain=jnp.ones(3)), dict(shift=jnp.ones((3, 1, 2))), dict(gain=jnp.ones((1, L, 1, 2)))):
         with pytest.raises(
             ValueError, match=rf"^{next(iter(wrong))}: expected a number, or \[L,B,K\] with 4 layers and 2"
         ):
-            ed.features(saes, chosen, **(dict(gain=1.0, shift=0.0) | wrong), **spans)
-    for make in (lambda: ed.gather(saes, ed.select([(1, 1)], 2)), lambda: ed.splice(saes, 3, **ed.everywhere(3))):
+            ed.features(saes, chosen, **(dict(gain=1.0, shift=0.0) | wrong), spans=spans)
+    for make in (lambda: ed.gather(saes, ed.select([(1, 1)], 2)), lambda: ed.splice(saes, 3, spans=ed.everywhere(3))):
         with pytest.raises(ValueError, match="^saes: a dictionary of layer 3, yet there are layers 0"):
             make()
     with pytest.raises(ValueError, match=r"^direction: expected unit vectors \[L,D\]"):
-        ed.project(jnp.ones(32), shift=jnp.ones((L, 1)), **spans)
+        ed.project(jnp.ones(32), shift=jnp.ones((L, 1)), spans=spans)
     with pytest.raises(ValueError, match=r"^vector: expected \[L,D\] or \[L,B,D\], got shape \(32,\)"):
-        ed.add_vector(np.ones(32), **spans)
+        ed.add_vector(np.ones(32), spans)
 
 
 def test_a_traced_feature_that_does_not_exist_is_nan(saes):
@@ -223,7 +223,7 @@ def test_a_traced_feature_that_does_not_exist_is_nan(saes):
         selection = ed.Selection(
             jnp.zeros((L, 1), int).at[layer].set(index), jnp.zeros((L, 1), bool).at[layer].set(True)
         )
-        edit = ed.features(stack, selection, gain=0.0, shift=1.0, **ed.everywhere(L))
+        edit = ed.features(stack, selection, gain=0.0, shift=1.0, spans=ed.everywhere(L))
         return jax.vmap(lambda e: e.delta(jnp.ones((1, 1, 32))))(edit)[:, 0, 0]
 
     for activation in ("jumprelu", "topk"):
@@ -236,7 +236,7 @@ def test_a_traced_feature_that_does_not_exist_is_nan(saes):
 
 def test_a_traced_feature_that_stands_twice_is_nan(saes):
     def delta(selection):
-        edit = ed.features(saes, selection, gain=0.0, shift=1.0, **ed.everywhere(L))
+        edit = ed.features(saes, selection, gain=0.0, shift=1.0, spans=ed.everywhere(L))
         return jax.vmap(lambda e: e.delta(jnp.ones((1, 1, 32))))(edit)
 
     once, twice = (jax.jit(delta)(by_hand(features)) for features in ([5, 2, 7], [5, 2, 5]))
@@ -255,7 +255,7 @@ def test_nan_activations_stay_nan(saes):
 def test_features_that_do_not_exist_are_refused(saes):
     for pair, message in (((2, 0), "dictionaries at layers 1, 3"), ((1, 24), "with features 0..23")):
         with pytest.raises(ValueError, match=rf"feature \({pair[0]}, {pair[1]}\) does not exist.*{message}"):
-            ed.features(saes, ed.select([pair], 4), gain=1.0, shift=1.0, **ed.everywhere(4))
+            ed.features(saes, ed.select([pair], 4), gain=1.0, shift=1.0, spans=ed.everywhere(4))
     with pytest.raises(ValueError, match="an index from 0 on"):
         ed.select([(1, -1)], 4)
 
@@ -265,12 +265,12 @@ def test_transcoder_features_are_read_at_one_site_and_written_at_another(lm, tok
     W_skip = jax.random.normal(jax.random.key(5), (2, 32, 32)) / 6
     config = SAEConfig(32, 24, subtract_b_dec=False, skip=True, site="mlp_in", site_out="mlp_out", layers=(1, 3))
     coder = SAE({**saes.params, "W_skip": W_skip}, config)
-    edit = ed.features(coder, ed.select([(1, 4), (3, 9)], L), gain=2.0, shift=0.5, **ed.everywhere(L))
+    edit = ed.features(coder, ed.select([(1, 4), (3, 9)], L), gain=2.0, shift=0.5, spans=ed.everywhere(L))
     taps = ("mlp_in", "mlp_out")
     got = forward(lm.config, lm.params, tokens, taps=taps, edits={"mlp_out": (edit,)}).taps
     for layer, feature in ((1, 4), (3, 9)):
         # Without the edit at this layer, the layers below edited alike: what the sublayer itself gives out.
-        below = ed.features(coder, ed.select([(1, 4)] * (layer == 3), L), gain=2.0, shift=0.5, **ed.everywhere(L))
+        below = ed.features(coder, ed.select([(1, 4)] * (layer == 3), L), gain=2.0, shift=0.5, spans=ed.everywhere(L))
         out = forward(lm.config, lm.params, tokens, taps=taps, edits={"mlp_out": (below,)}).taps
         sae, read = coder.at(layer), out["mlp_in"][layer]
         np.testing.assert_allclose(got["mlp_in"][layer], read, rtol=1e-5, atol=1e-5)
@@ -280,8 +280,8 @@ def test_transcoder_features_are_read_at_one_site_and_written_at_another(lm, tok
         np.testing.assert_allclose(got["mlp_out"][layer], out["mlp_out"][layer] + change, rtol=1e-4, atol=1e-4)
     one = jnp.ones(L)
     for make in (
-        lambda spans: ed.splice(coder, L, **spans),
-        lambda spans: ed.patch_parts(coder, jnp.zeros((L, 3, 32)), whole=one, explained=one, **spans),
+        lambda spans: ed.splice(coder, L, spans=spans),
+        lambda spans: ed.patch_parts(coder, jnp.zeros((L, 3, 32)), whole=one, explained=one, spans=spans),
     ):
         with pytest.raises(ValueError, match="reads mlp_in and writes mlp_out"):
             make(ed.everywhere(L))
@@ -295,7 +295,7 @@ def test_features_of_normalised_tokens_keep_the_error_term(lm, tokens, saes, nor
     code = sae.encode(x)
     assert (np.asarray(code[..., chosen]) > 0).any()
     new = code.at[..., chosen].set(0.7 + code[..., chosen])
-    edit = ed.features(stack, ed.select([(3, f) for f in chosen], L), gain=1.0, shift=0.7, **ed.everywhere(L))
+    edit = ed.features(stack, ed.select([(3, f) for f in chosen], L), gain=1.0, shift=0.7, spans=ed.everywhere(L))
     got = run(lm, tokens, {"resid_post": (edit,)}).taps["resid_post"][3]
     np.testing.assert_allclose(got, x + sae.decode(new, x) - sae.decode(code, x), rtol=1e-4, atol=1e-4)
     gathered = edit.encoder.replace(**{n: getattr(edit.encoder, n)[3] for n in ("W_enc", "b_enc", "threshold")})
@@ -304,7 +304,10 @@ def test_features_of_normalised_tokens_keep_the_error_term(lm, tokens, saes, nor
 
 def test_one_dictionary_serves_as_a_stack_of_one(lm, tokens, saes):
     chosen, spans = ed.select([(3, 4)], L), ed.everywhere(L)
-    for make in (lambda s: ed.features(s, chosen, gain=0.0, shift=1.0, **spans), lambda s: ed.splice(s, L, **spans)):
+    for make in (
+        lambda s: ed.features(s, chosen, gain=0.0, shift=1.0, spans=spans),
+        lambda s: ed.splice(s, L, spans=spans),
+    ):
         one, stack = (make(s) for s in (saes.at(3), saes.at(3).as_stack()))
         got, want = (run(lm, tokens, {"resid_post": (edit,)}).logits for edit in (one, stack))
         np.testing.assert_array_equal(got, want)
@@ -316,13 +319,13 @@ def test_features_of_topk_kinds_are_not_gathered(saes, activation):
     with pytest.raises(ValueError, match=f"a {activation} code depends on all features.*sae.encode"):
         ed.gather_features(stack, ed.select([(1, 2)], L))
     if activation == "batchtopk":
-        for edit in (ed.gather, lambda s, _: ed.splice(s, L)):
+        for edit in (ed.gather, lambda s, _: ed.splice(s, L, spans=ed.everywhere(L))):
             with pytest.raises(ValueError, match="ranks all tokens of a call, padding.*batch_topk=False"):
                 edit(stack, ed.select([(1, 2)], L))
 
 
 def test_edits_of_a_dictionary_belong_to_its_site(lm, tokens, saes):
-    edit = ed.features(saes, ed.select([(1, 2)], L), gain=0.0, shift=1.0, **ed.everywhere(L))
+    edit = ed.features(saes, ed.select([(1, 2)], L), gain=0.0, shift=1.0, spans=ed.everywhere(L))
     with pytest.raises(ValueError, match=r"edits\['resid_pre'\]: this edit is made of dictionaries of resid_post"):
         run(lm, tokens, {"resid_pre": (edit,)})
     with pytest.raises(ValueError, match="reads 'mlp_out', which a layer does not compute before resid_mid"):

@@ -61,7 +61,7 @@ def test_sets_are_set_to_the_donor_after_upstream_patches(lm, saes, runs):
     sae = saes.at(3)
     now, then = sae.encode(middle.taps["resid_post"][3, :, 0])[:, 5], sae.encode(donor.resid[3])[:, 5]
     push = jnp.zeros((4, 2, 32)).at[3].set((then - now)[:, None] * sae.params["W_dec"][5])
-    both = ed.merge(first, {"resid_post": (ed.add_vector(push, **ed.at_last(4, 1, (3,))),)})
+    both = ed.merge(first, {"resid_post": (ed.add_vector(push, ed.at_last(4, 1, (3,))),)})
     want = ch.score(lm.config, lm.params, p, edits=both)[0].logprobs
     got = pa.patch_features(lm.config, lm.params, p, saes, sets(chosen), donor.resid)[0]
     np.testing.assert_allclose(got, want, atol=1e-4)
@@ -75,7 +75,7 @@ def test_whole_residual_at_the_last_layer_is_the_donor(lm, saes, runs):
     """With layer 3, the last, replaced, the first token's distribution is the donor's own."""
     (p, _), (q, donor) = runs["base"], runs["donor"]
     spans = ed.at_last(4, 1, (3,))
-    edit = {"resid_post": (ed.Replace(donor=donor.resid[:, :, None], **spans),)}
+    edit = {"resid_post": (ed.Replace(donor=donor.resid[:, :, None], spans=spans),)}
     _, got = ch.score(lm.config, lm.params, p, edits=edit)
     _, want = ch.score(lm.config, lm.params, q)
     np.testing.assert_allclose(got.final[:, 0], want.final[:, 0], rtol=1e-4, atol=1e-3)
@@ -91,7 +91,7 @@ def test_steering_sweep_equals_single_runs_and_traces_once(lm, runs):
     assert run_chunk._cache_size() == before + 1
     np.testing.assert_allclose(swept[1], base.choices.logprobs, atol=1e-5)
     for alpha, got in zip(alphas, swept, strict=True):
-        edits = {"resid_post": (ed.add_vector(alpha * v, **ed.at_last(4, 1)),)}
+        edits = {"resid_post": (ed.add_vector(alpha * v, ed.at_last(4, 1)),)}
         np.testing.assert_allclose(got, ch.score(lm.config, lm.params, p, edits=edits)[0].logprobs, atol=1e-4)
 
 

@@ -63,7 +63,7 @@ def test_the_grid_equals_a_loop(lm, prompts):
     for layer in range(L):
         for slot, position in enumerate(positions):
             where = ed.at_positions(L, np.arange(T) == position, (layer,))
-            edits = {"mlp_out": (ed.Replace(donor=donor, **where),)}
+            edits = {"mlp_out": (ed.Replace(donor=donor, spans=where),)}
             want = ch.score(lm.config, lm.params, prompts, edits=edits)[0].logprobs
             np.testing.assert_allclose(got[layer, slot], want, atol=2e-4)
     with pytest.raises(ValueError, match="positions: expected 0"):

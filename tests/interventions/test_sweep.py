@@ -1,9 +1,12 @@
 """The sweep engine against each point alone from scratch, whatever varies among points; and what it computes."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 from jax.tree_util import Partial
 
 import jaxmech.answers.score as ch
@@ -11,6 +14,8 @@ from jaxmech.interventions import edits as ed
 from jaxmech.interventions import sweep as engine
 from jaxmech.interventions.edits import add_vector, at_last, at_positions, everywhere
 from jaxmech.interventions.patching import patch_edit
+from jaxmech.interventions.steering import AddVector
+from jaxmech.models.generate import generate
 from jaxmech.models.sharding import make_mesh
 
 AMOUNTS = ["0", "1", "5", "10"]
@@ -40,7 +45,7 @@ def spans(where, before=False, after=False, layers=range(L)):
     """Full-sized spans, so that points of any reach have arrays of one shape."""
     active = jnp.zeros(L, bool).at[jnp.asarray(layers)].set(True)
     where = active[:, None, None] & jnp.asarray(where)
-    return {"where": where, "after": active[:, None] & after, "before": active[:, None] & before}
+    return ed.Spans(active[:, None] & before, where, active[:, None] & after)
 
 
 def test_directions_layers_and_positions_in_one_sweep_equal_each_alone(lm, prompts):
@@ -51,20 +56,20 @@ def test_directions_layers_and_positions_in_one_sweep_equal_each_alone(lm, promp
         spans(last), spans(last, layers=[2]), spans(late, layers=[3]), spans(last, after=True, layers=[1, 3]),
         spans(never, after=True), spans(never),
     ]  # fmt: skip
-    points = [{"resid_post": (add_vector(vector(i), **span),)} for i, span in enumerate(where)]
+    points = [{"resid_post": (add_vector(vector(i), span),)} for i, span in enumerate(where)]
     want = one_by_one(lm, prompts, points)
     for chunk in (None, 1, 4):
         got = engine.sweep(lm.config, lm.params, prompts, stack(*points), chunk=chunk)
         np.testing.assert_allclose(got.logprobs, want, atol=2e-4)
     # With one that acts on the worked examples too, all are computed from there on.
-    points.append({"resid_post": (add_vector(vector(9), **spans(~never, before=True, after=True)),)})
+    points.append({"resid_post": (add_vector(vector(9), spans(~never, before=True, after=True)),)})
     got = engine.sweep(lm.config, lm.params, prompts, stack(*points), chunk=3)
     np.testing.assert_allclose(got.logprobs, one_by_one(lm, prompts, points), atol=2e-4)
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "mlp_out", "resid_post"])
 def test_at_every_token_of_a_shared_prefix(lm, prompts, site):
-    points = [{site: (add_vector(a * vector(0), **everywhere(L, [layer])),)} for a, layer in ((1, 3), (-2, 1), (0, 2))]
+    points = [{site: (add_vector(a * vector(0), everywhere(L, [layer])),)} for a, layer in ((1, 3), (-2, 1), (0, 2))]
     want = one_by_one(lm, prompts, points)
     got = engine.sweep(lm.config, lm.params, prompts, stack(*points)).logprobs
     np.testing.assert_allclose(got, want, atol=2e-4)
@@ -72,7 +77,7 @@ def test_at_every_token_of_a_shared_prefix(lm, prompts, site):
 
 
 def test_values_of_each_prompt_part_the_prefix(lm, prompts):
-    own = [{"resid_post": (add_vector(jnp.swapaxes(vector(3, 3), 0, 1), **everywhere(L)),)}]
+    own = [{"resid_post": (add_vector(jnp.swapaxes(vector(3, 3), 0, 1), everywhere(L)),)}]
     got = engine.sweep(lm.config, lm.params, prompts, stack(*own)).logprobs
     np.testing.assert_allclose(got, one_by_one(lm, prompts, own), atol=2e-4)
 
@@ -93,14 +98,14 @@ def test_donors_that_speak_of_every_token_lose_those_that_are_cached(lm, prompts
     for length in (T, T + M):
         donors = jnp.moveaxis(vector(6, 2, 3, length), 3, 1)  # [S,L,B,T,D]
         where = at_positions(L, np.arange(T) >= T - 5, (2,))
-        points = [{"attn_out": (ed.Replace(donor=donor, **where),)} for donor in donors]
+        points = [{"attn_out": (ed.Replace(donor=donor, spans=where),)} for donor in donors]
         got = engine.sweep(lm.config, lm.params, prompts, stack(*points)).logprobs
         np.testing.assert_allclose(got, one_by_one(lm, prompts, points), atol=2e-4)
 
 
 def steered(point, spans):
     alpha, v = point
-    return {"resid_post": (add_vector(alpha * v, **spans),)}
+    return {"resid_post": (add_vector(alpha * v, spans),)}
 
 
 def test_one_trace_whatever_changes(lm, prompts):
@@ -114,8 +119,49 @@ def test_one_trace_whatever_changes(lm, prompts):
     assert engine.run_chunk._cache_size() == start + 1
 
 
+def test_a_builder_made_anew_is_the_same_program(lm, prompts):
+    start = engine.run_chunk._cache_size()
+    for layer in range(L):
+        build = AddVector(at_last(L, prompts.tokens.shape[1], [layer]), site="resid_mid")
+        got = engine.sweep(lm.config, lm.params, prompts, build, vector(layer, 3), chunk=4).logprobs
+        want = one_by_one(lm, prompts, [build(v) for v in vector(layer, 3)])
+        np.testing.assert_allclose(got, want, atol=2e-4)
+    assert engine.run_chunk._cache_size() == start + 1
+
+
+@struct.dataclass
+class Damp(ed.Edit):
+    """A kind of one's own, of arrays for each prompt and for each of its tokens: x less a share of itself."""
+
+    share: jax.Array
+    by_token: jax.Array
+    BY_ROW = ("share", "by_token")
+    BY_TOKEN = ("by_token",)
+
+    def change(self, x):
+        return -self.share[:, None, None] * self.by_token[..., None] * x
+
+
+def test_a_kind_of_ones_own_is_its_change_alone(lm, prompts):
+    """With no prefix, so that it can be told from one forward pass over the same tokens, choice by choice."""
+    B, T = prompts.tokens.shape
+    by_token = jax.random.uniform(jax.random.key(0), (L, B, T))
+    share = jnp.linspace(0.1, 0.5, B)[None].repeat(L, 0)
+    spans = at_last(L, T).replace(answer=jnp.ones((L, 1), bool))
+    each = [Damp(spans=spans, share=share, by_token=given) for given in (by_token, by_token[:, :, -1:])]
+    edits, last = ({"resid_mid": (edit,)} for edit in each)
+    got, want = (one_by_one(lm, prompts, [e])[0] for e in (edits, last))
+    np.testing.assert_allclose(got, want, atol=1e-5)  # the last prompt token's value serves the answers
+    swept = engine.sweep(lm.config, lm.params, prompts, jax.tree.map(lambda a: a[None], edits)).logprobs[0]
+    np.testing.assert_allclose(swept, want, atol=2e-4)
+    assert np.abs(want - ch.score(lm.config, lm.params, prompts)[0].logprobs).max() > 1e-3
+    write = partial(generate, lm.config, lm.params, prompts.tokens, mask=prompts.mask, max_new_tokens=6)
+    ids = [write(edits=e) for e in (edits, last)]
+    np.testing.assert_array_equal(*ids)
+
+
 def alone(v, spans):
-    return {"resid_post": (add_vector(v, **spans),)}
+    return {"resid_post": (add_vector(v, spans),)}
 
 
 def test_only_what_an_edit_can_change_is_computed(lm, prompts, monkeypatch):
@@ -150,7 +196,7 @@ def test_progress_and_order(lm, prompts):
 
 
 def test_a_chunk_takes_what_memory_allows(lm, prompts, monkeypatch):
-    shapes = {"resid_post": (add_vector(vector(0), **at_last(L, prompts.tokens.shape[1])),)}
+    shapes = {"resid_post": (add_vector(vector(0), at_last(L, prompts.tokens.shape[1])),)}
     parts = engine.set_out(lm.config, lm.params, prompts, 0).parts
     monkeypatch.setattr(engine, "_free_bytes", lambda: 10**9)
     assert engine.points_at_once(lm.config, parts, shapes) > 10
@@ -167,10 +213,10 @@ def test_chunks_cover_every_point():
 def test_bad_points_are_named(lm, prompts):
     v, spans = vector(0, 2), at_last(L, prompts.tokens.shape[1])
     with pytest.raises(ValueError, match="the same for all and at least one"):
-        engine.sweep(lm.config, lm.params, prompts, {"resid_post": (add_vector(v, **spans),)})
+        engine.sweep(lm.config, lm.params, prompts, {"resid_post": (add_vector(v, spans),)})
     with pytest.raises(ValueError, match="leads with the model's 4 layers"):
         engine.sweep(lm.config, lm.params, prompts, Partial(alone, spans=spans), v[:, :2])
-    with pytest.raises(ValueError, match="Add: `where` speaks of .* prompt tokens, the prompts have"):
+    with pytest.raises(ValueError, match="spans: they speak of .* prompt tokens, the prompts have"):
         longer = at_last(L, prompts.tokens.shape[1] + 1)
         engine.sweep(lm.config, lm.params, prompts, Partial(alone, spans=longer), v)
     with pytest.raises(ValueError, match="chunk: expected at least one sweep point"):
@@ -178,7 +224,7 @@ def test_bad_points_are_named(lm, prompts):
     with pytest.raises(ValueError, match=r"Add does not fit the activations here, \[B,T,D\] = .*vector \[4, 1, 31\]"):
         engine.sweep(lm.config, lm.params, prompts, Partial(alone, spans=spans), v[..., :31])
     with pytest.raises(ValueError, match="unknown site"):
-        engine.sweep(lm.config, lm.params, prompts, lambda v: {"resid": (add_vector(v, **spans),)}, v)
+        engine.sweep(lm.config, lm.params, prompts, lambda v: {"resid": (add_vector(v, spans),)}, v)
 
 
 def test_features_that_do_not_exist_are_named_before_anything_runs(lm, saes, prompts):
@@ -189,4 +235,4 @@ def test_features_that_do_not_exist_are_named_before_anything_runs(lm, saes, pro
 
 
 def chosen_alone(selection, saes, spans):
-    return {"resid_post": (ed.features(saes, selection, gain=0.0, shift=1.0, **spans),)}
+    return {"resid_post": (ed.features(saes, selection, gain=0.0, shift=1.0, spans=spans),)}

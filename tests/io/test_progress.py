@@ -157,7 +157,7 @@ def shown(monkeypatch, run):
 
 
 def steered(alpha, vector, spans):
-    return {"resid_post": (jm.edits.add_vector(alpha * vector, **spans),)}
+    return {"resid_post": (jm.edits.add_vector(alpha * vector, spans),)}
 
 
 def test_a_sweep_has_a_bar_and_none_where_its_caller_has_one(lm, monkeypatch):

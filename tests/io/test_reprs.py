@@ -95,10 +95,10 @@ def test_edits_show_shapes_and_so_do_those_of_a_kind_of_ones_own():
     saes = dictionaries((0, 1))
     everywhere, chosen = edits.everywhere(2), edits.select([(0, 7), (1, 3)], 2)
     made = [
-        edits.add_vector(jnp.ones((2, 16)), **everywhere),
-        edits.features(saes, chosen, gain=2.0, shift=0.0, **everywhere),
-        edits.features(dictionaries((0, 1), activation="topk", k=4), chosen, gain=2.0, shift=0.0, **everywhere),
-        Doubled(much=jnp.ones((2, 1, 300)), **everywhere),
+        edits.add_vector(jnp.ones((2, 16)), everywhere),
+        edits.features(saes, chosen, gain=2.0, shift=0.0, spans=everywhere),
+        edits.features(dictionaries((0, 1), activation="topk", k=4), chosen, gain=2.0, shift=0.0, spans=everywhere),
+        Doubled(much=jnp.ones((2, 1, 300)), spans=everywhere),
     ]
     assert "vector=float32[2, 1, 16]" in repr(made[0]) and "encoder=Gathered(W_enc=float32[2, 16, 1]" in repr(made[1])
     assert "encoder=Full(sae=SAE(" in repr(made[2]) and "much=float32[2, 1, 300]" in repr(made[3])

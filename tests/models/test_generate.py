@@ -81,9 +81,9 @@ def steering(saes, where):
     chosen = ed.select([(1, 3), (3, 7)], 4)
     donor = jax.random.normal(jax.random.key(2), (4, B, T, 32))
     return {
-        "resid_pre": (ed.add_vector(jax.random.normal(jax.random.key(1), (4, 32)), **ed.everywhere(4, (1, 2))),),
-        "resid_post": (ed.features(saes, chosen, gain=2.0, shift=3.0, where=where, after=later),),
-        "mlp_out": (ed.Replace(donor=donor, where=~where, after=~later),),
+        "resid_pre": (ed.add_vector(jax.random.normal(jax.random.key(1), (4, 32)), ed.everywhere(4, (1, 2))),),
+        "resid_post": (ed.features(saes, chosen, gain=2.0, shift=3.0, spans=ed.Spans(None, where, later)),),
+        "mlp_out": (ed.Replace(donor=donor, spans=ed.Spans(None, ~where, ~later)),),
     }
 
 
@@ -150,7 +150,7 @@ def test_one_compilation_for_a_bucket(model, tokens):
         (14, 12, 0.5, 40, 0.5, 1.0),
         (16, 10, 2.0, 10**6, 0.999, -3.0),
     ]:
-        edits = {"resid_post": (ed.add_vector(jnp.full((4, 32), scale), **spans),)}
+        edits = {"resid_post": (ed.add_vector(jnp.full((4, 32), scale), spans),)}
         out = write(
             model,
             long[:, :T],
@@ -205,7 +205,7 @@ class Counted(ed.Add):
 
 def test_decoding_ends_with_the_last_row(model, tokens):
     told = []
-    edits = {"resid_post": (Counted(vector=jnp.zeros((4, 1, 32)), told=told, **ed.everywhere(4)),)}
+    edits = {"resid_post": (Counted(vector=jnp.zeros((4, 1, 32)), told=told, spans=ed.everywhere(4)),)}
     run = partial(write, model, tokens, max_new_tokens=20, edits=edits)
     free = np.asarray(run(eos_ids=(-1,) * 3))
     jax.effects_barrier()
@@ -328,7 +328,7 @@ def test_crossing_longropes_original_context_recomputes_the_text(pad):
     padding = ((0, 0), pad)
     tokens, mask = jnp.pad(jnp.where(mask, prompt[:, :12], 0), padding), jnp.pad(mask, padding)
     vector = jax.random.normal(jax.random.key(0), (phi.config.n_layers, phi.config.d_model))
-    edits = {"resid_post": (ed.add_vector(vector, **ed.everywhere(phi.config.n_layers)),)}
+    edits = {"resid_post": (ed.add_vector(vector, ed.everywhere(phi.config.n_layers)),)}
     got = generate(phi.config, phi.params, tokens, mask=mask, max_new_tokens=7, edits=edits, eos_ids=())
     for row, count in enumerate((7, 12)):
         text = prompt[row : row + 1, :count]
@@ -345,8 +345,8 @@ def test_crossing_longropes_original_context_recomputes_the_text(pad):
 def test_there_is_no_next_token_after_nan(lm, tokens, how):
     """In one row of three, from the second new token on."""
     vector = jnp.zeros((4, 3, 32)).at[:, 1].set(jnp.nan)
-    later = dict(where=jnp.zeros((4, 1, 1), bool), after=jnp.ones((4, 1), bool))
-    edits = {"resid_post": (ed.add_vector(vector, **later),)}
+    later = ed.Spans(None, jnp.zeros((4, 1, 1), bool), jnp.ones((4, 1), bool))
+    edits = {"resid_post": (ed.add_vector(vector, later),)}
     with pytest.raises(ValueError, match="^row 1: the logits of new token 1 are not finite, so that there is no"):
         write(lm, tokens, max_new_tokens=4, edits=edits, **how)
 

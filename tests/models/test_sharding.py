@@ -52,7 +52,7 @@ def test_logits_equal_those_of_one_device(name, mesh):
     lm, whole = load_model(name, mesh=mesh), load_model(name)
     tokens = jnp.asarray(np.repeat(np.load(name / "golden.npz")["tokens"], 2, axis=0))
     vector = jax.random.normal(jax.random.key(0), (lm.config.n_layers, lm.config.d_model))
-    edits = {"resid_post": (ed.add_vector(vector, **ed.everywhere(lm.config.n_layers)),)}
+    edits = {"resid_post": (ed.add_vector(vector, ed.everywhere(lm.config.n_layers)),)}
     expected = forward(whole.config, whole.params, tokens, logits="all", taps=("resid_mid",), edits=edits)
     rows = shard_batch(mesh, tokens)
     got = forward(lm.config, lm.params, rows, logits="all", taps=("resid_mid",), edits=edits)

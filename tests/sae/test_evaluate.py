@@ -161,12 +161,12 @@ def test_loss_recovered_is_a_plain_loop():
     np.testing.assert_allclose(table.ce, clean / n, rtol=1e-5)
     for layer in (2, 0):
         where = (np.arange(3) == layer)[:, None, None] & kept
-        spans = {"where": jnp.asarray(where), "after": jnp.zeros((3, 1), bool)}
+        spans = edits.Spans(None, jnp.asarray(where), jnp.zeros((3, 1), bool))
         x = np.asarray(out.taps["resid_post"])[layer]
         cases = {
-            "ce_spliced": edits.splice(sae, 3, **spans),
-            "ce_zero": edits.Replace(donor=jnp.zeros((3, 1, 1, 8)), **spans),
-            "ce_mean": edits.Replace(donor=jnp.tile(x[kept].mean(0), (3, 1, 1, 1)), **spans),
+            "ce_spliced": edits.splice(sae, 3, spans=spans),
+            "ce_zero": edits.Replace(donor=jnp.zeros((3, 1, 1, 8)), spans=spans),
+            "ce_mean": edits.Replace(donor=jnp.tile(x[kept].mean(0), (3, 1, 1, 1)), spans=spans),
         }
         for name, edit in cases.items():
             logits = forward(CONFIG, PARAMS, TOKENS, mask=MASK, logits="all", edits={"resid_post": (edit,)}).logits
@@ -183,7 +183,7 @@ def test_zeros_reach_the_skipped_tokens_only_when_asked():
     sae = random_sae(layers=(1,))
     usual = loss_recovered(CONFIG, PARAMS, sae, TOKENS, MASK).iloc[0]
     whole = loss_recovered(CONFIG, PARAMS, sae, TOKENS, MASK, zero_skipped=True).iloc[0]
-    edit = edits.Replace(donor=jnp.zeros((3, 1, 1, 8)), **edits.everywhere(3, [1]))
+    edit = edits.Replace(donor=jnp.zeros((3, 1, 1, 8)), spans=edits.everywhere(3, [1]))
     logits = forward(CONFIG, PARAMS, TOKENS, mask=MASK, logits="all", edits={"resid_post": (edit,)}).logits
     total, n = plain_loss(logits)
     np.testing.assert_allclose(whole.ce_zero, total / n, rtol=1e-4)
@@ -199,7 +199,7 @@ def test_a_transcoder_is_put_in_where_it_writes():
     kept = MASK & (np.arange(7) >= 2)
     where = jnp.asarray((np.arange(3) == 1)[:, None, None] & kept)
     donor = jnp.broadcast_to(sae(out.taps["mlp_in"][1]), (3, 5, 7, 8))
-    edit = edits.Replace(donor=donor, where=where, after=jnp.zeros((3, 1), bool))
+    edit = edits.Replace(donor=donor, spans=edits.Spans(None, where, jnp.zeros((3, 1), bool)))
     logits = forward(CONFIG, PARAMS, TOKENS, mask=MASK, logits="all", edits={"mlp_out": (edit,)}).logits
     row = loss_recovered(CONFIG, PARAMS, sae, TOKENS, MASK, forward_batch=2).iloc[0]
     losses = jax.nn.logsumexp(logits, -1)[:, :-1] - jnp.take_along_axis(logits[:, :-1], TOKENS[:, 1:, None], -1)[..., 0]

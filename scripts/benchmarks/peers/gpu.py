@@ -215,7 +215,7 @@ def _sweep(config, params, name: str, sizes: Sizes, runs: int) -> Row:
     prompts = jm.Prompts(tokens, jnp.ones(tokens.shape, bool), answers(B, config.vocab_size), prefix=prefix)
     middle = config.n_layers // 2
     one = ed.add_vector(
-        jnp.zeros((config.n_layers, config.d_model)), **ed.at_last(config.n_layers, T, [middle])
+        jnp.zeros((config.n_layers, config.d_model)), spans=ed.at_last(config.n_layers, T, [middle])
     )  # fmt: skip
     every = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (S, *leaf.shape)), one)
     vectors = jax.random.normal(keys[2], (S, 1, 1, config.d_model))

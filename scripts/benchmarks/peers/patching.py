@@ -24,7 +24,7 @@ from peers.timing import Peer, compare, relative
 def patched_logits(config, params, prompts: Prompts, saes: jm.SAE, selection: ed.Selection, values: jax.Array):
     """Next-token logits [B,V] with the chosen features at the donors' values [L,B,K]."""
     prompts = before_last(config, params, prompts)
-    edit = ed.features(saes, selection, gain=0.0, shift=values, **ed.at_last(config.n_layers, 1))
+    edit = ed.features(saes, selection, gain=0.0, shift=values, spans=ed.at_last(config.n_layers, 1))
     out = jm.forward(
         config, params, prompts.tokens, mask=prompts.mask, cache=prompts.cache, edits={saes.config.site_out: (edit,)}
     )

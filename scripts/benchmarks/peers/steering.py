@@ -27,7 +27,7 @@ TOLERANCE = 5e-3
 def steered(vector: np.ndarray, coefficients: np.ndarray, n_layers: int, length: int, last: bool) -> ed.Edits:
     """The sweep's edits: `vector` [D] times each of S coefficients, at the middle layer."""
     spans = ed.at_last(n_layers, length, [MIDDLE]) if last else ed.everywhere(n_layers, [MIDDLE])
-    one = ed.add_vector(jnp.broadcast_to(vector, (n_layers, len(vector))), **spans)
+    one = ed.add_vector(jnp.broadcast_to(vector, (n_layers, len(vector))), spans)
     every = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(coefficients), *leaf.shape)), one)
     return {"resid_post": (every.replace(vector=every.vector * coefficients[:, None, None, None]),)}
 
