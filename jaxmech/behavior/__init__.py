@@ -1,8 +1,8 @@
 """The domain: prompt families and minimal pairs, games, dual-process items, and parsing of sampled answers."""
 
-from jaxmech.behavior.dictator import Bank, BankConfig, build_bank
-from jaxmech.behavior.dual_process import build_items
-from jaxmech.behavior.games import GAMES, Game, game_prompts
+from jaxmech.behavior.altruism.dictator import Bank, BankConfig, build_bank
+from jaxmech.behavior.altruism.games import GAMES, Game, game_prompts
+from jaxmech.behavior.dual_process.prompts import build_items
 from jaxmech.behavior.parsing import count_invalid, parse_amount, parse_answers
 
 __all__ = [

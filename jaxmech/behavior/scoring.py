@@ -55,7 +55,7 @@ def encode_table(lm: LanguageModel, table: pd.DataFrame, *, batch: int = 4, answ
     """Tokenises queries and their tries, and runs every distinct prefix once.
 
     Args:
-      table: columns prefix, query, stake, amounts, reverse (see `behavior.dictator`).
+      table: columns prefix, query, stake, amounts, reverse (see `behavior.altruism.dictator`).
       batch: prefixes in one pass; answers: the column with the allowed answers.
 
     Raises:

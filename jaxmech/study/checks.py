@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxmech.activations.text import require_source
+from jaxmech.behavior.altruism.dictator import build_bank
+from jaxmech.behavior.altruism.games import GAMES, game_prompts
 from jaxmech.behavior.arithmetic import one_digit_sums
-from jaxmech.behavior.dictator import build_bank
-from jaxmech.behavior.dual_process import build_items
-from jaxmech.behavior.games import GAMES, game_prompts
+from jaxmech.behavior.dual_process.prompts import build_items
 from jaxmech.io.settings import renamed
 from jaxmech.models.load import DTYPES
 from jaxmech.models.outline import Outline, outline

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxmech.behavior.dictator import SPLITS, Bank, BankConfig, build_bank
+from jaxmech.behavior.altruism.dictator import SPLITS, Bank, BankConfig, build_bank
 from jaxmech.behavior.scoring import Encoded, encode_table
 from jaxmech.io.settings import renamed
 from jaxmech.models.language_model import LanguageModel

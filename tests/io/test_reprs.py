@@ -15,7 +15,9 @@ import jaxmech as jm
 from jaxmech.activations import text
 from jaxmech.activations.stream import ArrayStream
 from jaxmech.answers import score as choices
-from jaxmech.behavior import dictator, dual_index, scoring
+from jaxmech.behavior import scoring
+from jaxmech.behavior.altruism import dictator
+from jaxmech.behavior.dual_process import index as dual_index
 from jaxmech.contrast import selection as contrast
 from jaxmech.interventions import attribution, edits, proximity
 from jaxmech.models import decoder, repetition

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from jaxmech.behavior.dictator import BankConfig, build_bank
-from jaxmech.behavior.dual_process import build_items
-from jaxmech.behavior.games import GAMES as PLAYED
-from jaxmech.behavior.games import game_prompts
+from jaxmech.behavior.altruism.dictator import BankConfig, build_bank
+from jaxmech.behavior.altruism.games import GAMES as PLAYED
+from jaxmech.behavior.altruism.games import game_prompts
+from jaxmech.behavior.dual_process.prompts import build_items
 from jaxmech.study.folder import Outcome
 
 LAYERS, F, FAMILIES = (6, 8, 10, 12, 14, 16), 512, 16

@@ -7,9 +7,9 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from jaxmech.behavior.dictator import BankConfig, build_bank
-from jaxmech.behavior.dual_process import build_items
-from jaxmech.behavior.games import GAMES, game_prompts
+from jaxmech.behavior.altruism.dictator import BankConfig, build_bank
+from jaxmech.behavior.altruism.games import GAMES, game_prompts
+from jaxmech.behavior.dual_process.prompts import build_items
 from jaxmech.models.decoder import init_params
 from jaxmech.models.language_model import LanguageModel
 from jaxmech.study.config import StudyConfig

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from jaxmech.behavior.dictator import PAIRED
+from jaxmech.behavior.altruism.dictator import PAIRED
 from jaxmech.behavior.parsing import parse_amount
 from jaxmech.behavior.scoring import allocate, take
 from jaxmech.contrast.statistics import family_means, mean_effect

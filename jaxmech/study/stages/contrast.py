@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.behavior.dictator import PAIRED
+from jaxmech.behavior.altruism.dictator import PAIRED
 from jaxmech.behavior.scoring import Encoded, encode_table, take
 from jaxmech.contrast import selection as co
 from jaxmech.contrast.flips import permutation_p

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from jaxmech.behavior import dual_index as di
-from jaxmech.behavior.dual_process import build_items
+from jaxmech.behavior.dual_process import index as di
+from jaxmech.behavior.dual_process.prompts import build_items
 from jaxmech.behavior.scoring import encode_table, take
 from jaxmech.contrast.statistics import mean_effect
 from jaxmech.interventions import edits as ed

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmech.activations.stream import ActivationStream
-from jaxmech.behavior.dictator import PAIRED
+from jaxmech.behavior.altruism.dictator import PAIRED
 from jaxmech.behavior.scoring import take
 from jaxmech.sae.check import check_sae
 from jaxmech.sae.collect import run_decision

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmech.answers.score import before_last
-from jaxmech.behavior.games import GAMES, game_prompts
+from jaxmech.behavior.altruism.games import GAMES, game_prompts
 from jaxmech.behavior.scoring import encode_table, take
 from jaxmech.contrast.statistics import holm, mean_effect, p_from_normal_null
 from jaxmech.interventions import steering as st

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from jaxmech.activations import text as source
-from jaxmech.behavior.dictator import PAIRED
+from jaxmech.behavior.altruism.dictator import PAIRED
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 

@@ -20,7 +20,7 @@ from sae_lens.saes.sae import SAEMetadata
 
 import jaxmech as jm
 from jaxmech.answers.prompts import Prefix, Prompts
-from jaxmech.behavior.dictator import BankConfig, build_bank
+from jaxmech.behavior.altruism.dictator import BankConfig, build_bank
 from jaxmech.sae.module import make_sae
 from peers.flops import text_flops
 

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from jaxmech.behavior import prompts as qa
-from jaxmech.behavior.game_wordings import NAMES, WORDINGS
+from jaxmech.behavior.altruism.game_wordings import NAMES, WORDINGS
 
 TRUST_FACTOR = 3
 GROUP, RETURN_RATE = 4, 0.4

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pandas as pd
 
 from jaxmech.behavior import prompts as qa
-from jaxmech.behavior.dual_items import GENERATORS, Generator, Twins
+from jaxmech.behavior.dual_process.items import GENERATORS, Generator, Twins
 
 # (think, instinct)
 INSTRUCTIONS: tuple[tuple[str, str], ...] = (

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from jaxmech.behavior.game_wordings import WORDINGS
-from jaxmech.behavior.games import GAMES, MORE_GAMES, game_prompts
+from jaxmech.behavior.altruism.game_wordings import WORDINGS
+from jaxmech.behavior.altruism.games import GAMES, MORE_GAMES, game_prompts
 from tests.behavior.fake_tokenizer import FakeTokenizer
 
 ALL = GAMES | MORE_GAMES

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from jaxmech.behavior import prompts as qa
-from jaxmech.behavior.scenarios import LEADS, OWN_ACCOUNTS, SCENARIOS, Scenario
+from jaxmech.behavior.altruism.scenarios import LEADS, OWN_ACCOUNTS, SCENARIOS, Scenario
 from jaxmech.io.reprs import short_repr
 
 Words = tuple[str, str]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxmech.behavior import dual_index as di
+from jaxmech.behavior.dual_process import index as di
 
 
 def items(seed=0, n=60):

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from jaxmech.behavior.dual_items import GENERATORS
-from jaxmech.behavior.dual_process import INSTRUCTIONS, build_items
+from jaxmech.behavior.dual_process.items import GENERATORS
+from jaxmech.behavior.dual_process.prompts import INSTRUCTIONS, build_items
 
 
 def numbers(text):

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from jaxmech.behavior.dictator import CONTROLS, PAIRED, SPLITS, BankConfig, build_bank, stock_families
-from jaxmech.behavior.scenarios import SCENARIOS
+from jaxmech.behavior.altruism.dictator import CONTROLS, PAIRED, SPLITS, BankConfig, build_bank, stock_families
+from jaxmech.behavior.altruism.scenarios import SCENARIOS
 from tests.behavior.fake_tokenizer import FakeTokenizer
 
 CONFIG = BankConfig(selection=3, development=2, test=3)
