@@ -51,6 +51,14 @@ class Prompts(NamedTuple):
 
     __repr__ = short_repr
 
+    def of(self, rows: np.ndarray | jax.Array) -> Prompts:
+        """Some of the prompts; what they share with others stays whole."""
+        return Prompts(
+            self.tokens[rows], self.mask[rows], self.trie.of(rows),
+            tuple(s._replace(rows=jnp.asarray(rows if s.rows is None else s.rows[rows])) for s in self.cache),
+            self.prefix and self.prefix._replace(rows=self.prefix.rows[rows]),
+        )  # fmt: skip
+
 
 def make_prompts(
     lm: LanguageModel, texts: Sequence[str], choices: Sequence[Any], *, prefixes: Sequence[str] | None = None

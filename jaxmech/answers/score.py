@@ -21,12 +21,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmech.answers.prompts import Prompts, make_prompts
 from jaxmech.answers.trie import Trie
 from jaxmech.io.reprs import concrete, described, extent
 from jaxmech.models.checks import check_groups
-from jaxmech.models.decoder import Output, Params, forward, next_positions, unembed
+from jaxmech.models.decoder import KV, Output, Params, forward, next_positions, unembed
 from jaxmech.models.edits import Edits, on_prefix, with_answers
 from jaxmech.models.language_model import LanguageModel
 
@@ -194,19 +195,35 @@ def _choice_logprobs(trie: Trie, children: jax.Array, leave: jax.Array, step: ja
 
 
 def cache_prefix(
-    config, params: Params, prompts: Prompts, *, edits: Edits | None = None, remat: bool = False
-) -> Prompts:
-    """The same prompts with the prefix, edited where the edits' spans say so, in the cache: once for all prompts
-    that share it, unless edits tell these apart."""
+    config, params: Params, prompts: Prompts, *, edits: Edits | None = None, remat: bool = False,
+    batch: int | None = None,
+) -> Prompts:  # fmt: skip
+    """The same prompts with the prefix, edited where the edits' spans say so, in the cache: once for all prompts that
+    share it, unless edits tell these apart.
+
+    Args:
+      batch: prefixes in one pass, all by default; with a batch they are unedited.
+    """
     if prompts.prefix is None:
         return prompts
     here, prefix = on_prefix(edits), prompts.prefix
     if any(edit.rows() > 1 for group in here.values() for edit in group):
         prefix = prefix.apart()
-    cache = forward(
-        config, params, prefix.tokens, mask=prefix.mask, edits=here, logits="none", return_cache=True, remat=remat
-    ).cache
+    run = partial(forward, config, params, logits="none", return_cache=True, remat=remat)
+    if batch is None:
+        cache = run(prefix.tokens, mask=prefix.mask, edits=here).cache
+    else:
+        parts, count = [], len(prefix.tokens)
+        for start in range(0, count, batch):
+            rows = np.minimum(np.arange(start, start + batch), count - 1)  # filled up: one program for all
+            part, real = run(prefix.tokens[rows], mask=prefix.mask[rows]).cache, np.arange(min(batch, count - start))
+            parts.append(jax.tree.map(lambda axis, leaf, real=real: jnp.take(leaf, real, axis), _ROWS, part))
+        cache = jax.tree.map(lambda axis, *leaves: jnp.concatenate(leaves, axis), _ROWS, *parts)
     return prompts._replace(prefix=None, cache=(cache._replace(rows=prefix.rows),))
+
+
+_ROWS = KV(1, 1, 0, 0)
+"""The axis of a cache's arrays along which its rows stand."""
 
 
 def cache_before(config, params: Params, prompts: Prompts, position: int) -> Prompts:

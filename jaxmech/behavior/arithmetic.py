@@ -11,5 +11,5 @@ def one_digit_sums(items: int) -> list[tuple[int, int]]:
     """
     sums = [(a, b) for a in range(1, 9) for b in range(1, 10 - a) if (a, b) not in ((2, 3), (4, 1), (1, 7))]
     if items > len(sums):
-        raise ValueError(f"arithmetic_items: there are {len(sums)} one-digit sums, got {items}")
+        raise ValueError(f"items: there are {len(sums)} one-digit sums, got {items}")
     return sums

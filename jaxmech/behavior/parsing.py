@@ -7,10 +7,7 @@ above the stake, or when it refuses. What a reader would have to guess is invali
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import NamedTuple
-
-import pandas as pd
 
 REASONS = ("empty", "no number", "refusal", "range", "several amounts", "percentage", "negative", "above stake")
 
@@ -71,20 +68,3 @@ def parse_amount(text: str, *, stake: int) -> Parsed:
 
 def _value(number: str) -> float:
     return float(number.replace(",", ""))
-
-
-def parse_answers(texts: Iterable[str], stakes: Iterable[int], conditions: Iterable[str]) -> pd.DataFrame:
-    """One row an answer: condition, text, stake, amount (NaN when invalid), reason ("" when valid)."""
-    rows = [
-        (condition, text, stake, *parse_amount(text, stake=stake))
-        for text, stake, condition in zip(texts, stakes, conditions, strict=True)
-    ]
-    frame = pd.DataFrame(rows, columns=["condition", "text", "stake", "amount", "reason"])
-    return frame.assign(amount=frame["amount"].astype(float), reason=frame["reason"].fillna(""))
-
-
-def count_invalid(parsed: pd.DataFrame) -> pd.DataFrame:
-    """Answers by condition (rows): valid, one column for each of `REASONS`, and total."""
-    reasons = parsed["reason"].replace("", "valid")
-    counts = pd.crosstab(parsed["condition"], reasons).reindex(columns=["valid", *REASONS], fill_value=0)
-    return counts.assign(total=counts.sum(axis=1))

@@ -1,4 +1,4 @@
-"""Question-and-answer prompts: worked examples, queries, and the check that a pair differs in its stance only."""
+"""Parts of prompts: named randomness, amounts, who acts, and the checks of what tokenisation makes of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ import hashlib
 import random
 from collections.abc import Sequence
 from typing import Any
-
-COLUMNS = (
-    "id", "family", "scenario", "split", "pair", "condition", "stance", "frame", "stake", "prefix", "query",
-    "amounts", "score", "reverse", "span_start", "span_end",
-)  # fmt: skip
 
 
 def digest(*parts: object) -> int:
@@ -53,46 +48,34 @@ def person(noun: str, stance: str = "", after: str = "") -> dict[str, str]:
     return {"a": f"{article} {core}", "the": f"the {core}", "A": f"{article.capitalize()} {core}", "The": f"The {core}"}
 
 
-def line(question: str, sign: str = "") -> str:
-    """A query, ending right before the digits of its answer."""
-    return f"Q: {question}\nA: {sign}"
-
-
-def worked(question_and_answers: Sequence[tuple[str, int]], sign: str, unit: str = "") -> str:
-    """Worked examples, one after the other; `unit` follows the number where no sign stands before it."""
-    tail = f" {unit}" if unit and not sign else ""
-    return "".join(f"{line(q, sign)}{a}{tail}\n" for q, a in question_and_answers)
-
-
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """The tokens of `query` behind `prefix`, or why they cannot be used (`reason` is "" when they can)."""
+    """The tokens of `query` after `prefix`, or why they cannot be used (`reason` is "" when they can)."""
 
     ids: tuple[int, ...]
     reason: str = ""
 
 
-def check_boundary(tokenizer: Any, prefix: str, query: str, amounts: Sequence[int]) -> Checked:
+def check_boundary(tokenizer: Any, prefix: str, query: str, answers: Sequence[str]) -> Checked:
     """Tokens must not straddle prefix and query, nor query and answer: both are scored apart from each other."""
     # Tokens join neighbours only, so the lines at the two boundaries are enough to look at.
     tail, head = tokenize(tokenizer, query), "\n".join(prefix.split("\n")[-2:])
     if tokenize(tokenizer, head + query) != tokenize(tokenizer, head) + tail:
         return Checked(tuple(tail), "a token straddles the worked examples and the query")
     stem = "\n" + query.rsplit("\n", 1)[-1]
-    for amount in amounts:
-        if tokenize(tokenizer, stem + str(amount)) != tokenize(tokenizer, stem) + tokenize(tokenizer, str(amount)):
-            return Checked(tuple(tail), f"a token straddles the query and the answer {amount}")
+    for answer in answers:
+        if tokenize(tokenizer, stem + answer) != tokenize(tokenizer, stem) + tokenize(tokenizer, answer):
+            return Checked(tuple(tail), f"a token straddles the query and the answer {answer}")
     return Checked(tuple(tail))
 
 
-def stance_span(a: Sequence[int], b: Sequence[int], max_tokens: int) -> tuple[int, int] | str:
-    """[start, end) of the one span in which two token lists differ, or the reason there is no such span."""
+def differ_elsewhere(a: Sequence[int], b: Sequence[int], most: int) -> str:
+    """Why two token lists do not differ in one span of at most `most` tokens alone; "" if they do."""
     if len(a) != len(b):
         return f"unequal length: {len(a)} and {len(b)} tokens"
     differ = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
     if not differ:
         return "the two prompts are identical"
-    start, end = differ[0], differ[-1] + 1
-    if end - start > max_tokens:
-        return f"tokens differ over {end - start} positions, the stance has {max_tokens}: not one contiguous span"
-    return start, end
+    if (span := differ[-1] + 1 - differ[0]) > most:
+        return f"tokens differ over {span} positions, the stance has {most}: not one contiguous span"
+    return ""

@@ -1,6 +1,6 @@
 """Streaming moments of every feature by family, of the pairs and of their difference.
 
-`B` denotes pairs in a batch, `K` families, `L` layers, `F` features a layer. A pair has a generous (+) and a selfish
+`B` denotes pairs in a batch, `K` families, `L` layers, `F` features a layer. A pair has a plus (+) and a minus
 (-) prompt; d = z+ - z- is a feature's difference at the decision token. Nothing dense over prompts is kept: batches are
 folded into `Moments` by Chan, Golub & LeVeque's update (1979), in float32.
 """
@@ -19,7 +19,7 @@ _PRECISION = jax.lax.Precision.HIGHEST
 
 
 class Moments(NamedTuple):
-    """Sufficient statistics. Stance axis: 0 generous, 1 selfish.
+    """Sufficient statistics. Pole axis: 0 plus, 1 minus.
 
     n [K] pairs; mean, m2 [2,L,K,F] of z; mean_d, m2_d [L,K,F]; positive, negative [L,K,F], pairs with d > 0, d < 0;
     active [2,L,K,F], pairs that fire; mean_g, m2_g [2,K] of the share given; c_zg [2,L,K,F], co-moment of z and g.

@@ -1,13 +1,13 @@
 """Which features carry the contrast: what each must show to be selected, and how many would by chance.
 
-`K` denotes families, `L` layers, `F` features a layer, `m` all features, `R` relabelings. A pair has a generous (+) and
-a selfish (-) prompt; d = z+ - z- is a feature's difference at the decision token.
+`K` denotes families, `L` layers, `F` features a layer, `m` all features, `R` relabelings. A pair has a plus (+) and a
+minus (-) prompt; d = z+ - z- is a feature's difference at the decision token.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +15,11 @@ import numpy as np
 from jaxmech.contrast.moments import Moments
 from jaxmech.contrast.statistics import auroc, benjamini_hochberg, paired_t
 from jaxmech.io.reprs import short_repr
+from jaxmech.io.settings import Checked
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class Rule(Checked):
     """What a feature must show to be selected; all must hold. See `FeatureStats` for the quantities."""
 
     q: float = 0.01
@@ -29,9 +30,17 @@ class Rule:
     auroc: float = 0.85
     fires: float = 0.25
     density: float = 0.2
-    placebo_ratio: float = 3.0
+    control_ratio: float = 3.0
     half_splits: float = 0.8
     half_split_p: float = 0.01
+
+    def __post_init__(self):
+        super().__post_init__()
+        for field in dataclasses.fields(self):
+            value, most = getattr(self, field.name), 1 if field.name not in ("d_z", "control_ratio") else float("inf")
+            if not 0 <= value <= most:
+                what = "a share from 0 to 1" if most == 1 else "a number that is not negative"
+                raise ValueError(f"{field.name}: expected {what}, got {value}")
 
 
 class FeatureStats(NamedTuple):
@@ -39,7 +48,7 @@ class FeatureStats(NamedTuple):
 
     difference, plus, minus [K,m] family means of d, z+ and z-; positive, negative [K,m], pairs with d > 0 and d < 0;
     pairs, their number; fires [2,m], share of pairs in which z+, z- is active; density [m], share of neutral
-    text tokens on which it fires; placebo_d_z [m].
+    text tokens on which it fires; control_d_z [m], of the control that moves it most.
     """
 
     difference: np.ndarray
@@ -50,20 +59,23 @@ class FeatureStats(NamedTuple):
     pairs: float
     fires: np.ndarray
     density: np.ndarray
-    placebo_d_z: np.ndarray
+    control_d_z: np.ndarray
 
     __repr__ = short_repr
 
 
-def feature_stats(m: Moments, placebo: Moments, density: np.ndarray) -> FeatureStats:
-    """Flattens moments [L,K,F] of the stance and of the placebo contrast, and density [L,F]."""
+def feature_stats(m: Moments, controls: Sequence[Moments], density: np.ndarray) -> FeatureStats:
+    """Flattens moments [L,K,F] of the contrast and of controls (none: nothing to compare with), and density [L,F]."""
     flat = lambda a: np.moveaxis(np.asarray(a, np.float64), -3, -2).reshape(*a.shape[:-3], a.shape[-2], -1)  # noqa: E731
     pairs = float(m.n.sum())
     fires = flat(m.active).sum(1) / pairs
-    placebo_d_z = paired_t(flat(placebo.mean_d))[2]
+    density = np.asarray(density).reshape(-1)
+    each = np.stack([paired_t(flat(control.mean_d))[2] for control in controls] or [np.zeros_like(density, np.float64)])
+    strongest = np.nan_to_num(np.abs(each), nan=np.inf).argmax(0)  # what is undefined stays so, and fails the rule
+    control_d_z = np.take_along_axis(each, strongest[None], 0)[0]
     return FeatureStats(
         flat(m.mean_d), flat(m.mean)[0], flat(m.mean)[1], flat(m.positive), flat(m.negative), pairs, fires,
-        np.asarray(density).reshape(-1), placebo_d_z,
+        density, control_d_z,
     )  # fmt: skip
 
 
@@ -97,7 +109,7 @@ def criteria(s: FeatureStats, rule: Rule) -> dict[str, np.ndarray]:
         "sign": consistent >= needed,
         "fires": s.fires.max(0) >= rule.fires,
         "density": s.density <= rule.density,
-        "placebo": np.abs(d_z) >= rule.placebo_ratio * np.abs(s.placebo_d_z),
+        "control": np.abs(d_z) >= rule.control_ratio * np.abs(s.control_d_z),
     }
     left = _pass_all(passed)
     area = np.full(len(q), 0.5)
@@ -107,7 +119,7 @@ def criteria(s: FeatureStats, rule: Rule) -> dict[str, np.ndarray]:
 
 
 def flip_families(s: FeatureStats, flip: np.ndarray) -> FeatureStats:
-    """The statistics if in the families `flip` [K] generous and selfish had been the other way round."""
+    """The statistics if in the families `flip` [K] plus and minus had been the other way round."""
     swap = lambda a, b: np.where(flip[:, None], b, a)  # noqa: E731
     return s._replace(
         difference=swap(s.difference, -s.difference),

@@ -23,7 +23,7 @@ from jaxmech.sae.module import SAE
 
 
 def feature_direction(saes: SAE, selection: ed.Selection, dz: jax.Array) -> jax.Array:
-    """v_l = sum_j dz_j D_j, [L,D]: coefficient 1 is one generous minus selfish gap. dz [L,K] mean differences."""
+    """v_l = sum_j dz_j D_j, [L,D]: coefficient 1 is one gap between plus and minus. dz [L,K] mean differences."""
     _, W_dec = ed.gather(saes, selection)
     return jnp.einsum("lk,lkd->ld", jnp.where(selection.valid, dz, 0.0), W_dec, precision=jax.lax.Precision.HIGHEST)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -23,40 +24,39 @@ from jaxmech.report.blocks import (
     text,
 )
 from jaxmech.report.style import (
-    GENEROUS,
+    MINUS,
     NEUTRAL,
-    SELFISH,
+    PLUS,
     figure,
     forest,
     hatch,
 )
+from jaxmech.report.words import Said
 from jaxmech.study.folder import RunFolder
 
 
 def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
-    r = results["behavior"]
+    r, said = results["behavior"], Said.of(results)
     shares = need(folder, "behavior", "distributions", ("condition", "share", "probability"))
     effects = need(folder, "behavior", "effects", ("contrast", "shift_pp", "low_pp", "high_pp", "p", "d_z", "mass"))
-    asked = need(folder, "behavior", "prompts", ("family", "pair", "condition", "stance", "prefix", "query"))
+    asked = need(folder, "behavior", "prompts", ("family", "pair", "condition", "prefix", "query"))
     edges = r["edges"]
     blocks = [
-        *stance_prompts(asked),
+        *pole_prompts(asked, said),
         Figure(
             "allocations",
-            draw_distributions(shares),
-            f"How much is given, by stance, over {fm.plural(r['families'], 'test family', 'test families')}. "
-            "Nothing is given "
-            f"with probability {fm.percent(edges['generous']['zero'])} when generous and "
-            f"{fm.percent(edges['selfish']['zero'])} "
-            f"when selfish, half with {fm.percent(edges['generous']['half'])} and "
-            f"{fm.percent(edges['selfish']['half'])}.",
+            draw_distributions(shares, said),
+            f"The {said.outcome}, by {said.varies}, over {fm.plural(r['families'], 'test family', 'test families')}. "
+            f"“{said.levels[0]}” has a probability of {fm.percent(edges['plus']['zero'])} when {said.plus} and "
+            f"{fm.percent(edges['minus']['zero'])} when {said.minus}, “{said.levels[1]}” of "
+            f"{fm.percent(edges['plus']['half'])} and {fm.percent(edges['minus']['half'])}.",
             "behavior/distributions",
         ),
         Figure(
             "shifts",
-            draw_shifts(effects),
-            "Each contrast's shift of the share given, with its 95 % interval over families. "
-            + strongest_control(effects),
+            draw_shifts(effects, said),
+            f"Each contrast's shift of the {said.outcome}, with its 95 % interval over families. "
+            + strongest_control(effects, said),
             "behavior/effects",
         ),
         Table(
@@ -65,7 +65,7 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
             *cells(
                 effects,
                 {
-                    "contrast": ("contrast", fm.name),
+                    "contrast": ("contrast", said.contrast),
                     "families": ("families", text),
                     "shift_pp": ("shift, pp", fixed(1)),
                     "low_pp": ("low", fixed(1)),
@@ -77,8 +77,8 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
             ),
         ),
     ]
-    if rows := sampled(r.get("sampling", {})):
-        columns = ("stance", "valid answers", "sampled mean", "exact mean")
+    if rows := sampled(r.get("sampling", {}), said):
+        columns = (said.varies, "valid answers", "sampled mean", "exact mean")
         blocks.append(
             Table(
                 "Cross-check: answers sampled at temperature 1 and parsed, never imputed, against the exact mean.",
@@ -94,40 +94,45 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
     return Section("behaviour", "Behaviour", f"{gate}{reasons}.", blocks)
 
 
-def stance_prompts(asked: pd.DataFrame) -> list[Any]:
-    """Both prompts of a pair, whole, and what is asked in every other condition of the same scenario."""
-    generous, selfish = (first_prompt(asked, name) for name in ("generous", "selfish"))
-    if generous is None or selfish is None:
+def pole_prompts(asked: pd.DataFrame, said: Said) -> list[Any]:
+    """Both prompts of a pair, whole, and what is asked in every other condition."""
+    plus, minus = (first_prompt(asked, name) for name in ("plus", "minus"))
+    if plus is None or minus is None:
         return []
-    examples = generous["prefix"].count("\nA:")
     caption = (
-        f"A pair of prompts, whole. Both begin with the same {examples} worked examples, which name stances in other "
-        "words and answer by them, so that what is measured is what the model makes of these examples; the questions "
-        "(bold) differ in the stance alone. Features are chosen on such pairs of other families; patching, attribution "
-        "and nearness to the output use these pairs."
-    )
-    pair = [
-        Prompt(f"{fm.name(row['condition'])}, in the word “{row['stance']}”", row["prefix"], row["query"])
-        for row in (generous, selfish)
-    ]
-    rest = [name for name in asked["condition"].unique() if name not in ("generous", "selfish")]
-    rows = [[fm.name(name), " ".join(first_prompt(asked, name)["query"].split())] for name in sorted(rest)]
-    others = "What the other prompts ask, after worked examples too."
-    return [Prompts(caption, pair, folded=False), Table(others, ("condition", "question"), rows, folded=True)]
+        f"A pair of prompts, whole: {said.setting and said.setting[0].lower() + said.setting[1:]}the questions (bold) "
+        f"differ in the {said.varies} alone. "
+        + ("What stands before them is the same for both, so that what is measured is what the model makes of it. "
+           if plus["prefix"] else "")
+        + "Features are chosen on such pairs of other families; patching, attribution and nearness to the output use "
+        "these pairs."
+    )  # fmt: skip
+    pair = [Prompt(titled(row, said), row["prefix"], row["query"]) for row in (plus, minus)]
+    rest = [name for name in asked["condition"].unique() if name not in ("plus", "minus")]
+    rows = [[said.condition(name), " ".join(first_prompt(asked, name)["query"].split())] for name in sorted(rest)]
+    others = Table("What the other prompts ask.", ("condition", "question"), rows, folded=True)
+    return [Prompts(caption, pair, folded=False), *([others] if rows else [])]
 
 
-def strongest_control(effects: pd.DataFrame) -> str:
-    controls = effects[~effects["contrast"].isin(["stance", "heldout"])]
+def titled(row: Mapping[str, Any], said: Said) -> str:
+    word = row.get("word")
+    return said.condition(row["condition"]) + (f", in the word “{word}”" if isinstance(word, str) and word else "")
+
+
+def strongest_control(effects: pd.DataFrame, said: Said) -> str:
+    still = [name == "poles" or said.controls[name].moves for name in effects["contrast"]]
+    controls = effects[~np.array(still)]
     if controls.empty:
-        return "No control was played."
+        return "No control was tried."
     top = controls.loc[controls["shift_pp"].abs().idxmax()]
-    return f"The largest control shift is that of “{fm.name(top['contrast']).lower()}”, {fm.points(top['shift_pp'])}."
+    label = said.contrast(top["contrast"]).lower()
+    return f"The largest control shift is that of “{label}”, {fm.points(top['shift_pp'])}."
 
 
-def sampled(sampling: Mapping[str, Any]) -> list[list[str]]:
+def sampled(sampling: Mapping[str, Any], said: Said) -> list[list[str]]:
     return [
         [
-            condition,
+            said.pole(condition),
             fm.percent(one["valid"]),
             f"{fm.percent(one['mean'], 1)} ± {fm.percent(one['standard_error'], 1)}",
             fm.percent(one["exact_mean"], 1),
@@ -137,17 +142,17 @@ def sampled(sampling: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def draw_distributions(table: pd.DataFrame) -> go.Figure:
-    """Mean probability of each share of the stake given, by stance. Columns condition, share, probability."""
+def draw_distributions(table: pd.DataFrame, said: Said) -> go.Figure:
+    """Mean probability of each score, by pole. Columns condition, share, probability."""
     by = {name: part.sort_values("share") for name, part in table.groupby("condition")}
-    bars = (("generous", GENEROUS, ""), ("selfish", SELFISH, "/"))
+    bars = (("plus", PLUS, ""), ("minus", MINUS, "/"))
     traces = [
         go.Bar(
             x=100 * by[name]["share"],
             y=100 * by[name]["probability"],
-            name=name,
+            name=said.pole(name),
             marker=dict(color=colour, pattern=hatch(shape)),
-            hovertemplate=f"{name}: gives %{{x:.0f}} % with probability %{{y:.1f}} %<extra></extra>",
+            hovertemplate=f"{said.pole(name)}: {said.outcome} %{{x:.0f}} %, probability %{{y:.1f}} %<extra></extra>",
         )
         for name, colour, shape in bars
         if name in by
@@ -161,24 +166,24 @@ def draw_distributions(table: pd.DataFrame) -> go.Figure:
                 mode="lines+markers",
                 line=dict(color=NEUTRAL, width=2, dash="dot"),
                 marker=dict(symbol="circle-open", size=7),
-                hovertemplate="neutral: gives %{x:.0f} % with probability %{y:.1f} %<extra></extra>",
+                hovertemplate=f"neutral: {said.outcome} %{{x:.0f}} %, probability %{{y:.1f}} %<extra></extra>",
             )
         )
-    return figure(traces, x="share of the stake given, %", y="probability, %", barmode="group", height=380, phone=340)
+    return figure(traces, x=f"{said.outcome}, %", y="probability, %", barmode="group", height=380, phone=340)
 
 
-def draw_shifts(effects: pd.DataFrame) -> go.Figure:
-    """The stance's shift and every control's, with intervals."""
+def draw_shifts(effects: pd.DataFrame, said: Said) -> go.Figure:
+    """The behaviour's shift and every control's, with intervals."""
     rows = [
         dict(
-            label=fm.wrapped(fm.name(row.contrast)),
+            label=fm.wrapped(said.contrast(row.contrast)),
             value=row.shift_pp,
             low=row.low_pp,
             high=row.high_pp,
-            kind="effect" if row.contrast in ("stance", "heldout") else "control",
+            kind="effect" if row.contrast == "poles" or said.controls[row.contrast].moves else "control",
             note=f", {fm.p_value(row.p)}",
         )
         for row in effects.itertuples()
     ]
-    out = forest(rows, x="shift of the share given, pp")
-    return out.for_each_trace(lambda t: t.update(name="stance") if t.name != "control" else None)
+    out = forest(rows, x=f"shift of the {said.outcome}, pp")
+    return out.for_each_trace(lambda t: t.update(name=said.varies) if t.name != "control" else None)

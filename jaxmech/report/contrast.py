@@ -26,15 +26,16 @@ from jaxmech.report.style import (
     CONTROL,
     EFFECT,
     FEATURE,
-    GENEROUS,
+    MINUS,
     NEUTRAL,
-    SELFISH,
+    PLUS,
     count_axis,
     figure,
     hatch,
     note,
 )
 from jaxmech.report.verdict import Claim, by_chance
+from jaxmech.report.words import Said
 from jaxmech.study.folder import RunFolder
 
 CRITERIA = {
@@ -43,7 +44,7 @@ CRITERIA = {
     "sign": "sign consistency",
     "fires": "fires often enough",
     "density": "rare on neutral text",
-    "placebo": "larger than placebo",
+    "control": "larger than under controls",
     "auroc": "AUROC",
     "permutation": "sign-flip permutation",
     "half_splits": "half-splits",
@@ -77,19 +78,19 @@ CARDS = 12
 
 
 def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, Any], claim: Claim) -> Section:
-    r = results["contrast"]
+    r, said = results["contrast"], Said.of(results)
     features = need(folder, "contrast", "features", ("layer", "feature", "live", "d_z", "p", "stability", "auroc"))
     used = need(
         folder,
         "contrast",
         "selected",
-        ("layer", "feature", "dz", "d_z", "q", "auroc", "stability", "density", "placebo_d_z"),
+        ("layer", "feature", "dz", "d_z", "q", "auroc", "stability", "density", "control_d_z"),
     )
     criteria = need(folder, "contrast", "criteria", ("criterion", "alone", "remaining"))
     budgets = need(folder, "contrast", "budgets", ("share", "features", "smallest_t"))
     classes = need(folder, "dual_process", "classes", ("layer", "feature", "class"))
     layers = sorted(int(layer) for layer in features["layer"].unique())
-    generous = int((used["dz"] > 0).sum())
+    plus = int((used["dz"] > 0).sum())
     drawn = min(r["features_live"], BACKGROUND_POINTS + len(used))
     thinned = f" {drawn:,} of {r['features_live']:,} live features are drawn." if drawn < r["features_live"] else ""
     stable = used["stability"].median()
@@ -97,16 +98,17 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
         Figure(
             "volcano",
             draw_volcano(features, used),
-            f"All live features: how strongly and how surely they differ between the stances. The {len(used)} in use "
+            f"All live features: how strongly and how surely they differ between {said.plus} and "
+            f"{said.minus}. The {len(used)} in use "
             f"have |d_z| from {fm.number(used['d_z'].abs().min(), 1)} to "
             f"{fm.number(used['d_z'].abs().max(), 1)}.{thinned}",
             "contrast/features",
         ),
         Figure(
             "layers",
-            draw_layer_histogram(used, layers),
-            f"Where the features in use lie. {generous} are more active when generous, {len(used) - generous} "
-            "when selfish.",
+            draw_layer_histogram(used, layers, said),
+            f"Where the features in use lie. {plus} are more active when {said.plus}, {len(used) - plus} when "
+            f"{said.minus}.",
             "contrast/selected",
         ),
         Figure(
@@ -118,15 +120,15 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
         ),
         Figure(
             "stability",
-            draw_stability(features, used, needed=config["rule_half_splits"]),
-            "Of the features that reach the last criterion: how well one alone separates the stances, and how "
+            draw_stability(features, used, needed=config["rule"]["half_splits"]),
+            "Of the features that reach the last criterion: how well one alone separates the poles, and how "
             "often half "
-            f"the families select it again (line: {fm.percent(config['rule_half_splits'])} needed)."
+            f"the families select it again (line: {fm.percent(config['rule']['half_splits'])} needed)."
             + (f" The median of those in use is {fm.percent(stable)}." if fm.known(stable) else ""),
             "contrast/features",
         ),
-        feature_table(used, classes),
-        feature_cards(folder, used, classes),
+        feature_table(used, classes, said),
+        feature_cards(folder, used, classes, said),
         Table(
             "What other budgets would take: the labelled budget mode, for comparison.",
             *cells(
@@ -143,7 +145,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
     return Section("features", "Features", claim.sentence, blocks)
 
 
-def feature_table(used: pd.DataFrame, classes: pd.DataFrame) -> Table:
+def feature_table(used: pd.DataFrame, classes: pd.DataFrame, said: Said) -> Table:
     frame = used.merge(classes[["layer", "feature", "class"]], on=["layer", "feature"], how="left").head(ROWS)
     cut = f" The first {ROWS} of {len(used)}; the others are in contrast/selected.parquet." if len(used) > ROWS else ""
     columns = {
@@ -154,18 +156,18 @@ def feature_table(used: pd.DataFrame, classes: pd.DataFrame) -> Table:
         "q": ("q", short_p),
         "auroc": ("AUROC", fixed(2)),
         "stability": ("half-splits", fm.percent),
-        "fires_generous": ("fires, generous", fm.percent),
-        "fires_selfish": ("fires, selfish", fm.percent),
+        "fires_plus": (f"fires, {said.plus}", fm.percent),
+        "fires_minus": (f"fires, {said.minus}", fm.percent),
         "density": ("on neutral text", lambda v: fm.percent(v, 1)),
-        "placebo_d_z": ("placebo d_z", fixed(2)),
-        "correlation_generous": ("r with giving, generous", fixed(2)),
-        "correlation_selfish": ("r with giving, selfish", fixed(2)),
+        "control_d_z": ("control d_z", fixed(2)),
+        "correlation_plus": (f"r with {said.outcome}, {said.plus}", fixed(2)),
+        "correlation_minus": (f"r with {said.outcome}, {said.minus}", fixed(2)),
     }
     columns = {key: value for key, value in columns.items() if key in frame}
     return Table(f"Features in use, strongest first.{cut}", *cells(frame, columns), folded=len(frame) > 12)
 
 
-def feature_cards(folder: RunFolder, used: pd.DataFrame, classes: pd.DataFrame) -> Cards:
+def feature_cards(folder: RunFolder, used: pd.DataFrame, classes: pd.DataFrame, said: Said) -> Cards:
     """The strongest features as cards; tokens and contexts only where the run has a table `cards`."""
     stage = next((s for s in ("contrast", "fidelity", "dual_process") if folder.has_table(s, "cards")), None)
     words = folder.table(stage, "cards") if stage else pd.DataFrame(columns=["layer", "feature"])
@@ -177,7 +179,7 @@ def feature_cards(folder: RunFolder, used: pd.DataFrame, classes: pd.DataFrame) 
     for row in frame.to_dict("records"):
         kind = row.get("class")
         facts = [
-            ("more active", "when generous" if row["dz"] > 0 else "when selfish"),
+            ("more active", f"when {said.plus if row['dz'] > 0 else said.minus}"),
             ("d_z", fm.number(row["d_z"], 2)),
             ("AUROC", fm.number(row["auroc"], 2)),
             ("on neutral text", fm.percent(row["density"], 1)),
@@ -234,12 +236,12 @@ def draw_volcano(features: pd.DataFrame, in_use: pd.DataFrame, *, seed: int = 0)
     return figure(traces, x="effect size d_z over families", y="−log₁₀ p", height=400, phone=360)
 
 
-def draw_layer_histogram(in_use: pd.DataFrame, layers: list[int]) -> go.Figure:
-    """Features in use, by layer and by the stance under which they are more active."""
+def draw_layer_histogram(in_use: pd.DataFrame, layers: list[int], said: Said) -> go.Figure:
+    """Features in use, by layer and by the pole under which they are more active."""
     traces = []
     for name, part, colour, shape in (
-        ("more active when generous", in_use[in_use["dz"] > 0], GENEROUS, ""),
-        ("more active when selfish", in_use[in_use["dz"] <= 0], SELFISH, "/"),
+        (f"more active when {said.plus}", in_use[in_use["dz"] > 0], PLUS, ""),
+        (f"more active when {said.minus}", in_use[in_use["dz"] <= 0], MINUS, "/"),
     ):
         counts = part["layer"].value_counts().reindex(layers, fill_value=0)
         traces.append(
@@ -291,7 +293,7 @@ def draw_funnel(criteria: pd.DataFrame) -> go.Figure:
 
 
 def draw_stability(features: pd.DataFrame, in_use: pd.DataFrame, *, needed: float) -> go.Figure:
-    """Separation of the stances (AUROC) against the share of half-splits of the families that select a feature "
+    """Separation of the poles (AUROC) against the share of half-splits of the families that select a feature "
     "again."""
     frame = features.dropna(subset=["stability"])
     if frame.empty:
@@ -318,7 +320,7 @@ def draw_stability(features: pd.DataFrame, in_use: pd.DataFrame, *, needed: floa
             )
         )
     out = figure(
-        traces, x="separation of stances (AUROC, folded)", y="selected again, % of half-splits", height=400, phone=340
+        traces, x="separation of the poles (AUROC, folded)", y="selected again, % of half-splits", height=400, phone=340
     )
     out.add_hline(y=100 * needed, line=dict(color=NEUTRAL, width=1, dash="dot"))
     return out.update_yaxes(range=[100 * min(frame["stability"].min(), needed) - 8, 104])

@@ -62,13 +62,13 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
         Figure(
             "classes",
             draw_class_counts(counts),
-            f"Features in use by class, at the cut {config['index_cut']}.{void}"
+            f"Features in use by class, at the cut {config['dual_process']['cut']}.{void}"
             + (f" Lexical, firing on their trigger words in any text: {lexical}." if lexical else ""),
             "dual_process/classes",
         ),
         Figure(
             "sensitivity",
-            draw_sensitivity(cuts, config["index_cut"]),
+            draw_sensitivity(cuts, config["dual_process"]["cut"]),
             f"How the counts depend on the cut: from {low['cut']:g} to {high['cut']:g}, System 2 goes from "
             f"{low['s2']:g} to "
             f"{high['s2']:g} and System 1 from {low['s1']:g} to {high['s1']:g} (line: the cut in use).",

@@ -21,8 +21,8 @@ from jaxmech.report.blocks import (
 )
 from jaxmech.report.style import (
     EFFECT,
+    MINUS,
     REFERENCE,
-    SELFISH,
     SOFT,
     figure,
 )
@@ -128,7 +128,7 @@ def draw_by_layer(
     layers: pd.DataFrame, columns: dict[str, str], *, y: str, scale: float = 1.0, zero: bool = True
 ) -> go.Figure:
     """Columns of the fidelity table over layers. columns: column -> name."""
-    looks = ((EFFECT, "circle", "solid"), (SELFISH, "diamond", "dash"), (REFERENCE, "square", "dot"))
+    looks = ((EFFECT, "circle", "solid"), (MINUS, "diamond", "dash"), (REFERENCE, "square", "dot"))
     traces = [
         go.Scatter(
             x=layers["layer"],

@@ -41,7 +41,7 @@ def percent(share: float | None, digits: int = 0) -> str:
 
 
 def points(value: float | None) -> str:
-    """Percentage points of the stake, signed."""
+    """Percentage points, signed."""
     if not known(value):
         return UNDEFINED
     text = number(value, 1)
@@ -83,28 +83,7 @@ def listing(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else "none"
 
 
-NAMES = {
-    "stance": "Stance",
-    "heldout": "Held-out stance words",
-    "placebo": "Placebo words",
-    "valence": "Cheerful or gloomy",
-    "number": "Likes large numbers",
-    "other": "Someone else's stance",
-    "own_accounts": "Own two accounts",
-    "own_accounts_neutral": "Own two accounts",
-    "keep": "Asked what to keep",
-    "take": "Asked what to take",
-    "dictator_give": "Dictator (give)",
-    "dictator_take": "Dictator (take)",
-    "ultimatum_proposer": "Ultimatum (proposer)",
-    "ultimatum_responder": "Ultimatum (responder)",
-    "trust_sender": "Trust (sender)",
-    "trust_returner": "Trust (returner)",
-    "s1": "System 1",
-    "s2": "System 2",
-    "to_generous": "towards generous",
-    "to_selfish": "towards selfish",
-}
+NAMES = {"s1": "System 1", "s2": "System 2"}
 
 
 def name(key: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxmech.report import formats as fm
@@ -32,7 +32,7 @@ def section(
     ]
     settings = [
         [key, ", ".join(map(str, value)) if isinstance(value, list) else "not set" if value is None else str(value)]
-        for key, value in manifest["config"].items()
+        for key, value in flat(manifest["config"])
     ]
     blocks: list[Any] = [
         Text(statement),
@@ -52,6 +52,15 @@ def section(
         f"Study {manifest['study']}: {fm.number(total, 0)} seconds of computation, seed {manifest['config']['seed']}."
     )
     return Section("methods", "Methods", lead, blocks)
+
+
+def flat(config: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting with the name that an override gives it."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{section}{key}.")
+        else:
+            yield section + key, value
 
 
 def exclusions(folder: RunFolder, count: int) -> Table:

@@ -11,10 +11,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from jaxmech.io.files import whole
-from jaxmech.report import behavior, contrast, dual_process, fidelity, games, methods, patching, proximity, steering
+from jaxmech.report import behavior, contrast, dual_process, fidelity, methods, patching, proximity, steering, transfer
 from jaxmech.report.blocks import level
 from jaxmech.report.formats import NBSP
 from jaxmech.report.verdict import STAGES, judge, judge_dictionaries, side_questions
+from jaxmech.report.words import Said
 from jaxmech.study.folder import RunFolder
 
 HERE = Path(__file__).parent
@@ -55,6 +56,7 @@ def render(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
     """The page as HTML."""
     config = manifest["config"]
     results = {stage: folder.results(stage) for stage in STAGES}
+    said = Said.of(results)
     fit = judge_dictionaries(folder.results("fidelity"))
     claims, asides = judge(results, config), [*side_questions(results), fit]
     parts = [
@@ -64,9 +66,9 @@ def render(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
         patching.section(folder, results),
         proximity.section(folder, results, asides[1]),
         steering.section(folder, results),
-        games.section(folder, results, config, claims[3]),
+        transfer.section(folder, results, config, claims[3]),
         fidelity.section(folder, fit),
-        methods.section(folder, results, manifest, statement(config)),
+        methods.section(folder, results, manifest, statement(config, said)),
     ]
     for part in parts:
         level(part.blocks)
@@ -80,6 +82,8 @@ def render(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
     )
     return environment.get_template("template.html.j2").render(
         config=config,
+        said=said,
+        title=said.name[:1].upper() + said.name[1:],
         claims=claims,
         asides=asides,
         status_words=STATUS_WORDS,
@@ -95,7 +99,7 @@ def unbroken(value: Any) -> Any:
     return value.replace(" %", f"{NBSP}%") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def statement(config: Mapping[str, Any]) -> Sequence[str]:
+def statement(config: Mapping[str, Any], said: Said) -> Sequence[str]:
     """How to read the page, and whose method and model this is."""
     model = str(config["model"])
     terms = (
@@ -105,22 +109,22 @@ def statement(config: Mapping[str, Any]) -> Sequence[str]:
         else "The model's weights come under its own licence, which this report does not change."
     )
     return (
-        "This is an independent implementation, worked from the abstract of arXiv:2604.19260 and not from the paper's "
-        "text: prompts, thresholds and sizes are this study's own, and its numbers are no replication of the paper's.",
-        "A family is one independently worded scenario; the family, not the prompt, is the unit of inference. "
+        *([said.about] if said.about else []),
+        "A family is one set of prompts that are worded alike; the family, not the prompt, is the unit of inference. "
         "Intervals are 95 %, "
         "by resampling families. Features are chosen on selection families; behaviour, patching and steering are "
-        f"measured on test families that took no part in choosing features.{looked_at(config)} Shares come from the "
+        f"measured on test families that took no part in choosing features.{looked_at(config)} Scores come from the "
         "exact distribution over all allowed answers; their total probability is given as valid mass.",
         "P-values of effects over families (Wilcoxon) and of classes' directness are two-sided. P-values against "
         "random sets, (1 + those at least as large) / (1 + their number), and against random directions, one more draw "
-        "from the normal distribution that the random ones come from, are one-sided: the side on which more is given.",
+        "from the normal distribution that the random ones come from, are one-sided: the side "
+        f"on which the {said.outcome} is larger.",
         "An effect counts only if its interval excludes 0 on the expected side and its control gives p < 0.05; for "
-        "several games, after Holm's correction. “Do they cause it?” is answered by yes only if, besides, no "
-        "other control moves the answer by more than half of the stance's shift (mood among them), random directions "
-        "of the same norm do not steer as far, giving goes up where the number said must go down, one's own accounts "
-        "stay, and the same game moves without any stance in its worked examples. Where the behaviour fails its gate, "
-        "later claims are withheld and their numbers still shown.",
+        "several tasks, after Holm's correction. “Do they cause it?” is answered by yes only if, besides, no "
+        "other control moves the answer by more than half of the behaviour's shift, random directions of the same norm "
+        "do not steer as far, steering moves the controls that it should and leaves the others, and the same task "
+        "moves without any example of the behaviour. Where the behaviour fails its gate, later claims are withheld and "
+        "their numbers still shown.",
         f"Model: {model}. {terms}",
         "Every figure can be redrawn from the Parquet table named below it, under stages/ in the run folder.",
     )
@@ -128,9 +132,9 @@ def statement(config: Mapping[str, Any]) -> Sequence[str]:
 
 def looked_at(config: Mapping[str, Any]) -> str:
     """What the stock of test families holds beyond those that nobody had looked at (see `dictator.stock_families`)."""
-    if config["test_families"] <= UNSEEN_FAMILIES:
+    if config["behavior"] != "altruism" or (tested := config["bank"]["test"]) <= UNSEEN_FAMILIES:
         return ""
     return (
-        f" {UNSEEN_FAMILIES} of the {config['test_families']} were never looked at while the worked examples were "
+        f" {UNSEEN_FAMILIES} of the {tested} were never looked at while the worked examples were "
         "worded; the others may have been."
     )

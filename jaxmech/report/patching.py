@@ -19,19 +19,20 @@ from jaxmech.report.style import (
     figure,
     forest,
 )
+from jaxmech.report.words import Said
 from jaxmech.study.folder import RunFolder
 
-DIRECTIONS = ("to_generous", "to_selfish")
+DIRECTIONS = ("to_plus", "to_minus")
 
 
 def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
-    r, attribution = results["patching"], results["attribution"]
+    r, attribution, said = results["patching"], results["attribution"], Said.of(results)
     bars = need(folder, "patching", "bars", ("direction", "name", "kind", "recovered", "low", "high", "change_pp"))
     null = need(folder, "patching", "null", ("direction", "recovered"))
     audit = need(folder, "attribution", "audit", ("layer", "feature", "attribution", "patched", "group"))
     blocks = []
     for direction in DIRECTIONS:
-        base, donor = ("selfish", "generous") if direction == "to_generous" else ("generous", "selfish")
+        base, donor = (said.minus, said.plus) if direction == "to_plus" else (said.plus, said.minus)
         here = bars[bars["direction"] == direction].set_index("name")["recovered"]
         others = {
             "whole residual": "the whole residual stream",
@@ -42,7 +43,7 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
             Figure(
                 f"patching-{direction}",
                 draw_patching_bars(bars, direction),
-                f"{donor.capitalize()} donors' values put into {base} prompts: the features recover "
+                f"Values from {donor} prompts put into {base} ones: the features recover "
                 f"{fm.percent(r[f'recovered_{direction}'])} of the shift, matched random sets "
                 f"{', '.join([fm.percent(r[f'random_{direction}']), *also])}."
                 " Error bars: 95 % over families; for random sets, 95 % of the sets.",
@@ -56,8 +57,8 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
             Figure(
                 f"null-{direction}",
                 draw_null_histogram(values, observed, x="shift recovered, %"),
-                f"The null {fm.name(direction)}: {fm.plural(len(values), 'random feature set')} of the same layers, as "
-                "near as there are any in firing rate and strength (their change may be smaller), from"
+                f"The null {said.towards(direction)}: {fm.plural(len(values), 'random feature set')} of the same "
+                "layers, as near as there are any in firing rate and strength (their change may be smaller), from"
                 f" {fm.number(values.min(), 0)} to {fm.number(values.max(), 0)} %; the features: "
                 f"{fm.number(observed, 0)} % ({fm.p_value(p)}, one-sided; "
                 f"the smallest possible is {1 / (len(values) + 1):.3f}).",
@@ -83,16 +84,15 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
     lead = (
         f"Only the features' own part of the residual stream is exchanged; the dictionaries' error stays. Over "
         f"{fm.plural(r['families'], 'test family', 'test families')}, the features recover "
-        f"{fm.percent(r['recovered_to_generous'])} of the shift "
-        f"towards generous ({fm.p_value(r['p_random_to_generous'])}) and {fm.percent(r['recovered_to_selfish'])} "
-        "towards selfish "
-        f"({fm.p_value(r['p_random_to_selfish'])})."
+        f"{fm.percent(r['recovered_to_plus'])} of the shift {said.towards('to_plus')} "
+        f"({fm.p_value(r['p_random_to_plus'])}) and {fm.percent(r['recovered_to_minus'])} {said.towards('to_minus')} "
+        f"({fm.p_value(r['p_random_to_minus'])})."
     )
     return Section("patching", "Patching", lead, blocks)
 
 
 def draw_patching_bars(bars: pd.DataFrame, direction: str) -> go.Figure:
-    """Recovered share of the stance gap: the selection, its controls, and bars of reference."""
+    """Recovered share of the gap: the selection, its controls, and bars of reference."""
     order = {"effect": 0, "control": 1, "reference": 2}
     part = bars[bars["direction"] == direction].sort_values("kind", key=lambda kind: kind.map(order), kind="stable")
     rows = [

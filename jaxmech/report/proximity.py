@@ -23,13 +23,14 @@ from jaxmech.report.style import (
     note,
 )
 from jaxmech.report.verdict import Claim
+from jaxmech.report.words import Said
 from jaxmech.study.folder import RunFolder
 
 PROXIMITY_RANGE = (-0.5, 1.5)
 
 
 def section(folder: RunFolder, results: Mapping[str, Any], claim: Claim) -> Section:
-    r = results["proximity"]
+    r, said = results["proximity"], Said.of(results)
     sets = need(folder, "proximity", "sets", ("set", "total_pp", "total_low", "total_high", "direct_pp", "indirect_pp"))
     features = need(folder, "proximity", "features", ("layer", "feature", "class", "total", "direct", "proximity"))
     low, high = PROXIMITY_RANGE
@@ -42,9 +43,9 @@ def section(folder: RunFolder, results: Mapping[str, Any], claim: Claim) -> Sect
     blocks = [
         Figure(
             "effects",
-            draw_proximity_sets(sets),
-            "Total effect of setting features to generous values on selfish prompts, and its split: direct, with "
-            "all later "
+            draw_proximity_sets(sets, said),
+            f"Total effect of setting features to {said.plus} values on {said.minus} prompts, and its split: direct, "
+            "with all later "
             f"sublayers frozen, {fm.points(one['direct_pp'])}; through later layers {fm.points(one['indirect_pp'])}.",
             "proximity/sets",
         ),
@@ -87,7 +88,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], claim: Claim) -> Sect
     return Section("proximity", "Nearness to the output", claim.sentence, blocks)
 
 
-def draw_proximity_sets(sets: pd.DataFrame) -> go.Figure:
+def draw_proximity_sets(sets: pd.DataFrame, said: Said) -> go.Figure:
     """Total, direct and indirect effect of the whole selection and of each class."""
     labels = [{"all": "all in use"}.get(name, fm.name(name)) for name in sets["set"]]
     interval = dict(
@@ -114,7 +115,7 @@ def draw_proximity_sets(sets: pd.DataFrame) -> go.Figure:
         )
         for column, name, colour, shape in looks
     ]
-    return figure(traces, y="change of the share given, pp", barmode="group", height=360, phone=320)
+    return figure(traces, y=f"change of the {said.outcome}, pp", barmode="group", height=360, phone=320)
 
 
 def draw_proximity_features(features: pd.DataFrame) -> go.Figure:

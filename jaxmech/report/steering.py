@@ -24,21 +24,22 @@ from jaxmech.report.blocks import (
 from jaxmech.report.style import (
     CONTROL,
     EFFECT,
+    MINUS,
     NEUTRAL,
     REFERENCE,
-    SELFISH,
     SHADE,
     SOFT,
     figure,
     forest,
 )
+from jaxmech.report.words import Said
 from jaxmech.study.folder import RunFolder
 
 COST_TOP = 3.0
 
 
 def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
-    r = results["steering"]
+    r, said = results["steering"], Said.of(results)
     low, high = usable = tuple(r["usable_range"])
     dose = need(
         folder,
@@ -64,16 +65,16 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
     if low < high:
         ends = [float(dose.loc[dose["alpha"] == alpha, "g"].iloc[0]) for alpha in usable]
         lead = (
-            f"Inside the usable range, coefficients {fm.span(*usable)}, the share given goes from "
+            f"Inside the usable range, coefficients {fm.span(*usable)}, the {said.outcome} goes from "
             f"{fm.percent(ends[0], 1)} to {fm.percent(ends[1], 1)} "
             f"({fm.points(r['effect_in_range_pp'])}; unsteered {fm.percent(zero, 1)}), {fm.points(r['slope_pp'])} "
-            f"a unit (95 % interval {fm.interval(r['slope_ci'])})."
+            f"per unit (95 % interval {fm.interval(r['slope_ci'])})."
         )
     else:
         lead = (
             "There is no usable range: every coefficient tried but 0 passes a limit on perplexity, KL, "
             "arithmetic or valid mass. "
-            f"Read over ±1 all the same, the slope is {fm.points(r['slope_pp'])} a unit (95 % interval "
+            f"Read over ±1 all the same, the slope is {fm.points(r['slope_pp'])} per unit (95 % interval "
             f"{fm.interval(r['slope_ci'])})."
         )
     shape = r.get("dose_response") or {}
@@ -86,15 +87,16 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
     blocks = [
         Figure(
             "dose",
-            draw_dose(dose, usable),
-            f"Dose-response on neutral prompts, {fm.plural(r['families'], 'family', 'families')}; unsteered "
+            draw_dose(dose, usable, said),
+            f"Dose-response on {' and '.join(map(said.pole, r['steered']))} prompts, "
+            f"{fm.plural(r['families'], 'family', 'families')}; unsteered "
             f"{fm.percent(zero, 1)} (dotted).{shaded}{monotone}",
             "steering/dose",
         ),
         Figure(
             "outcomes",
-            draw_outcomes(dose, usable),
-            "What the answers become. Between the ends of the sweep the probability of giving nothing goes from "
+            draw_outcomes(dose, usable, said),
+            f"What the answers become. Between the ends of the sweep the probability of “{said.levels[0]}” goes from "
             f"{fm.percent(dose['p_zero'].iloc[0])} to {fm.percent(dose['p_zero'].iloc[-1])}; valid answers hold "
             f"at least {fm.percent(dose['mass'].min())}.",
             "steering/dose",
@@ -104,23 +106,22 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
     ]
     if r.get("specificity"):
         says = [
-            f"“{fm.name(name).lower()}” {fm.points(one['slope_pp'])} ({fm.interval(one['ci'])})"
+            f"“{said.contrast(name).lower()}” {fm.points(one['slope_pp'])} ({fm.interval(one['ci'])})"
             for name, one in r["specificity"].items()
         ]
         blocks.append(
             Figure(
                 "specificity",
-                draw_specificity(r["specificity"]),
-                "Is it giving, or saying larger numbers? Share given in other frames, where the number said must "
-                "go down for it to go up, and between one's own accounts, where nothing should move: "
-                f"{fm.listing(says)}.",
+                draw_specificity(r["specificity"], said),
+                f"Is it that alone? The {said.outcome} on the neutral prompts of controls, of which some should move "
+                f"as the behaviour does, and others not at all: {fm.listing(says)}.",
                 "steering/results.json",
                 wide=True,
             )
         )
     columns = {
         "alpha": ("coefficient", fm.coefficient),
-        "g": ("share given", lambda v: fm.percent(v, 1)),
+        "g": (said.outcome, lambda v: fm.percent(v, 1)),
         "g_low": ("low", lambda v: fm.percent(v, 1)),
         "g_high": ("high", lambda v: fm.percent(v, 1)),
         "mass": ("valid mass", lambda v: fm.percent(v, 1)),
@@ -130,16 +131,17 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
         "usable": ("within limits", lambda v: "yes" if v else "no"),
     }
     blocks.append(Table("Every coefficient.", *cells(dose, columns), folded=True))
-    blocks += steered_prompts(folder)
+    blocks += steered_prompts(folder, said, r)
     return Section("steering", "Steering", lead, blocks)
 
 
-def steered_prompts(folder: RunFolder) -> list[Prompts]:
+def steered_prompts(folder: RunFolder, said: Said, r: Mapping[str, Any]) -> list[Prompts]:
     """A prompt of every condition that is steered, whole."""
     asked = need(folder, "behavior", "prompts", ("family", "pair", "condition", "prefix", "query"))
-    rows = [first_prompt(asked, name) for name in ("neutral", "keep", "take", "own_accounts_neutral")]
-    prompts = [Prompt(fm.name(row["condition"]), row["prefix"], row["query"]) for row in rows if row is not None]
-    caption = "What is steered, whole: no stance is asked for, yet the worked examples name stances."
+    steered = [*r["steered"], *(f"{name}:neutral" for name in r.get("specificity") or {})]
+    rows = [first_prompt(asked, name) for name in steered]
+    prompts = [Prompt(said.condition(row["condition"]), row["prefix"], row["query"]) for row in rows if row is not None]
+    caption = "What is steered, whole, with what stands before the question."
     return [Prompts(caption, prompts)] if prompts else []
 
 
@@ -191,8 +193,8 @@ def shade(out: go.Figure, usable: tuple[float, float]) -> go.Figure:
     return out
 
 
-def draw_dose(table: pd.DataFrame, usable: tuple[float, float]) -> go.Figure:
-    """Mean share given over the coefficient, with its interval over families."""
+def draw_dose(table: pd.DataFrame, usable: tuple[float, float], said: Said) -> go.Figure:
+    """Mean score over the coefficient, with its interval over families."""
     band = dict(mode="lines", line=dict(width=0), hoverinfo="skip", showlegend=False)
     zero = float(table.loc[table["alpha"] == 0, "g"].iloc[0])
     traces = [
@@ -205,22 +207,21 @@ def draw_dose(table: pd.DataFrame, usable: tuple[float, float]) -> go.Figure:
             mode="lines+markers",
             line=dict(color=EFFECT, width=2.5),
             marker=dict(symbol="diamond", size=9),
-            hovertemplate="coefficient %{x}: gives %{y:.1f} %<extra></extra>",
+            hovertemplate=f"coefficient %{{x}}: {said.outcome} %{{y:.1f}} %<extra></extra>",
         ),
     ]
-    out = figure(
-        traces, x="coefficient (1 = each feature's own gap of the stances)", y="share given, %", height=380, phone=340
-    )
+    x = "coefficient (1 = each feature's own gap between the poles)"
+    out = figure(traces, x=x, y=f"{said.outcome}, %", height=380, phone=340)
     out.add_hline(y=100 * zero, line=dict(color=NEUTRAL, width=1, dash="dot"))
     return shade(out, usable)
 
 
-def draw_outcomes(table: pd.DataFrame, usable: tuple[float, float]) -> go.Figure:
-    """How the distribution changes: giving nothing, half, everything; and the mass on valid answers."""
+def draw_outcomes(table: pd.DataFrame, usable: tuple[float, float], said: Said) -> go.Figure:
+    """How the distribution changes: scores of 0, one half and 1; and the mass on valid answers."""
     looks = (
-        ("p_zero", "nothing", SELFISH, "circle", "solid"),
-        ("p_half", "half", REFERENCE, "square", "dash"),
-        ("p_all", "everything", EFFECT, "diamond", "solid"),
+        ("p_zero", said.levels[0], MINUS, "circle", "solid"),
+        ("p_half", said.levels[1], REFERENCE, "square", "dash"),
+        ("p_all", said.levels[2], EFFECT, "diamond", "solid"),
         ("mass", "any valid answer", NEUTRAL, "x", "dot"),
     )
     traces = [
@@ -244,7 +245,7 @@ def draw_cost_limits(table: pd.DataFrame, usable: tuple[float, float]) -> go.Fig
     """Each cost in units of its limit, so that all share an axis; at 1 a coefficient falls out of the usable range."""
     base = table.loc[table["alpha"] == 0].iloc[0]
     costs = (
-        ("perplexity (limit +10 %)", (table["perplexity"] / base["perplexity"] - 1) / 0.1, SELFISH, "circle", "solid"),
+        ("perplexity (limit +10 %)", (table["perplexity"] / base["perplexity"] - 1) / 0.1, MINUS, "circle", "solid"),
         ("KL (limit 0.1 nat)", table["kl"] / 0.1, EFFECT, "diamond", "dash"),
         ("arithmetic (limit −2 pp)", (base["accuracy"] - table["accuracy"]) / 0.02, REFERENCE, "square", "dashdot"),
         ("valid mass (limit −5 %)", (1 - table["mass"] / base["mass"]) / 0.05, NEUTRAL, "x", "dot"),
@@ -314,18 +315,18 @@ def draw_comparators(table: pd.DataFrame) -> go.Figure:
     )
 
 
-def draw_specificity(slopes: Mapping[str, Mapping]) -> go.Figure:
-    """Slopes where giving is not saying a larger number, and where there is nobody to give to."""
+def draw_specificity(slopes: Mapping[str, Mapping], said: Said) -> go.Figure:
+    """Slopes on the neutral prompts of controls."""
     rows = [
         dict(
-            label=fm.wrapped(fm.name(condition)),
+            label=fm.wrapped(said.contrast(name)),
             value=one["slope_pp"],
             low=one["ci"][0],
             high=one["ci"][1],
-            kind="control" if condition.startswith("own_accounts") else "effect",
+            kind="effect" if said.controls[name].moves else "control",
         )
-        for condition, one in slopes.items()
+        for name, one in slopes.items()
     ]
-    out = forest(rows, x="change of the share given, pp")
+    out = forest(rows, x=f"change of the {said.outcome}, pp")
     names = {"control": "must not move", "selected features": "must move up"}
     return out.for_each_trace(lambda t: t.update(name=names.get(t.name, t.name)))

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from jaxmech.report import formats as fm
 
 # Each has a contrast of at least 3:1 on the page's white and on its near-black.
-GENEROUS, SELFISH, NEUTRAL, EFFECT, CONTROL, REFERENCE = (
+PLUS, MINUS, NEUTRAL, EFFECT, CONTROL, REFERENCE = (
     "#2a80c4",
     "#c8641b",
     "#7b8591",

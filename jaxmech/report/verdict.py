@@ -10,19 +10,17 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxmech.report import formats as fm
+from jaxmech.report.words import Said
 
 LEVEL = 0.05
 """p and FDR below this count; intervals are 95 %."""
 
-HOME_GAMES = ("dictator_give", "dictator")
-"""The game the direction was found in: it is no evidence of transfer. Its worked examples name no stance here."""
-
 CONFOUND = 0.5
-"""A control that moves the answer by more than this share of the stance's shift may be what was found."""
+"""A control that moves the answer by more than this share of the behaviour's own shift may be what was found."""
 
 MARKS = {"yes": "✓", "no": "✗", "partly": "◐", "open": "?", "withheld": "–"}
 
-STAGES = ("behavior", "contrast", "dual_process", "patching", "attribution", "proximity", "steering", "games")
+STAGES = ("behavior", "contrast", "dual_process", "patching", "attribution", "proximity", "steering", "transfer")
 """The stages whose results are judged."""
 
 
@@ -55,11 +53,12 @@ def judge(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Claim]:
       results: a mapping from each of `STAGES` to its results.
       config: the study's settings.
     """
-    behaviour = judge_behaviour(results["behavior"])
+    said = Said.of(results)
+    behaviour = judge_behaviour(results["behavior"], said)
     later = [
-        judge_features(results["contrast"], config),
+        judge_features(results["contrast"], config, said),
         judge_cause(results, exploratory(results["contrast"])),
-        judge_games(results["games"], exploratory(results["contrast"])),
+        judge_transfer(results["transfer"], said, exploratory(results["contrast"])),
     ]
     return [behaviour, *(later if behaviour.holds else map(withhold, later))]
 
@@ -109,23 +108,24 @@ def exploratory(selection: Mapping[str, Any]) -> bool:
     return selection["mode"] != "rule"
 
 
-def judge_behaviour(r: Mapping[str, Any]) -> Claim:
+def judge_behaviour(r: Mapping[str, Any], said: Said) -> Claim:
     title = "Is there a behaviour?"
+    gating = {name: one for name, one in r["controls"].items() if one["gate"]}
     facts = (
         ("shift", fm.points(r["shift_pp"])),
         ("95 % interval", f"{fm.interval(r['ci'])} pp"),
-        ("placebo words", f"{fm.points(r['placebo_pp'])} ({fm.interval(r.get('placebo_ci'))})"),
+        *(
+            (said.contrast(name).lower(), f"{fm.points(one['shift_pp'])} ({fm.interval(one['ci'])})")
+            for name, one in gating.items()
+        ),
         ("test", f"{fm.p_value(r.get('p'))} (two-sided), {fm.plural(r['families'], 'family', 'families')}"),
     )
-    size = r.get("placebo_size_pp")
-    single = f" on average, by {fm.number(size, 1)}{fm.NBSP}pp either way in a single family" if fm.known(size) else ""
     seen = (
-        "After worked examples in which kind players give much and unkind ones little, "
-        f"{fm.percent(r['mean_generous'], 1)} of the stake is given where the player is called generous, or another "
-        f"word of that stance, and {fm.percent(r['mean_selfish'], 1)} where selfish: a shift of "
-        f"{fm.points(r['shift_pp'])} (95 % interval {fm.interval(r['ci'])}). Placebo words shift it by "
-        f"{fm.points(r['placebo_pp'])}{single}. Valid answers hold {fm.percent(r['mass'])} of the "
-        f"probability.{strongest_control(r)}"
+        f"{said.setting}{the(said)} is {fm.percent(r['mean_plus'], 1)} where the {said.varies} is {said.plus} and "
+        f"{fm.percent(r['mean_minus'], 1)} where it is {said.minus}: a shift of "
+        f"{fm.points(r['shift_pp'])} (95 % interval {fm.interval(r['ci'])}). "
+        f"{''.join(control_moves(said.contrast(name), one) for name, one in gating.items())}"
+        f"Valid answers hold {fm.percent(r['mass'])} of the probability.{strongest_control(r, said)}"
     )
     if r["gate"]:
         return claim(title, "yes", "Yes", seen, *facts)
@@ -134,29 +134,45 @@ def judge_behaviour(r: Mapping[str, Any]) -> Claim:
     return claim(title, "no", "No behaviour to explain", sentence, *facts)
 
 
-def strongest_control(r: Mapping[str, Any]) -> str:
-    """The control that moves the answer most: what the stance effect may be confounded with."""
-    shares = control_shares(r)
+def the(said: Said) -> str:
+    """The outcome at the beginning of a sentence, or after what sets it."""
+    return f"{'the' if said.setting else 'The'} {said.outcome}"
+
+
+def control_moves(label: str, one: Mapping[str, Any]) -> str:
+    size = one["size_pp"]
+    single = f" on average, by {fm.number(size, 1)}{fm.NBSP}pp either way in a single family" if fm.known(size) else ""
+    return f"{label}: a shift of {fm.points(one['shift_pp'])}{single}. "
+
+
+def strongest_control(r: Mapping[str, Any], said: Said) -> str:
+    """The control that moves the answer most: what the behaviour may be confounded with."""
+    shares = control_shares(r, said)
     if not shares:
         return ""
     name = max(shares, key=lambda k: shares[k])
-    warning = ", so that part of what follows may be that, not giving" if shares[name] > CONFOUND else ""
-    moved = fm.points(r["controls_pp"][name])
-    return f" Of the other controls, {fm.name(name).lower()} moves it most, by {moved}{warning}."
+    ruled = said.controls[name].rules_out
+    warning = f", so that it is not ruled out {ruled}" if shares[name] > CONFOUND and ruled else ""
+    moved = fm.points(r["controls"][name]["shift_pp"])
+    return f" Of the other controls, {said.contrast(name).lower()} moves it most, by {moved}{warning}."
 
 
-def control_shares(r: Mapping[str, Any]) -> dict[str, float]:
-    """Control -> the size of its shift as a share of the stance's; placebo words have a gate of their own."""
-    own = ("stance", "heldout", "placebo")
-    controls = {name: shift for name, shift in r["controls_pp"].items() if name not in own and fm.known(shift)}
-    return {k: abs(shift / r["shift_pp"]) if r["shift_pp"] else float("inf") for k, shift in controls.items()}
+def control_shares(r: Mapping[str, Any], said: Said) -> dict[str, float]:
+    """Control -> the size of its shift as a share of the behaviour's, of those that should not move and are not in the
+    gate."""
+    shifts = {
+        name: one["shift_pp"]
+        for name, one in r["controls"].items()
+        if not one["gate"] and not said.controls[name].moves and fm.known(one["shift_pp"])
+    }
+    return {k: abs(shift / r["shift_pp"]) if r["shift_pp"] else float("inf") for k, shift in shifts.items()}
 
 
 def spell(reason: str) -> str:
     return f"“{reason.replace('>=', '≥').replace('<=', '≤').replace(' x ', ' × ').replace('-', '−')}”"
 
 
-def judge_features(r: Mapping[str, Any], config: Mapping[str, Any]) -> Claim:
+def judge_features(r: Mapping[str, Any], config: Mapping[str, Any], said: Said) -> Claim:
     title = "Which features go with it?"
     layers = [int(layer) for layer in r["by_layer"]]
     where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {min(layers)} to {max(layers)}"
@@ -169,16 +185,16 @@ def judge_features(r: Mapping[str, Any], config: Mapping[str, Any]) -> Claim:
     if not exploratory(r):
         found = (
             f"{fm.plural(r['selected'], 'feature')} of {r['features_total']:,} ({fm.percent(r['share'], 3)}) "
-            f"{'passes' if r['selected'] == 1 else 'pass'} every criterion, in {where}. With the stances "
-            f"relabelled at random by family, the same rule selects {by_chance(r, config)}"
+            f"{'passes' if r['selected'] == 1 else 'pass'} every criterion, in {where}. With {said.plus} and "
+            f"{said.minus} relabelled at random by family, the same rule selects {by_chance(r, config)}"
         )
         # What R draws did not show once may still come once in R.
-        fdr = max(r["fdr"], 1 / (config["relabelings"] * r["selected"])) if fm.known(r["fdr"]) else None
+        fdr = max(r["fdr"], 1 / (config["selection"]["relabelings"] * r["selected"])) if fm.known(r["fdr"]) else None
         if fm.known(fdr) and fdr <= LEVEL:
             return claim(title, "yes", fm.plural(r["selected"], "feature"), f"{found}.", *facts)
         sentence = f"{found}: up to {fm.percent(fdr)} of those found may be false."
         return claim(title, "partly", f"{fm.plural(r['selected'], 'feature')}, uncertain", sentence, *facts)
-    share = fm.percent(config["budget_share"], 3)
+    share = fm.percent(config["selection"]["budget"], 3)
     budget = f"the {fm.plural(r['used'], 'feature')} with the largest |t| ({share} of all), in {where}"
     if r["selected"] == 0:
         sentence = (
@@ -195,7 +211,7 @@ def judge_features(r: Mapping[str, Any], config: Mapping[str, Any]) -> Claim:
 
 def by_chance(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """What the rule selects where there is nothing to find. No draw can show a mean below one in their number."""
-    draws = fm.plural(config["relabelings"], "draw")
+    draws = fm.plural(config["selection"]["relabelings"], "draw")
     if not r["expected_false_max"]:
         return f"none in {draws}"
     return f"{fm.number(r['expected_false'], 2)} on average over {draws} (at most {r['expected_false_max']})"
@@ -221,14 +237,14 @@ def shortfall(pair, p: float | None, sets: int) -> str:
 
 def judge_cause(results: Mapping[str, Any], explore: bool) -> Claim:
     """Three tests, two of patching and one of steering; "Yes" only where nothing else would explain all three."""
-    title = "Do they cause it?"
+    title, said = "Do they cause it?", Said.of(results)
     patching, steering = results["patching"], results["steering"]
     parts, facts, sets = [], [], patching["random_sets"]
     missing = {}  # which of the three tests falls short, and why
-    for direction in ("to_generous", "to_selfish"):
+    for direction in ("to_plus", "to_minus"):
         value, ci = patching[f"recovered_{direction}"], patching[f"recovered_{direction}_ci"]
         random, p = patching[f"random_{direction}"], patching[f"p_random_{direction}"]
-        where = fm.name(direction)
+        where = said.towards(direction)
         parts.append(
             f"{fm.percent(value)} of the shift {where} (95 % interval {fm.interval(ci, 0, scale=100)}; matched "
             "random sets "
@@ -240,7 +256,7 @@ def judge_cause(results: Mapping[str, Any], explore: bool) -> Claim:
     slope, ci, p, (low, high) = (steering[key] for key in ("slope_pp", "slope_ci", "p_random", "usable_range"))
     usable = low < high
     facts += [
-        ("steered, a unit", f"{fm.points(slope)} ({fm.interval(ci)}), {fm.p_value(p)}"),
+        ("steered, per unit", f"{fm.points(slope)} ({fm.interval(ci)}), {fm.p_value(p)}"),
         ("usable coefficients", fm.span(low, high) if usable else "none but 0"),
     ]
     if not above(ci, p):
@@ -249,17 +265,17 @@ def judge_cause(results: Mapping[str, Any], explore: bool) -> Claim:
         missing["steering"] = "steering has no usable range: every coefficient tried but 0 costs too much"
     doubts = []
     if len(missing) < 3:  # else there is no effect to doubt
-        doubts += [*confounds(results["behavior"]), *as_good_at_random(steering), *unspecific(steering)]
-        doubts += no_home_effect(results["games"])
+        doubts += [*confounds(results["behavior"], said), *as_good_at_random(steering), *unspecific(steering, said)]
+        doubts += no_home_effect(results["transfer"])
     status = "no" if len(missing) == 3 else "partly" if missing or doubts else "yes"
     answer = {"yes": "Yes", "no": "Not shown", "partly": "In part"}[status]
     reasons = "; ".join([*missing.values(), *doubts])
     held = f"inside the usable range {fm.span(low, high)}" if usable else "read over ±1, outside any usable range"
     sentence = (
         f"{f'{answer}: {reasons}. ' if reasons else ''}"
-        f"Set to the other stance's values, the features carry {parts[0]} and {parts[1]}. Steered along them on "
-        "neutral "
-        f"prompts, the share given changes by {fm.points(slope)} a unit of coefficient ({fm.interval(ci)}), {held}; "
+        f"Set to the other pole's values, the features carry {parts[0]} and {parts[1]}. Steered along them on "
+        f"{' and '.join(map(said.pole, steering['steered']))} prompts, the {said.outcome} changes by "
+        f"{fm.points(slope)} per unit of coefficient ({fm.interval(ci)}), {held}; "
         f"against random feature sets of the same norm at coefficient 1, {fm.p_value(p)}. These p are one-sided."
     )
     if explore:
@@ -267,17 +283,25 @@ def judge_cause(results: Mapping[str, Any], explore: bool) -> Claim:
     return claim(title, status, answer + (", exploratory" if explore and status != "no" else ""), sentence, *facts)
 
 
-def confounds(behaviour: Mapping[str, Any]) -> list[str]:
-    """Controls that move the answer nearly as the stance does: what the features carry may be that."""
-    shares = control_shares(behaviour)
+def confounds(behaviour: Mapping[str, Any], said: Said) -> list[str]:
+    """Controls that move the answer nearly as the behaviour does: what the features carry may be that."""
+    shares = control_shares(behaviour, said)
     moved = [
-        f"{fm.name(name).lower()} moves the answer by {fm.points(behaviour['controls_pp'][name])}, {fm.percent(share)} "
-        "of the stance's shift, so that the features may carry that"
+        f"“{said.contrast(name).lower()}” moves the answer by {fm.points(behaviour['controls'][name]['shift_pp'])}, "
+        f"{fm.percent(share)} of the {said.varies}'s shift, so that the features may carry that"
         for name, share in shares.items()
         if share > CONFOUND
     ]
-    untried = [] if "valence" in shares else ["no cheerful and gloomy players were tried, so that it may be mood"]
-    return moved + untried
+    return moved + [untried(name, said) for name in needed(said, moves=False) if name not in shares]
+
+
+def needed(said: Said, *, moves: bool) -> list[str]:
+    """Controls without which no cause is claimed."""
+    return [name for name, control in said.controls.items() if control.needed and control.moves == moves]
+
+
+def untried(name: str, said: Said) -> str:
+    return f"“{said.contrast(name).lower()}” was not tried, so that it is not ruled out {said.controls[name].rules_out}"
 
 
 def as_good_at_random(steering: Mapping[str, Any]) -> list[str]:
@@ -288,50 +312,49 @@ def as_good_at_random(steering: Mapping[str, Any]) -> list[str]:
     return [] if p < LEVEL else [f"random directions of the same norm do as well ({fm.p_value(p)})"]
 
 
-def unspecific(steering: Mapping[str, Any]) -> list[str]:
-    """What steering moves although it is not social, and where a larger number is not a larger gift."""
+def unspecific(steering: Mapping[str, Any], said: Said) -> list[str]:
+    """Controls that steering should move and does not, and others that it moves."""
     conditions, doubts = steering.get("specificity") or {}, []
-    for name in ("keep", "take"):
-        ci = conditions.get(name, {}).get("ci", (None, None))
-        if not fm.known(ci[0]) or not fm.known(ci[1]):
-            doubts.append(f"it was not steered where it is {fm.name(name).lower()}, so that it may be a larger number")
-        elif ci[0] <= 0:
+    for name, control in said.controls.items():
+        low, high = conditions.get(name, {}).get("ci", (None, None))
+        if not fm.known(low) or not fm.known(high):
+            doubts += [untried(name, said)] if name in needed(said, moves=True) else []
+        elif control.moves and low <= 0:
             doubts.append(
-                f"{fm.name(name).lower()}, the share given {'goes down' if ci[1] < 0 else 'does not go up'} "
-                f"({slope_text(conditions[name])}), so that it may be a larger number, not giving"
+                f"under “{said.contrast(name).lower()}” the {said.outcome} "
+                f"{'goes down' if high < 0 else 'does not go up'} ({slope_text(conditions[name])}), so that it is not "
+                f"ruled out {control.rules_out}"
             )
-    own = conditions.get("own_accounts_neutral")
-    if own and fm.known(own["ci"][0]) and not own["ci"][0] <= 0 <= own["ci"][1]:
-        doubts.append(
-            f"it is not purely social: the split between one's own two accounts moves as well ({slope_text(own)})"
-        )
+        elif not control.moves and not low <= 0 <= high:
+            doubts.append(
+                f"“{said.contrast(name).lower()}” moves as well ({slope_text(conditions[name])}), so that it is not "
+                f"ruled out {control.rules_out}"
+            )
     return doubts
 
 
 def slope_text(one: Mapping[str, Any]) -> str:
-    return f"{fm.points(one['slope_pp'])} a unit, {fm.interval(one['ci'])}"
+    return f"{fm.points(one['slope_pp'])} per unit, {fm.interval(one['ci'])}"
 
 
-def no_home_effect(games: Mapping[str, Any]) -> list[str]:
-    """Whether the home game moves where no worked example names a stance: else it is the examples that are steered."""
-    game = next((games[name] for name in HOME_GAMES if isinstance(games.get(name), Mapping)), None)
-    if game is None:
-        return ["the same game was not played without stances in its worked examples"]
-    seen = (
-        f"the same game without stances in its worked examples ({fm.points(game['slope'])}, {fm.interval(game['ci'])})"
-    )
-    if not off_zero(game, 1):
-        return [f"{seen} {'goes the other way' if off_zero(game, -1) else 'does not move'}"]
-    if not (fm.known(game["p_random"]) and game["p_random"] < LEVEL):
-        return [f"{seen} moves no more than along random directions ({fm.p_value(game['p_random'])})"]
+def no_home_effect(tasks: Mapping[str, Any]) -> list[str]:
+    """Whether the behaviour's own task moves without examples of it: else it is the examples that are steered."""
+    task = next((one for one in tasks.values() if isinstance(one, Mapping) and one.get("home")), None)
+    if task is None:
+        return ["the same task was not tried in prompts without any example of the behaviour"]
+    seen = f"the same task without examples of the behaviour ({fm.points(task['slope'])}, {fm.interval(task['ci'])})"
+    if not off_zero(task, 1):
+        return [f"{seen} {'goes the other way' if off_zero(task, -1) else 'does not move'}"]
+    if not (fm.known(task["p_random"]) and task["p_random"] < LEVEL):
+        return [f"{seen} moves no more than along random directions ({fm.p_value(task['p_random'])})"]
     return []
 
 
-def judge_games(r: Mapping[str, Any], explore: bool) -> Claim:
-    """Transfer: games other than the home game that move the expected way, off zero and beyond random directions."""
-    title = "Does it carry over to other games?"
+def judge_transfer(r: Mapping[str, Any], said: Said, explore: bool) -> Claim:
+    """Transfer: tasks other than the home task that move the expected way, off zero and beyond random directions."""
+    title = f"Does it carry over to other {said.tasks}?"
     games = {name: game for name, game in r.items() if isinstance(game, Mapping) and "slope" in game}
-    others = {name: g for name, g in games.items() if name not in HOME_GAMES}
+    others = {name: g for name, g in games.items() if not g["home"]}
     signed = {name: g for name, g in others.items() if g["expected_sign"]}
     moved = [name for name, g in signed.items() if off_zero(g, g["expected_sign"])]
     wrong = [name for name, g in signed.items() if off_zero(g, -g["expected_sign"])]
@@ -344,30 +367,31 @@ def judge_games(r: Mapping[str, Any], explore: bool) -> Claim:
     if best is not None:
         g = signed[best]
         facts.append(
-            (fm.name(best), f"{fm.points(g['slope'])} ({fm.interval(g['ci'])}), {fm.p_value(g['p_holm'])} (Holm)")
+            (task_name(best, g), f"{fm.points(g['slope'])} ({fm.interval(g['ci'])}), {fm.p_value(g['p_holm'])} (Holm)")
         )
     if moved:
         sentence = (
-            f"With the same direction, {len(moved)} of {len(signed)} other games move as expected with an interval off "
-            f"0 ({fm.listing([slope_of(name, signed[name]) for name in moved])}); {len(confirmed) or 'none'} of them "
-            f"also {'moves' if len(confirmed) < 2 else 'move'} more than under random directions after Holm's "
-            "correction."
+            f"With the same direction, {len(moved)} of {len(signed)} other {said.tasks} move as expected with an "
+            f"interval off 0 ({fm.listing([slope_of(name, signed[name]) for name in moved])}); "
+            f"{len(confirmed) or 'none'} of them also {'moves' if len(confirmed) < 2 else 'move'} more than under "
+            "random directions after Holm's correction."
         )
     else:
         sentence = (
-            f"With the same direction, none of {len(signed)} other games moves as expected with an interval off 0."
+            f"With the same direction, none of {len(signed)} other {said.tasks} moves as expected with an interval "
+            "off 0."
         )
     if wrong:
         sentence += f" Against expectation: {fm.listing([slope_of(name, signed[name]) for name in wrong])}."
     if not signed:
-        return claim(title, "open", "Not tested", "No other game with an expected sign was played.", *facts)
+        return claim(title, "open", "Not tested", f"No other {said.tasks} with an expected sign were tried.", *facts)
     also = ", exploratory" if explore else ""
     if explore:
         sentence += " The direction is that of a set taken by budget, so this is exploratory."
     if len(confirmed) == len(signed):
         return claim(title, "yes", "Yes" + also, sentence, *facts)
     if confirmed:
-        return claim(title, "partly", f"To {len(confirmed)} of {len(signed)} games{also}", sentence, *facts)
+        return claim(title, "partly", f"To {len(confirmed)} of {len(signed)} {said.tasks}{also}", sentence, *facts)
     return claim(title, "no", "Not shown", sentence, *facts)
 
 
@@ -377,7 +401,11 @@ def off_zero(game: Mapping[str, Any], sign: float) -> bool:
 
 
 def slope_of(name: str, game: Mapping[str, Any]) -> str:
-    return f"{fm.name(name).lower()} {fm.points(game['slope'])}"
+    return f"{task_name(name, game).lower()} {fm.points(game['slope'])}"
+
+
+def task_name(name: str, task: Mapping[str, Any]) -> str:
+    return task.get("label") or fm.name(name)
 
 
 def judge_dual_process(r: Mapping[str, Any]) -> Claim:

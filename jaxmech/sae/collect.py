@@ -57,7 +57,7 @@ def residuals(config, params: Params, prompts: Prompts, *, site: str = "resid_po
 def distinct_residuals(
     config, params: Params, prompts: Prompts, *, site: str = "resid_post"
 ) -> tuple[jax.Array, jax.Array]:
-    """What stands at `site` of every layer, those tokens of worked examples that prompts share given once.
+    """What stands at `site` of every layer, those tokens of worked examples that prompts scores once.
 
     Returns:
       [L,n,D], the prefixes' tokens and then the prompts' own; and count [n] int32, in how many prompts each stands, 0
@@ -90,8 +90,8 @@ def update_moments(
 
     Args:
       saes: a stack over layers, or one dictionary.
-      prompts: 2B prompts, the generous ones first, then their selfish twins.
-      values: [2B,N] share given for each choice; member: [B,K], 1 where a pair belongs to a family.
+      prompts: 2B prompts, those of plus first, then their twins of minus.
+      values: [2B,N] scores for each choice; member: [B,K], 1 where a pair belongs to a family.
       moments: [.., L', ..] over the layers of `saes`; its buffers are reused.
 
     Returns:
@@ -105,12 +105,12 @@ def update_moments(
 def fold_moments(saes: SAE, x: jax.Array, g: jax.Array, member: jax.Array, moments: Moments) -> Moments:
     """The moments with another batch of pairs in them.
 
-    The co-moments of features and share given need the share, which stands at the end of the model's own scan over
+    The co-moments of features and scores need the share, which stands at the end of the model's own scan over
     layers. The residuals at the decision token are few and kept anyway, so the dictionaries have a scan of their own:
     codes exist for one layer at a time, and nothing is spent on layers without a dictionary.
 
     Args:
-      x: [L',2B,D] at the decision token, the generous prompts first; g: [2,B] share given; member: [B,K].
+      x: [L',2B,D] at the decision token, those of plus first; g: [2,B] scores; member: [B,K].
     """
     saes = saes.as_stack()
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from jaxmech.activations.text import require_source
-from jaxmech.behavior.altruism.dictator import build_bank
-from jaxmech.behavior.altruism.games import GAMES, game_prompts
+from jaxmech.behavior.altruism.altruism import games
+from jaxmech.behavior.altruism.dictator import BankConfig
 from jaxmech.behavior.arithmetic import one_digit_sums
 from jaxmech.behavior.dual_process.prompts import build_items
 from jaxmech.io.settings import renamed
@@ -17,12 +18,10 @@ from jaxmech.models.load import DTYPES
 from jaxmech.models.outline import Outline, outline
 from jaxmech.sae.formats import load_sae, places
 from jaxmech.study.config import StudyConfig
-from jaxmech.study.context import bank_config
+from jaxmech.study.context import open_behavior
 from jaxmech.study.run import plan
 from jaxmech.study.stages.dictionaries import require_fit
 from jaxmech.study.stages.text import HELD_OUT
-
-_SHARES = ("rule_q", "rule_sign", "rule_auroc", "rule_fires", "rule_density", "rule_half_splits")
 
 
 def check_study(config: StudyConfig, until: str | None = None) -> None:
@@ -38,18 +37,15 @@ def check_study(config: StudyConfig, until: str | None = None) -> None:
     if not stages:
         return
     _check_folder(config.run_dir)
-    for name in _SHARES:
-        if getattr(config, name) > 1:
-            raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(config, name)}")
-    bank_config(config)
     if "dual_process" in stages:
-        with renamed({"per_generator": "items_per_generator"}):
-            build_items(config.items_per_generator, seed=config.seed)
+        with renamed({"per_generator": "dual_process.items"}):
+            build_items(config.dual_process.items, seed=config.seed)
     if "steering" in stages:
-        one_digit_sums(config.arithmetic_items)
+        with renamed({"items": "steering.sums"}):
+            one_digit_sums(config.steering.sums)
     if "text" in stages:
-        with renamed({"path": "text_file", "text": "text_file, text_dataset"}):
-            require_source(config.text_file, config.text_dataset)
+        with renamed({"path": "text.file", "text": "text.file, text.dataset"}):
+            require_source(config.text.file, config.text.dataset)
     if config.dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {config.dtype!r}")
     with renamed({"name_or_path": "model"}):
@@ -71,21 +67,19 @@ def _check_folder(run_dir: str) -> None:
 
 def _check_layers(config: StudyConfig, model: Outline) -> None:
     """Dictionaries are there and of this model, or can be trained at the layers asked for."""
-    layers, last = config.sae_layers, model.config.n_layers - 1
+    path, layers, last = config.dictionaries.path, config.dictionaries.layers, model.config.n_layers - 1
     if layers is not None and (wrong := [layer for layer in layers if not 0 <= layer <= last]):
-        raise ValueError(f"sae_layers: {config.model} has layers 0..{last}, got {', '.join(map(str, wrong))}")
-    if not config.sae_path:
+        raise ValueError(f"dictionaries.layers: {config.model} has layers 0..{last}, got {', '.join(map(str, wrong))}")
+    if not path:
         return
-    with _about("sae_path"):
-        found = places.layers_there(config.sae_path, layers)
+    with _about("dictionaries.path"):
+        found = places.layers_there(path, layers)
         if wrong := [layer for layer in found if layer is not None and layer > last]:
             raise ValueError(
-                f"sae_path: {config.sae_path} holds dictionaries of layer {', '.join(map(str, wrong))}; "
-                f"{config.model} has layers 0..{last}"
+                f"{path} holds dictionaries of layer {', '.join(map(str, wrong))}; {config.model} has layers 0..{last}"
             )
-        if Path(config.sae_path).expanduser().exists():
-            first = load_sae(config.sae_path, layer=found[0])
-            require_fit(config.sae_path, first.config, config.model, model.config)
+        if Path(path).expanduser().exists():
+            require_fit(path, load_sae(path, layer=found[0]).config, config.model, model.config)
 
 
 @contextlib.contextmanager
@@ -100,28 +94,30 @@ def _about(key: str) -> Iterator[None]:
 def _check_prompts(config: StudyConfig, model: Outline, stages: set[str]) -> None:
     """Every prompt can be written with this tokenizer, and there is text enough for a batch of the training."""
     tokenizer = model.tokenizer()
-    bank = build_bank(bank_config(config), tokenizer).prompts
-    if "games" in stages:
-        with renamed({"families": "game_families"}):
-            for game in GAMES.values():
-                game_prompts(game, families=config.game_families, seed=config.seed, tokenizer=tokenizer)
+    with renamed(
+        {"families": "transfer.families"} | {f.name: f"bank.{f.name}" for f in dataclasses.fields(BankConfig)}
+    ):
+        prompts = open_behavior(config, tokenizer).prompts
+        if "transfer" in stages and config.behavior == "altruism":
+            games(config.transfer.families, tokenizer, seed=config.seed)
 
     def length(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False).input_ids)
 
     longest = model.config.max_positions if model.config.learned_positions else None
-    if longest and "text" in stages and config.text_length > longest:
-        raise ValueError(f"text_length: {config.model} reads at most {longest} tokens, got {config.text_length}")
-    if longest and (most := max(map(length, bank["prefix"] + bank["query"]))) >= longest:
-        raise ValueError(f"examples: the longest prompt has {most} tokens, and {config.model} reads at most {longest}")
-    if "dictionaries" in stages and not config.sae_path:
-        held = max(1, round(HELD_OUT * config.text_count))
-        development = bank[bank["split"] == "development"]
-        most = (config.text_count - held) * config.text_length + sum(
+    if longest and "text" in stages and config.text.length > longest:
+        raise ValueError(f"text.length: {config.model} reads at most {longest} tokens, got {config.text.length}")
+    if longest and (most := max(map(length, prompts["prefix"] + prompts["query"]))) >= longest:
+        what = "bank.examples" if config.behavior == "altruism" else "behavior"
+        raise ValueError(f"{what}: the longest prompt has {most} tokens, and {config.model} reads at most {longest}")
+    if "dictionaries" in stages and not config.dictionaries.path:
+        held = max(1, round(HELD_OUT * config.text.count))
+        development = prompts[prompts["split"] == "development"]
+        most = (config.text.count - held) * config.text.length + sum(
             map(length, development["prefix"] + development["query"])
         )
-        if config.sae_batch > most:
+        if config.dictionaries.batch > most:
             raise ValueError(
-                f"sae_batch: a batch of {config.sae_batch} activations is more than the text has, at most {most}; "
-                "raise text_count or text_length, or lower sae_batch"
+                f"dictionaries.batch: a batch of {config.dictionaries.batch} activations is more than the text has, at "
+                f"most {most}; raise text.count or text.length, or lower it"
             )

@@ -1,197 +1,278 @@
-"""A study's configuration: one flat YAML file, checked against one dataclass; unknown keys are errors."""
+"""A study's configuration: one YAML file in sections, checked against one dataclass; unknown keys are errors."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from jaxmech.io.settings import load_settings, renamed
+from jaxmech.behavior.altruism.dictator import BankConfig
+from jaxmech.behavior.behavior import Words
+from jaxmech.contrast.selection import Rule
+from jaxmech.io.settings import Checked, load_settings
 from jaxmech.sae.training.config import SAETrainConfig
 
-_AT_LEAST_ONE = (
-    "batch", "pairs", "development_families", "sae_steps", "sae_batch", "sae_epochs", "random_sets", "audit_features",
-    "attribution_steps", "proximity_features", "text_check", "arithmetic_items", "items_per_generator", "permutations",
-    "relabelings", "half_splits", "game_families",
-)  # fmt: skip
-_SAE_KEYS = {"d_sae": "sae_features", "sparsity": "sae_sparsity"} | {k: f"sae_{k}" for k in ("kind", "steps", "lr")}
 _LARGEST_SEED = 2**31 - 8  # stages add small numbers to it, and JAX, NumPy and pandas all have to take it
+_FEWEST_FAMILIES = 6
+
+
+def _at_least(settings: object, **least: float) -> None:
+    for name, value in least.items():
+        if (got := getattr(settings, name)) < value:
+            what = "a number that is not negative" if value == 0 else f"at least {value}"
+            raise ValueError(f"{name}: expected {what}, got {got}")
+
+
+def _ascending(name: str, values: Sequence[float]) -> None:
+    if list(values) != sorted(set(values)) or 0.0 not in values or len(values) < 3:
+        raise ValueError(f"{name}: expected at least three ascending numbers with 0 among them, got {list(values)}")
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyConfig:
-    """Every parameter of a study. `configs/quickstart.yaml` comments each group."""
+class StudyWords(Checked, Words):
+    """What a behaviour of one's own calls things; `controls` says what each control rules out."""
 
-    # model and run
+    controls: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class GateSettings(Checked):
+    """When a behaviour counts as one: its shift in percentage points, and what controls may shift as a share of it;
+    answers sampled per prompt as a cross-check, 0 for none."""
+
+    shift_pp: float = 10.0
+    control_ratio: float = 0.34
+    samples: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        _at_least(self, shift_pp=0, control_ratio=0, samples=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSettings(Checked):
+    """What dictionaries are trained on: a file, a data set of the hub, or else the model's own samples; rows of it, and
+    tokens of a row."""
+
+    file: str | None = None
+    dataset: str | None = None
+    count: int = 128
+    length: int = 128
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.file and self.dataset:
+            raise ValueError(f"file, dataset: expected one of them, got {self.file} and {self.dataset}")
+        _at_least(self, count=2, length=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class DictionarySettings(Checked):
+    """Dictionaries to open (`path`: a folder, a hub id, a suite's short name), or how they are trained on the study's
+    text; every layer where none are given."""
+
+    path: str | None = None
+    layers: list[int] | None = None
+    batch: int = 512
+    epochs: int = 2
+    buffer: int = 65536
+    train: SAETrainConfig = SAETrainConfig(d_sae=4096, sparsity=32.0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        layers = self.layers
+        if layers is not None and (not layers or len(set(layers)) < len(layers) or min(layers) < 0):
+            raise ValueError(f"layers: expected distinct layers from 0 on, at least one, or null, got {layers}")
+        _at_least(self, batch=1, epochs=1, buffer=0)
+        if len(self.train.sparsities) > 1:
+            raise ValueError(f"train.sparsity: a study takes one set of dictionaries, got {self.train.sparsity}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectionSettings(Checked):
+    """By the rule, or the strongest by `budget`, a share of all features. permutations: sign flips over families, at
+    least; relabelings: draws of the whole rule's null; half_splits: of the families."""
+
+    mode: str = "rule"
+    budget: float = 0.00024
+    permutations: int = 1000
+    relabelings: int = 50
+    half_splits: int = 20
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mode not in ("rule", "budget"):
+            raise ValueError(f"mode: expected one of rule, budget, got {self.mode!r}")
+        if not 0 < self.budget <= 1:
+            raise ValueError(f"budget: expected a share above 0, up to 1, got {self.budget}")
+        _at_least(self, permutations=1, relabelings=1, half_splits=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FidelitySettings(Checked):
+    """Rows of held-out text on which dictionaries' loss and the cost of steering are measured."""
+
+    rows: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        _at_least(self, rows=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DualProcessSettings(Checked):
+    """Items of each generator, and the index from which a feature counts as of a system."""
+
+    items: int = 16
+    cut: float = 0.3
+
+    def __post_init__(self):
+        super().__post_init__()
+        _at_least(self, items=1, cut=0)
+        if not self.cut < 1:
+            raise ValueError(f"cut: expected less than 1, the index's largest value, got {self.cut}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchingSettings(Checked):
+    """Feature sets matched to the selection, in patching and in steering."""
+
+    random_sets: int = 199
+
+    def __post_init__(self):
+        super().__post_init__()
+        _at_least(self, random_sets=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttributionSettings(Checked):
+    """Top and random features patched one by one; points on the path of integrated gradients."""
+
+    audited: int = 200
+    steps: int = 10
+
+    def __post_init__(self):
+        super().__post_init__()
+        _at_least(self, audited=1, steps=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProximitySettings(Checked):
+    """Features whose direct share is measured one by one."""
+
+    features: int = 32
+
+    def __post_init__(self):
+        super().__post_init__()
+        _at_least(self, features=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SteeringSettings(Checked):
+    """Coefficients; random directions of the same norm; one-digit sums that steering must not cost."""
+
+    alphas: list[float] = dataclasses.field(default_factory=lambda: [-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0])
+    random_directions: int = 100
+    sums: int = 33
+
+    def __post_init__(self):
+        super().__post_init__()
+        _ascending("alphas", self.alphas)
+        _at_least(self, sums=1)
+        if self.random_directions < 2:
+            raise ValueError(f"random_directions: a null needs at least 2 directions, got {self.random_directions}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferSettings(Checked):
+    """Other tasks: families of each game, coefficients, random directions."""
+
+    families: int = 6
+    alphas: list[float] = dataclasses.field(default_factory=lambda: [-1.0, 0.0, 1.0])
+    random_directions: int = 20
+
+    def __post_init__(self):
+        super().__post_init__()
+        _ascending("alphas", self.alphas)
+        _at_least(self, families=1)
+        if self.random_directions < 2:
+            raise ValueError(f"random_directions: a null needs at least 2 directions, got {self.random_directions}")
+        if 1.0 not in self.alphas:
+            raise ValueError(f"alphas: 1 must be among them, to compare directions at, got {self.alphas}")
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig(Checked):
+    """Every parameter of a study, in sections; in Python a section may be a dictionary.
+
+    `configs/quickstart.yaml` comments each. behavior: "altruism", whose prompts `bank` builds; a file of prompts, or
+    `module:function`, see `jaxmech.behavior.read`, whose words are in `words`.
+    """
+
     model: str
     run_dir: str
     dtype: str = "float32"
     seed: int = 0
     batch: int = 16
+    behavior: str = "altruism"
+    words: StudyWords = StudyWords()
+    bank: BankConfig = BankConfig()
+    gate: GateSettings = GateSettings()
+    text: TextSettings = TextSettings()
+    dictionaries: DictionarySettings = DictionarySettings()
+    fidelity: FidelitySettings = FidelitySettings()
+    rule: Rule = Rule()
+    selection: SelectionSettings = SelectionSettings()
+    dual_process: DualProcessSettings = DualProcessSettings()
+    patching: PatchingSettings = PatchingSettings()
+    attribution: AttributionSettings = AttributionSettings()
+    proximity: ProximitySettings = ProximitySettings()
+    steering: SteeringSettings = SteeringSettings()
+    transfer: TransferSettings = TransferSettings()
 
-    # behaviour
-    selection_families: int = 32
-    development_families: int = 8
-    test_families: int = 8
-    pairs: int = 2
-    examples: int = 8
-    stakes: list[int] = dataclasses.field(default_factory=lambda: [10, 20])
-    stance_words: list[list[str]] = dataclasses.field(
-        default_factory=lambda: [["generous", "selfish"], ["compassionate", "ruthless"]]
-    )
-    heldout_words: list[list[str]] = dataclasses.field(default_factory=lambda: [["charitable", "greedy"]])
-    samples: int = 8
-    gate_shift_pp: float = 10.0
-    gate_placebo_ratio: float = 0.34
-
-    # dictionaries
-    sae_path: str | None = None
-    sae_layers: list[int] | None = None
-    sae_features: int = 4096
-    sae_kind: str = "batchtopk"
-    sae_sparsity: float = 32  # k, or the penalty's coefficient: see jaxmech.sae.training.config
-    sae_steps: int = 1000
-    sae_batch: int = 512
-    sae_epochs: int = 2
-    sae_buffer: int = 65536
-    sae_lr: float = 3e-3
-    text_file: str | None = None
-    text_dataset: str | None = None
-    text_count: int = 128
-    text_length: int = 128
-
-    # contrast: see jaxmech.contrast.selection.Rule
-    rule_q: float = 0.01
-    rule_d_z: float = 0.8
-    rule_sign: float = 0.9
-    rule_auroc: float = 0.85
-    rule_fires: float = 0.25
-    rule_density: float = 0.2
-    rule_placebo_ratio: float = 3.0
-    rule_half_splits: float = 0.8
-    half_splits: int = 20
-    permutations: int = 1000
-    relabelings: int = 50
-    selection: str = "rule"  # or "budget"
-    budget_share: float = 0.00024
-
-    # dual process
-    items_per_generator: int = 16
-    index_cut: float = 0.3
-
-    # patching, attribution, proximity
-    random_sets: int = 199
-    audit_features: int = 200
-    attribution_steps: int = 10
-    proximity_features: int = 32
-
-    # steering and games
-    alphas: list[float] = dataclasses.field(default_factory=lambda: [-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0])
-    random_directions: int = 100
-    text_check: int = 8
-    arithmetic_items: int = 33
-    game_families: int = 6
-    game_alphas: list[float] = dataclasses.field(default_factory=lambda: [-1.0, 0.0, 1.0])
-    game_directions: int = 20
+    MOVED = {
+        **{f"{split}_families": f"bank.{split}" for split in ("selection", "development", "test")},
+        **{name: f"bank.{name}" for name in ("pairs", "examples", "stakes", "stance_words", "heldout_words")},
+        "samples": "gate.samples", "gate_shift_pp": "gate.shift_pp", "gate_placebo_ratio": "gate.control_ratio",
+        "sae_features": "dictionaries.train.d_sae",
+        **{f"sae_{name}": f"dictionaries.{name}" for name in ("path", "layers", "batch", "epochs", "buffer")},
+        **{f"sae_{name}": f"dictionaries.train.{name}" for name in ("kind", "sparsity", "steps", "lr")},
+        **{f"text_{name}": f"text.{name}" for name in ("file", "dataset", "count", "length")},
+        **{f"rule_{name}": f"rule.{name}" for name in ("q", "d_z", "sign", "auroc", "fires", "density")},
+        "rule_placebo_ratio": "rule.control_ratio", "rule_half_splits": "rule.half_splits",
+        "selection": "selection.mode", "budget_share": "selection.budget",
+        **{name: f"selection.{name}" for name in ("half_splits", "permutations", "relabelings")},
+        "items_per_generator": "dual_process.items", "index_cut": "dual_process.cut",
+        "random_sets": "patching.random_sets", "audit_features": "attribution.audited",
+        "attribution_steps": "attribution.steps", "proximity_features": "proximity.features",
+        "alphas": "steering.alphas", "random_directions": "steering.random_directions",
+        "text_check": "fidelity.rows", "arithmetic_items": "steering.sums",
+        "game_families": "transfer.families", "game_alphas": "transfer.alphas",
+        "game_directions": "transfer.random_directions",
+    }  # fmt: skip
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _typed(field.name, getattr(self, field.name), field.type))
+        super().__post_init__()
         if not 0 <= self.seed <= _LARGEST_SEED:
             raise ValueError(f"seed: expected a whole number from 0 to {_LARGEST_SEED}, got {self.seed}")
-        for name in ("model", "run_dir"):
+        _at_least(self, batch=1)
+        for name in ("model", "run_dir", "behavior"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a name, got ''")
-        layers = self.sae_layers
-        if layers is not None and (not layers or len(set(layers)) < len(layers) or min(layers) < 0):
-            raise ValueError(f"sae_layers: expected distinct layers from 0 on, at least one, or null, got {layers}")
-        if self.text_file and self.text_dataset:
-            raise ValueError(
-                f"text_file, text_dataset: expected one of them, got {self.text_file} and {self.text_dataset}"
-            )
-        for name in ("text_count", "text_length"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name}: expected at least 2, got {getattr(self, name)}")
-        if self.selection not in ("rule", "budget"):
-            raise ValueError(f"selection: expected one of rule, budget, got {self.selection!r}")
-        for name in ("alphas", "game_alphas"):
-            values = list(getattr(self, name))
-            if values != sorted(set(values)) or 0.0 not in values or len(values) < 3:
-                raise ValueError(f"{name}: expected at least three ascending numbers with 0 among them, got {values}")
-        for name in ("stance_words", "heldout_words"):
-            pairs = getattr(self, name)
-            if not pairs or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
-                raise ValueError(f"{name}: expected pairs [generous word, selfish word], got {pairs}")
-        for name in ("selection_families", "test_families"):
-            if getattr(self, name) < 6:
+        if self.behavior != "altruism" and self.bank != BankConfig():
+            raise ValueError(f"bank: it builds the prompts of altruism, yet behavior is {self.behavior}, with its own")
+        if self.behavior == "altruism" and self.words != StudyWords():
+            raise ValueError("words: altruism has its own; they are for a behavior of one's own")
+        for name in ("selection", "test") if self.behavior == "altruism" else ():
+            if (got := getattr(self.bank, name)) < _FEWEST_FAMILIES:
                 raise ValueError(
-                    f"{name}: families are the unit of inference, at least 6 are needed, got {getattr(self, name)}"
+                    f"bank.{name}: families are the unit of inference, at least {_FEWEST_FAMILIES} are needed, "
+                    f"got {got}"
                 )
-        for name in ("random_directions", "game_directions"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name}: a null needs at least 2 directions, got {getattr(self, name)}")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and not isinstance(value, bool) and field.name != "seed" and value < 0:
-                raise ValueError(f"{field.name}: expected a number that is not negative, got {value}")
-        if twice := sorted({stake for stake in self.stakes if self.stakes.count(stake) > 1}):
-            raise ValueError(f"stakes: {twice[0]} stands twice; families get the stakes evenly, list each once")
-        if not 0 < self.budget_share <= 1:
-            raise ValueError(f"budget_share: expected a share above 0, up to 1, got {self.budget_share}")
-        if not self.index_cut < 1:
-            raise ValueError(f"index_cut: expected less than 1, the index's largest value, got {self.index_cut}")
-        for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if 1.0 not in self.game_alphas:
-            raise ValueError(f"game_alphas: 1 must be among them, to compare directions at, got {self.game_alphas}")
-        if self.sae_path is None:
-            with renamed(_SAE_KEYS):
-                self.training  # noqa: B018 - refused now, not once the stages before have run
-
-    @property
-    def training(self) -> SAETrainConfig:
-        """How the study's own dictionaries are trained."""
-        return SAETrainConfig(
-            d_sae=self.sae_features, sparsity=self.sae_sparsity, kind=self.sae_kind, steps=self.sae_steps,
-            lr=self.sae_lr, checkpoint_every=max(1, self.sae_steps // 8),
-        )  # fmt: skip
-
-
-def _typed(name: str, value: Any, kind: str) -> Any:
-    """A value as plain data of a field's type, which configuration files are held to by OmegaConf and Python is here.
-
-    Raises:
-      ValueError: it is of another type, or not finite.
-    """
-    if kind.endswith(" | None"):
-        return None if value is None else _typed(name, value, kind.removesuffix(" | None"))
-    if kind.startswith("list["):
-        if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
-            raise ValueError(f"{name}: expected a list, got {value!r}")
-        return [_typed(name, entry, kind.removeprefix("list[").removesuffix("]")) for entry in value]
-    accepted, said = {
-        "str": (str | os.PathLike, "a string"),
-        "int": (numbers.Integral, "a whole number"),
-        "float": (numbers.Real, "a number"),
-    }[kind]
-    if isinstance(value, bool | np.bool_) or not isinstance(value, accepted):
-        raise ValueError(f"{name}: expected {said}, got {value!r}")
-    if kind == "float" and not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
-    if isinstance(value, np.generic):
-        return value.item()
-    return str(value) if kind == "str" else value
 
 
 def load_config(
     path: str | Path, overrides: Sequence[str] = (), others: Mapping[str, type] | None = None
 ) -> StudyConfig:
-    """Reads a study's YAML file and applies `key=value` overrides; takes and raises what `load_settings` does."""
+    """Reads a study's YAML file and applies `section.key=value` overrides; takes and raises as `load_settings`."""
     return load_settings(StudyConfig, path, overrides, others)

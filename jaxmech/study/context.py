@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from jaxmech.behavior.altruism.dictator import SPLITS, Bank, BankConfig, build_bank
+from jaxmech.behavior.altruism.altruism import altruism, games
+from jaxmech.behavior.behavior import Behavior, Task, Words
+from jaxmech.behavior.read import FORMATS, is_own, read_behavior
 from jaxmech.behavior.scoring import Encoded, encode_table
-from jaxmech.io.settings import renamed
 from jaxmech.models.language_model import LanguageModel
 from jaxmech.models.load import load_model
 from jaxmech.sae.formats import load_saes
@@ -22,21 +24,22 @@ from jaxmech.study.config import StudyConfig
 from jaxmech.study.folder import RunFolder
 from jaxmech.study.keys import Settings, with_ancestors
 
-_BANK_KEYS = {split: f"{split}_families" for split in SPLITS} | {"stake": "stakes"}
 
-
-def bank_config(c: StudyConfig) -> BankConfig:
-    """What a study asks its prompt bank for.
+def open_behavior(c: StudyConfig, tokenizer: Any) -> Behavior:
+    """The behaviour that a configuration names, its prompts checked with a tokenizer.
 
     Raises:
       ValueError: names the configuration's keys.
     """
-    with renamed(_BANK_KEYS):
-        return BankConfig(
-            selection=c.selection_families, development=c.development_families, test=c.test_families,
-            pairs=c.pairs, examples=c.examples, stakes=tuple(c.stakes), seed=c.seed,
-            stance_words=tuple(map(tuple, c.stance_words)), heldout_words=tuple(map(tuple, c.heldout_words)),
-        )  # fmt: skip
+    if c.behavior == "altruism":
+        return altruism(c.bank, tokenizer, seed=c.seed)
+    if not is_own(c.behavior):
+        raise ValueError(
+            f"behavior: expected altruism, a file of prompts ({', '.join(FORMATS)}) or module:function, "
+            f"got {c.behavior!r}"
+        )
+    words = {field.name: getattr(c.words, field.name) for field in dataclasses.fields(Words)}
+    return read_behavior(c.behavior, Words(**words), c.words.controls)
 
 
 class Context:
@@ -57,10 +60,10 @@ class Context:
         view.folder = RunFolder(self.folder.path, create=False, reads={s.name for s in with_ancestors(stage)} - {stage})
         return view
 
-    def _once(self, name: str, make: Callable[..., Any], *settings: Any) -> Any:
+    def _once(self, name: str, make: Callable[..., Any], *settings: Any, **options: Any) -> Any:
         """What `make` gives, made once: the settings are read by every stage that asks for it."""
         if name not in self._made:
-            self._made[name] = make(*settings)
+            self._made[name] = make(*settings, **options)
         return self._made[name]
 
     @property
@@ -68,13 +71,25 @@ class Context:
         return self._once("lm", load_model, self.config.model, self.config.dtype)
 
     @property
-    def bank(self) -> Bank:
-        return self._once("bank", build_bank, bank_config(self.config), self.lm.tokenizer)
+    def behavior(self) -> Behavior:
+        return self._once("behavior", open_behavior, self.config, self.lm.tokenizer)
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """The other tasks, to which the behaviour may carry over."""
+        if self.config.behavior != "altruism":
+            return self.behavior.transfer
+        return self._once("tasks", games, self.config.transfer.families, self.lm.tokenizer, seed=self.config.seed)
+
+    def prompts(self, split: str, *conditions: str) -> pd.DataFrame:
+        """The behaviour's prompts of a split, of some conditions."""
+        table = self.behavior.prompts
+        return table[(table["split"] == split) & table["condition"].isin(conditions)].reset_index(drop=True)
 
     @property
     def saes(self) -> SAE:
         """The dictionaries given, at the layers asked for, or else those trained in this run."""
-        path, layers = self.config.sae_path, self.config.sae_layers
+        path, layers = self.config.dictionaries.path, self.config.dictionaries.layers
         if path:
             return self._once("saes", partial(load_saes, layers=layers), path)
         return self._once("saes", load_saes, self.folder.stage("dictionaries") / "saes")
@@ -82,7 +97,7 @@ class Context:
     @property
     def encoded(self) -> tuple[pd.DataFrame, Encoded]:
         """The prompts of the test families and their encoding, prefixes computed."""
-        return self._once("encoded", _encode_test, self.lm, self.bank)
+        return self._once("encoded", _encode_test, self.lm, self.behavior)
 
     def rows(self, condition: str, *, per_family: int | None = None) -> np.ndarray:
         """Rows of `encoded` in a condition, in the order of families and pairs; `per_family` keeps the first few."""
@@ -116,7 +131,7 @@ class Context:
         return out
 
 
-def _encode_test(lm: LanguageModel, bank: Bank) -> tuple[pd.DataFrame, Encoded]:
-    table = bank.prompts
+def _encode_test(lm: LanguageModel, behavior: Behavior) -> tuple[pd.DataFrame, Encoded]:
+    table = behavior.prompts
     table = table[table["split"] == "test"].reset_index(drop=True)
     return table, encode_table(lm, table)

@@ -18,7 +18,7 @@ from jaxmech.io.progress import progress
 from jaxmech.sae.collect import run_decision
 from jaxmech.study.context import Context
 
-DIRECTIONS = {"to_generous": ("selfish", "generous"), "to_selfish": ("generous", "selfish")}
+DIRECTIONS = {"to_plus": ("minus", "plus"), "to_minus": ("plus", "minus")}
 """Direction of a patch -> (condition that is patched, condition of the donor)."""
 
 
@@ -27,7 +27,7 @@ CHUNK = 8
 
 
 class Side(NamedTuple):
-    """One stance of the test families, a pair a family: everything before the decision token is in the cache.
+    """One pole of the test families, a pair a family: everything before the decision token is in the cache.
 
     rows [B] of the prompt table; families [B]; prompts; values [B,N]; g [B]; resid [L,B,D].
     """
@@ -50,7 +50,7 @@ def side(ctx: Context, condition: str) -> Side:
 
 
 def expected(logprobs, values) -> np.ndarray:
-    """Expected share given [..., B] from log s(a) [..., B, N]."""
+    """Expected score [..., B] from log s(a) [..., B, N]."""
     return np.asarray(Choices(jnp.asarray(logprobs)).expected(values))
 
 
@@ -71,7 +71,7 @@ def pairs_of(features: pd.DataFrame) -> list[tuple[int, int]]:
 
 
 def sweep_sets(run, sets: ed.Selection, values, *, what: str) -> np.ndarray:
-    """Expected shares [S,B] of a sweep over feature sets; `run` takes them and the options of `sweep`."""
+    """Expected scores [S,B] of a sweep over feature sets; `run` takes them and the options of `sweep`."""
     with progress(what, len(sets.index), unit="sets") as advance:
         return expected(run(sets, chunk=CHUNK, advance=advance), values)
 

@@ -34,7 +34,7 @@ _NO_NUMBERS = {
 class Stage(NamedTuple):
     """A stage and what its result depends on.
 
-    name: of the module in `study.stages` and of the folder; settings: prefixes or names of configuration keys; after:
+    name: of the module in `study.stages` and of the folder; settings: keys and sections of the configuration; after:
     the stages whose results it reads, besides those that they read.
     """
 
@@ -46,33 +46,24 @@ class Stage(NamedTuple):
         return importlib.import_module(f"jaxmech.study.stages.{self.name}").run(context)
 
     def declares(self, setting: str) -> bool:
-        return any(setting == p or (p.endswith("_") and setting.startswith(p)) for p in self.settings)
+        return setting in self.settings
 
 
 _MODEL = ("model", "dtype", "seed", "batch")
-_BANK = (
-    *_MODEL, "selection_families", "development_families", "test_families", "pairs", "examples", "stakes",
-    "stance_words", "heldout_words",
-)  # fmt: skip
+_BEHAVIOR = (*_MODEL, "behavior", "words", "bank")
 
 STAGES = (
-    Stage("behavior", (*_BANK, "samples", "gate_")),
-    Stage("text", (*_BANK, "text_file", "text_dataset", "text_count", "text_length")),
-    Stage("dictionaries", (*_MODEL, "sae_"), ("text",)),
-    Stage("fidelity", (*_BANK, "text_check"), ("dictionaries",)),
-    Stage(
-        "contrast",
-        (*_BANK, "rule_", "half_splits", "permutations", "relabelings", "selection", "budget_share"),
-        ("fidelity",),
-    ),
-    Stage("dual_process", ("items_per_generator", "index_cut"), ("contrast",)),
-    Stage("patching", ("random_sets",), ("contrast",)),
-    Stage("attribution", ("audit_features", "attribution_steps"), ("contrast",)),
-    Stage("proximity", ("proximity_features",), ("dual_process",)),
-    Stage(
-        "steering", ("alphas", "random_sets", "random_directions", "text_check", "arithmetic_items"), ("dual_process",)
-    ),
-    Stage("games", ("game_",), ("steering",)),
+    Stage("behavior", (*_BEHAVIOR, "gate")),
+    Stage("text", (*_BEHAVIOR, "text")),
+    Stage("dictionaries", (*_MODEL, "dictionaries"), ("text",)),
+    Stage("fidelity", (*_BEHAVIOR, "fidelity"), ("dictionaries",)),
+    Stage("contrast", (*_BEHAVIOR, "rule", "selection"), ("fidelity",)),
+    Stage("dual_process", ("dual_process",), ("contrast",)),
+    Stage("patching", ("patching",), ("contrast",)),
+    Stage("attribution", ("attribution",), ("contrast",)),
+    Stage("proximity", ("proximity",), ("dual_process",)),
+    Stage("steering", ("steering", "patching", "fidelity"), ("dual_process",)),
+    Stage("transfer", ("transfer",), ("steering",)),
 )
 
 
@@ -105,9 +96,6 @@ class Settings:
         self._config, self._stage = config, stage
 
     def __getattr__(self, name: str) -> Any:
-        derived = getattr(type(self._config), name, None)
-        if isinstance(derived, property):
-            return derived.fget(self)
         known = name in {field.name for field in dataclasses.fields(self._config)}
         if known and not any(stage.declares(name) for stage in with_ancestors(self._stage)):
             raise ValueError(
@@ -121,12 +109,12 @@ def stage_keys(config: StudyConfig) -> dict[str, str]:
     """Each stage's hash: of its settings, of the files and revisions that these name, of the version and the source
     that it is made of, and of the hashes of the stages it reads."""
     settings, keys = dataclasses.asdict(config), {}
-    for name in ("model", "sae_path", "text_file"):
-        settings[name] = (settings[name], contents(settings[name]))
-    if not config.sae_path:  # how the settings become a training's is not in the source that is hashed
-        training = dataclasses.asdict(config.training)
-        settings["sae_training"] = {name: training[name] for name in training if name != "checkpoint_every"}
-    settings["text_dataset"] = (settings["text_dataset"], _revision(settings["text_dataset"], "dataset"))
+    settings["model"] = (config.model, contents(config.model))
+    settings["behavior"] = (config.behavior, _behavior(config.behavior))
+    settings["dictionaries"]["path"] = (config.dictionaries.path, contents(config.dictionaries.path))
+    del settings["dictionaries"]["train"]["checkpoint_every"]
+    settings["text"]["file"] = (config.text.file, contents(config.text.file))
+    settings["text"]["dataset"] = (config.text.dataset, _revision(config.text.dataset, "dataset"))
     for stage in STAGES:
         own = {name: value for name, value in settings.items() if stage.declares(name)}
         read = [keys[name] for name in stage.after]
@@ -153,6 +141,15 @@ def contents(name: str | None) -> list:
         return [sha256] if sha256 else [_fact(file, file.parent) for file in files]
     commit = _revision(_repository(name))
     return [commit] if commit else []
+
+
+def _behavior(name: str) -> list:
+    """What a behaviour of one's own is made of: a file's facts, or the source of the module that makes it."""
+    module = name.partition(":")[0]
+    if ":" in name and not Path(name).expanduser().exists():
+        file = Path(*module.split(".")).with_suffix(".py")
+        return [hashlib.sha256(file.read_bytes()).hexdigest()] if file.is_file() else []
+    return contents(name) if Path(name).expanduser().exists() else []
 
 
 def _fact(file: Path, root: Path) -> tuple[str, int, int]:

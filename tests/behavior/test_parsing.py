@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxmech.behavior.parsing import REASONS, count_invalid, parse_amount, parse_answers
+from jaxmech.behavior.parsing import REASONS, parse_amount
 
 VALID = [
     ("5", 5), ("$5", 5), (" 5.", 5), ("5 coins", 5), ("€10", 10), ("10\n", 10), ("0", 0), ("I give 5.", 5),
@@ -33,12 +33,3 @@ def test_invalid(text, reason):
 
 def test_thousands():
     assert parse_amount("$1,000", stake=1000) == (1000, None)
-
-
-def test_counts():
-    parsed = parse_answers(["5", "4-5", "12", "3"], [10] * 4, ["generous", "generous", "selfish", "selfish"])
-    assert parsed.amount.isna().tolist() == [False, True, True, False] and parsed.reason.tolist()[0] == ""
-    counts = count_invalid(parsed)
-    assert counts.loc["generous", ["valid", "range", "total"]].tolist() == [1, 1, 2]
-    assert counts.loc["selfish", ["valid", "above stake", "total"]].tolist() == [1, 1, 2]
-    assert list(counts.columns) == ["valid", *REASONS, "total"]

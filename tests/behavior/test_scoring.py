@@ -13,8 +13,9 @@ def table():
     rows = []
     for prefix, stake, reverse in [("q: a kind one? $5\n", 10, False), ("q: a mean person has ten. $3\n", 4, True)]:
         amounts = [stake * i // 2 for i in range(3)]
+        score = [1 - a / stake if reverse else a / stake for a in amounts]
         for query in ("q: generous? $", "q: the selfish one? $"):
-            rows.append(dict(prefix=prefix, query=query, stake=stake, amounts=amounts, reverse=reverse))
+            rows.append(dict(prefix=prefix, query=query, answers=[str(a) for a in amounts], score=score))
     return pd.DataFrame(rows)
 
 
@@ -22,24 +23,20 @@ def test_shared_prefixes_equal_whole_prompts(lm, table):
     encoded = sc.encode_table(lm, table, batch=2)
     scored = sc.allocate(lm, table, encoded, batch=3)
     for row in scored.itertuples():
-        whole = ch.choice_distribution(lm, [row.prefix + row.query], [str(a) for a in row.amounts])
+        whole = ch.choice_distribution(lm, [row.prefix + row.query], row.answers)
         np.testing.assert_allclose(row.logprobs, whole.logprobs[0], atol=1e-4)
-        share = np.array(row.amounts) / row.stake
         probs = np.asarray(whole.probs[0])
-        assert row.g == pytest.approx(float((probs * (1 - share if row.reverse else share)).sum()), abs=1e-5)
-        assert row.p_all == pytest.approx(float(probs[0 if row.reverse else -1]), abs=1e-5)
+        assert row.g == pytest.approx(float((probs * row.score).sum()), abs=1e-5)
+        assert row.p_all == pytest.approx(float(probs[row.score.index(1.0)]), abs=1e-5)
 
 
 def test_prompts_may_differ_in_their_number_of_answers(lm, table):
-    mixed = table.assign(amounts=[[0, 10], [0, 5, 10], [0, 4], [0, 2, 4]])
+    mixed = table.assign(
+        answers=[["0", "10"], ["0", "5", "10"], ["0", "4"], ["0", "2", "4"]],
+        score=[[0.0, 1.0], [0.0, 0.5, 1.0], [1.0, 0.0], [1.0, 0.5, 0.0]],
+    )
     scored = sc.allocate(lm, mixed, sc.encode_table(lm, mixed))
     assert np.isneginf(scored["logprobs"].iloc[0][-1]) and np.isfinite(scored["g"]).all()
-
-
-def test_a_declared_score_wins(lm, table):
-    scored = table.assign(score=[[1.0, 0.0, 0.5]] * 4)
-    values = sc.encode_table(lm, scored).values
-    np.testing.assert_array_equal(values, [[1.0, 0.0, 0.5]] * 4)
 
 
 def test_nan_is_named(table):

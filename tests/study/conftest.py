@@ -53,10 +53,12 @@ def word_lm():
 def small_study(tmp_path, monkeypatch, word_lm):
     monkeypatch.setattr(Context, "lm", property(lambda self: word_lm))
     return StudyConfig(
-        model="tiny", run_dir=str(tmp_path / "run"), selection_families=6, development_families=1, test_families=6,
-        pairs=1, examples=2, samples=1, sae_layers=[0, 2], sae_features=48, sae_sparsity=8, sae_steps=12, sae_batch=64,
-        text_count=6, text_length=24, permutations=50, relabelings=3, half_splits=4, budget_share=0.03,
-        items_per_generator=2, random_sets=3, audit_features=3, proximity_features=3,
-        alphas=[-1.0, 0.0, 1.0], random_directions=2, text_check=1, arithmetic_items=3, game_families=2,
-        game_directions=2,
+        model="tiny", run_dir=str(tmp_path / "run"),
+        bank=dict(selection=6, development=1, test=6, pairs=1, examples=2, stakes=[10, 20]), gate=dict(samples=1),
+        text=dict(count=6, length=24),
+        dictionaries=dict(layers=[0, 2], batch=64, train=dict(d_sae=48, sparsity=8, steps=12)),
+        selection=dict(permutations=50, relabelings=3, half_splits=4, budget=0.03), fidelity=dict(rows=1),
+        dual_process=dict(items=2), patching=dict(random_sets=3), attribution=dict(audited=3),
+        proximity=dict(features=3), steering=dict(alphas=[-1, 0, 1], random_directions=2, sums=3),
+        transfer=dict(families=2, random_directions=2),
     )  # fmt: skip

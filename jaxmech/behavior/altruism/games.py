@@ -13,7 +13,9 @@ from typing import Any
 import pandas as pd
 
 from jaxmech.behavior import prompts as qa
+from jaxmech.behavior.altruism.dictator import COLUMNS
 from jaxmech.behavior.altruism.game_wordings import NAMES, WORDINGS
+from jaxmech.behavior.rendering import PLAIN, Rendering
 
 TRUST_FACTOR = 3
 GROUP, RETURN_RATE = 4, 0.4
@@ -117,8 +119,9 @@ _EXAMPLE_TENTHS = (1, 9, 3, 7, 2, 8, 4, 6, 0, 10)
 
 
 def game_prompts(
-    game: Game, *, families: int = 6, examples: int = 6, stake: int | None = None, seed: int = 0, tokenizer: Any = None
-) -> pd.DataFrame:
+    game: Game, *, families: int = 6, examples: int = 6, stake: int | None = None, seed: int = 0, tokenizer: Any = None,
+    rendering: Rendering = PLAIN,
+) -> pd.DataFrame:  # fmt: skip
     """Prompts without any stance, one a wording.
 
     Args:
@@ -128,8 +131,7 @@ def game_prompts(
       tokenizer: when given, prefix, query and answers are checked to tokenise apart.
 
     Returns:
-      The columns of `prompts.COLUMNS`, as in a dictator bank; `score` [N] belongs to `amounts` [N], and `stake` is the
-      largest amount.
+      Columns as in a dictator bank; `stake` is the largest amount.
 
     Raises:
       ValueError: more families or examples than there are, or answers that this tokenizer cannot write.
@@ -139,15 +141,17 @@ def game_prompts(
         raise ValueError(f"families: {game.name} has {len(stock)} wordings, got {families}; add some to have more")
     if not 2 <= examples <= len(_EXAMPLE_TENTHS) or examples % 2:
         raise ValueError(f"examples: expected an even number from 2 to {len(_EXAMPLE_TENTHS)}, got {examples}")
-    rows = [_prompt(game, index, wording, examples, stake, seed) for index, wording in enumerate(stock[:families])]
+    rows = [_prompt(game, i, wording, examples, stake, seed, rendering) for i, wording in enumerate(stock[:families])]
     for row in rows if tokenizer is not None else ():
-        checked = qa.check_boundary(tokenizer, row["prefix"], row["query"], row["amounts"])
+        checked = qa.check_boundary(tokenizer, row["prefix"], row["query"], row["answers"])
         if checked.reason:
             raise ValueError(f"prompt {row['id']}: {checked.reason} in this model's tokenizer; choose another stake")
-    return pd.DataFrame(rows, columns=qa.COLUMNS)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _prompt(game: Game, index: int, wording: str, examples: int, stake: int | None, seed: int) -> dict:
+def _prompt(
+    game: Game, index: int, wording: str, examples: int, stake: int | None, seed: int, rendering: Rendering
+) -> dict:
     stake = game.stake if stake is None else stake
     amounts, family = game.actions(stake), f"{game.name}.{index}"
     top, random = amounts[-1], qa.rng(seed, family)
@@ -158,10 +162,10 @@ def _prompt(game: Game, index: int, wording: str, examples: int, stake: int | No
     def ask(name: str) -> str:
         return wording.format(who=name, E=f"${stake}", pot=f"${top}")
 
-    solved = [(ask(name), answer) for name, answer in zip(names, answers, strict=True)]
+    solved = [(ask(name), str(answer)) for name, answer in zip(names, answers, strict=True)]
     return {
-        "id": f"{family}/neutral/0", "family": family, "scenario": game.name, "split": "test", "pair": 0,
-        "condition": "neutral", "stance": "", "frame": "take" if game.reverse else "give", "stake": top,
-        "prefix": qa.worked(solved, "$"), "query": qa.line(ask(player), "$"), "amounts": amounts,
-        "score": [game.score(a, stake) for a in amounts], "reverse": game.reverse, "span_start": -1, "span_end": -1,
+        "id": f"{family}/neutral/0", "family": family, "split": "test", "pair": 0, "condition": "neutral",
+        "prefix": rendering.examples(solved, " $"), "query": rendering.query(ask(player), " $"),
+        "answers": [str(a) for a in amounts], "score": [game.score(a, stake) for a in amounts], "scenario": game.name,
+        "word": "", "frame": "take" if game.reverse else "give", "stake": top,
     }  # fmt: skip

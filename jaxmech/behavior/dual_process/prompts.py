@@ -10,6 +10,7 @@ import pandas as pd
 
 from jaxmech.behavior import prompts as qa
 from jaxmech.behavior.dual_process.items import GENERATORS, Generator, Twins
+from jaxmech.behavior.rendering import PLAIN, Rendering
 
 # (think, instinct)
 INSTRUCTIONS: tuple[tuple[str, str], ...] = (
@@ -27,7 +28,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def build_items(per_generator: int = 16, seed: int = 0) -> pd.DataFrame:
+def build_items(per_generator: int = 16, seed: int = 0, rendering: Rendering = PLAIN) -> pd.DataFrame:
     """`per_generator` distinct items of every generator, four prompts each.
 
     Returns:
@@ -47,8 +48,8 @@ def build_items(per_generator: int = 16, seed: int = 0) -> pd.DataFrame:
     rows = []
     for generator in GENERATORS:
         for index, (wording, twins) in enumerate(_distinct(generator, per_generator, seed)):
-            rows += _demand(generator, index, wording, twins)
-            rows += _instruction(generator, index, twins)
+            rows += _demand(rendering, generator, index, wording, twins)
+            rows += _instruction(rendering, generator, index, twins)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -69,34 +70,31 @@ def _distinct(generator: Generator, count: int, seed: int) -> list[tuple[int, Tw
     return out
 
 
-def _demand(generator: Generator, index: int, wording: int, twins: Twins) -> list[dict]:
-    conflict = _row(
-        generator, index, "demand", "conflict", wording, twins.conflict, twins.correct, twins.lure, twins.lure
-    )
-    easy = _row(
-        generator, index, "demand", "no_conflict", wording, twins.no_conflict, twins.easy, twins.easy, twins.foil
-    )
-    return [conflict, easy]
+def _demand(rendering: Rendering, generator: Generator, index: int, wording: int, twins: Twins) -> list[dict]:
+    asked = {
+        "conflict": (twins.conflict, twins.correct, twins.lure, twins.lure),
+        "no_conflict": (twins.no_conflict, twins.easy, twins.easy, twins.foil),
+    }
+    return [_row(rendering, generator, index, "demand", name, wording, *parts) for name, parts in asked.items()]
 
 
-def _instruction(generator: Generator, index: int, twins: Twins) -> list[dict]:
+def _instruction(rendering: Rendering, generator: Generator, index: int, twins: Twins) -> list[dict]:
     wording = index % len(INSTRUCTIONS)
+    answers = twins.correct, twins.lure, twins.lure
     return [
-        _row(
-            generator, index, "instruction", condition, wording, f"{instruction} {twins.conflict}", twins.correct,
-            twins.lure, twins.lure,
-        )
-        for condition, instruction in zip(("think", "instinct"), INSTRUCTIONS[wording], strict=True)
-    ]  # fmt: skip
+        _row(rendering, generator, index, "instruction", name, wording, f"{said} {twins.conflict}", *answers)
+        for name, said in zip(("think", "instinct"), INSTRUCTIONS[wording], strict=True)
+    ]
 
 
 def _row(
-    generator: Generator, index: int, arm: str, condition: str, wording: int, question: str, correct: str, lure: str,
-    wrong: str,
+    rendering: Rendering, generator: Generator, index: int, arm: str, condition: str, wording: int, question: str,
+    correct: str, lure: str, wrong: str,
 ) -> dict:  # fmt: skip
-    # Digits stand behind a space of their own; a word carries its space as part of its first token.
-    query, space = (f"Q: {question}\nA: ", "") if generator.numeric else (f"Q: {question}\nA:", " ")
-    prefix = "".join(f"Q: {q}\nA: {a}\n" for q, a in generator.examples)
+    # Digits stand after a space of their own; a word carries its space as part of its first token.
+    lead, space = (" ", "") if generator.numeric else ("", " ")
+    query = rendering.query(question, lead)
+    prefix = rendering.examples([(q, space + a) for q, a in generator.examples], lead)
     item = f"{generator.name}.{index}"
     return {
         "id": f"{item}/{arm}/{condition}", "item": item, "family": f"{generator.name}.{arm}.{wording}",

@@ -17,14 +17,14 @@ from jaxmech.study.folder import Outcome
 
 
 def run(ctx: Context) -> Outcome:
-    """Attributes generous donors' features on selfish prompts; patches the top and some random features one by one."""
+    """Attributes plus donors' features on minus prompts; patches the top and some random features one by one."""
     saes = ctx.saes
-    base, donor = (ef.side(ctx, name) for name in ("selfish", "generous"))
+    base, donor = (ef.side(ctx, name) for name in ("minus", "plus"))
     layers, model = jnp.asarray(saes.config.layers), (ctx.lm.config, ctx.lm.params, base.prompts, base.values)
     resid = base.resid[layers], donor.resid[layers]
     gradients = {
         "attribution": residual_gradient(*model, site=saes.config.site)[layers],
-        "integrated": path_gradient(*model, saes, *resid, midpoints(ctx.config.attribution_steps)),
+        "integrated": path_gradient(*model, saes, *resid, midpoints(ctx.config.attribution.steps)),
     }
     features = ctx.folder.table("contrast", "features")
     frame = features[["layer", "feature", "selected", "live"]].assign(
@@ -45,7 +45,7 @@ def run(ctx: Context) -> Outcome:
 
 def audited(ctx: Context, frame: pd.DataFrame, base: ef.Side, donor: ef.Side) -> pd.DataFrame:
     """The strongest features and random ones of the rest that move at all, with the effect of truly patching each."""
-    n = ctx.config.audit_features
+    n = ctx.config.attribution.audited
     moving = frame[frame["attribution"] != 0.0]
     top = moving.reindex(moving["attribution"].abs().sort_values(ascending=False, kind="stable").index).head(n)
     rest = moving.drop(top.index)

@@ -1,4 +1,4 @@
-"""Stage behavior: does the stance move the allocation, and do controls leave it alone?"""
+"""Stage behavior: do the poles move the outcome, and do controls leave it alone?"""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from jaxmech.behavior.altruism.dictator import PAIRED
-from jaxmech.behavior.parsing import parse_amount
+from jaxmech.behavior.behavior import Behavior, poles
 from jaxmech.behavior.scoring import allocate, take
 from jaxmech.contrast.statistics import family_means, mean_effect
 from jaxmech.io.progress import progress
@@ -19,43 +18,45 @@ from jaxmech.study.folder import Outcome
 
 def run(ctx: Context) -> Outcome:
     """Scores every prompt of the test families exactly; samples some as a cross-check."""
-    table, encoded = ctx.encoded
+    behavior, (table, encoded) = ctx.behavior, ctx.encoded
     with progress("behaviour", len(table), unit="prompts") as advance:
         test = allocate(ctx.lm, table, encoded, batch=ctx.config.batch, advance=advance)
-    effects = contrast_effects(test, seed=ctx.config.seed)
+    effects = contrast_effects(test, behavior, seed=ctx.config.seed)
     spread = distributions(test, np.asarray(encoded.values))
-    results = summary(test, effects, spread, ctx)
-    results["excluded_pairs"] = len(ctx.bank.exclusions)
+    results = {"words": behavior.said()} | summary(test, effects, spread, ctx)
+    results["excluded_pairs"] = len(behavior.exclusions)
     results["sampling"] = sampling_check(ctx, test)
     tables = {"prompts": test, "effects": effects, "distributions": spread}
-    return Outcome(results, tables | {"exclusions": ctx.bank.exclusions.astype(str)})
+    return Outcome(results, tables | {"exclusions": behavior.exclusions.astype(str)})
 
 
-def paired_differences(scored: pd.DataFrame, high: str, low: str) -> np.ndarray:
-    """Family means of g(high) - g(low), [K]."""
-    wide = scored[scored["condition"].isin([high, low])].pivot_table(
+def paired_differences(scored: pd.DataFrame, plus: str, minus: str) -> np.ndarray:
+    """Family means of g(plus) - g(minus), [K]."""
+    wide = scored[scored["condition"].isin([plus, minus])].pivot_table(
         index=["family", "pair"], columns="condition", values="g"
     )
     wide = wide.dropna()
-    if wide.empty or not {high, low} <= set(wide.columns):
+    if wide.empty or not {plus, minus} <= set(wide.columns):
         return np.array([])
-    return family_means((wide[high] - wide[low]).to_numpy(), wide.index.get_level_values("family").to_numpy())
+    return family_means((wide[plus] - wide[minus]).to_numpy(), wide.index.get_level_values("family").to_numpy())
 
 
-def contrast_effects(scored: pd.DataFrame, *, seed: int) -> pd.DataFrame:
-    """The stance effect and every control's: shift in percentage points, interval, Wilcoxon p, d_z."""
+def contrast_effects(scored: pd.DataFrame, behavior: Behavior, *, seed: int) -> pd.DataFrame:
+    """The behaviour's own effect ("poles") and every control's: shift in percentage points, interval, Wilcoxon p,
+    d_z."""
     rows = []
-    for name, (high, low) in PAIRED.items():
-        d = paired_differences(scored, high, low)
+    for name in (None, *behavior.controls):
+        plus, minus = poles(name)
+        d = paired_differences(scored, plus, minus)
         if len(d) < 2:
             continue
         effect = mean_effect(d, seed=seed)
-        part = scored[scored["condition"].isin([high, low])]
+        part = scored[scored["condition"].isin([plus, minus])]
         d_z = d.mean() / d.std(ddof=1) if d.std(ddof=1) > 0 else float("nan")
         rows.append(
             dict(
-                contrast=name, high=high, low=low, families=len(d), shift_pp=100 * effect.value,
-                low_pp=100 * effect.low, high_pp=100 * effect.high, p=effect.p, d_z=d_z, mass=part["mass"].mean(),
+                contrast=name or "poles", families=len(d), shift_pp=100 * effect.value, low_pp=100 * effect.low,
+                high_pp=100 * effect.high, p=effect.p, d_z=d_z, mass=part["mass"].mean(),
                 size_pp=100 * np.abs(d).mean(),
             )
         )  # fmt: skip
@@ -63,7 +64,7 @@ def contrast_effects(scored: pd.DataFrame, *, seed: int) -> pd.DataFrame:
 
 
 def distributions(scored: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
-    """Mean probability of each share given, a condition: columns condition, share, probability."""
+    """Mean probability of each score, by condition: columns condition, share, probability."""
     rows = []
     for condition, part in scored.groupby("condition"):
         probs = np.exp(
@@ -79,53 +80,58 @@ def distributions(scored: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
 
 def summary(test: pd.DataFrame, effects: pd.DataFrame, spread: pd.DataFrame, ctx: Context) -> dict:
     """The numbers of results.json's `behavior`, and the gate."""
-    c = ctx.config
-    by = effects.set_index("contrast")
-    if missing := [name for name in ("stance", "placebo") if name not in by.index]:
+    gate, by = ctx.config.gate, effects.set_index("contrast") if len(effects) else effects
+    gating = [name for name in ctx.behavior.gating if name in ctx.behavior.paired("test")]
+    if missing := [name for name in ("poles", *gating) if name not in by.index]:
+        lost = ctx.behavior.words.varies if "poles" in missing else missing[0]
         raise ValueError(
-            f"behavior: no pair of {' and '.join(missing)} is left in the test families after the check of pairs; see "
-            "the excluded pairs' reasons, and choose words with equally many tokens in this model's tokenizer"
+            f"behavior: no pair of {lost} is left in two test families after the check of pairs; see the excluded "
+            "pairs' reasons, and choose words with equally many tokens in this model's tokenizer"
         )
-    shift, placebo = by.loc["stance"], by.loc["placebo"]
-    high, low = (test[test["condition"] == name] for name in PAIRED["stance"])
-    parts = [spread[spread["condition"] == name] for name in PAIRED["stance"]]
-    shares, probabilities = [p["share"].to_numpy() for p in parts], [p["probability"].to_numpy() for p in parts]
-    small = abs(placebo["shift_pp"]) <= c.gate_placebo_ratio * abs(shift["shift_pp"])
-    gate = bool(shift["shift_pp"] >= c.gate_shift_pp and shift["low_pp"] > 0 and small)
+    shift = by.loc["poles"]
+    plus, minus = (test[test["condition"] == name] for name in poles())
+    parts = [spread[spread["condition"] == name] for name in poles()]
+    scores, probabilities = [p["share"].to_numpy() for p in parts], [p["probability"].to_numpy() for p in parts]
+    small = {
+        name: bool(abs(by.loc[name, "shift_pp"]) <= gate.control_ratio * abs(shift["shift_pp"])) for name in gating
+    }
+    reasons = {
+        f"shift >= {gate.shift_pp} pp": bool(shift["shift_pp"] >= gate.shift_pp),
+        "interval above 0": bool(shift["low_pp"] > 0),
+        **{f"|{name}| <= {gate.control_ratio} x shift": met for name, met in small.items()},
+    }
+    neutral = test.loc[test["condition"] == "neutral", "g"]
     return {
-        "mean_generous": high["g"].mean(),
-        "mean_selfish": low["g"].mean(),
-        "mean_neutral": test.loc[test["condition"] == "neutral", "g"].mean(),
+        "mean_plus": plus["g"].mean(),
+        "mean_minus": minus["g"].mean(),
+        "mean_neutral": neutral.mean() if len(neutral) else None,
         "shift_pp": shift["shift_pp"],
         "ci": [shift["low_pp"], shift["high_pp"]],
         "p": shift["p"],
         "d_z": shift["d_z"],
-        "wasserstein": stats.wasserstein_distance(*shares, *probabilities),
-        "placebo_pp": placebo["shift_pp"],
-        "placebo_ci": [placebo["low_pp"], placebo["high_pp"]],
-        "placebo_size_pp": placebo["size_pp"],
-        "mass": test.loc[test["condition"].isin(PAIRED["stance"]), "mass"].mean(),
+        "wasserstein": stats.wasserstein_distance(*scores, *probabilities),
+        "controls": {
+            name: {"shift_pp": row["shift_pp"], "ci": [row["low_pp"], row["high_pp"]], "size_pp": row["size_pp"],
+                   "gate": name in gating}
+            for name, row in by.drop(index="poles").iterrows()
+        },
+        "mass": test.loc[test["condition"].isin(poles()), "mass"].mean(),
         "edges": {
             name: {edge: part[f"p_{edge}"].mean() for edge in ("zero", "half", "all")}
-            for name, part in (("generous", high), ("selfish", low))
+            for name, part in (("plus", plus), ("minus", minus))
         },
         "families": int(shift["families"]),
-        "gate": gate,
-        "gate_reasons": {
-            f"shift >= {c.gate_shift_pp} pp": bool(shift["shift_pp"] >= c.gate_shift_pp),
-            "interval above 0": bool(shift["low_pp"] > 0),
-            f"|placebo| <= {c.gate_placebo_ratio} x shift": bool(small),
-        },
-        "controls_pp": dict(zip(effects["contrast"], effects["shift_pp"], strict=True)),
-    }
+        "gate": all(reasons.values()),
+        "gate_reasons": reasons,
+    }  # fmt: skip
 
 
 def sampling_check(ctx: Context, test: pd.DataFrame) -> dict:
     """Samples answers at temperature 1 for one pair a family and parses them, without ever imputing."""
-    n = ctx.config.samples
+    n = ctx.config.gate.samples
     if n == 0:
         return {"samples": 0}
-    rows = np.concatenate([ctx.rows(name, per_family=1) for name in PAIRED["stance"]])
+    rows = np.concatenate([ctx.rows(name, per_family=1) for name in poles()])
     out, rng = [], jax.random.key(ctx.config.seed)
     tokenizer, encoded = ctx.lm.tokenizer, ctx.encoded[1]
     for start in range(0, len(rows), 4):
@@ -137,18 +143,16 @@ def sampling_check(ctx: Context, test: pd.DataFrame) -> dict:
         )  # fmt: skip
         texts = tokenizer.batch_decode(np.asarray(ids))
         for i, row in enumerate(np.repeat(part[: len(rows) - start], n)):
-            out.append((row, parse_amount(texts[i].split("\n")[0], stake=int(test.loc[row, "stake"]))))
-    frame = pd.DataFrame(
-        [dict(row=row, amount=p.amount, reason=p.reason, condition=test.loc[row, "condition"]) for row, p in out]
-    )
+            out.append((row, *ctx.behavior.parse(test.loc[row], texts[i])))
+    frame = pd.DataFrame(out, columns=["row", "score", "reason"])
+    frame["condition"] = test.loc[frame["row"], "condition"].to_numpy()
     result: dict = {"samples": len(frame)}
     for condition, part in frame.groupby("condition"):
-        valid = part.dropna(subset=["amount"])
-        share = valid["amount"].astype(float) / test.loc[valid["row"], "stake"].to_numpy()
+        valid = part["score"].dropna().astype(float)
         result[condition] = {
             "valid": len(valid) / len(part),
-            "mean": float(share.mean()) if len(valid) else None,
-            "standard_error": float(share.std(ddof=1) / np.sqrt(len(valid))) if len(valid) > 1 else None,
+            "mean": float(valid.mean()) if len(valid) else None,
+            "standard_error": float(valid.std(ddof=1) / np.sqrt(len(valid))) if len(valid) > 1 else None,
             "exact_mean": float(test.loc[part["row"].unique(), "g"].mean()),
             "invalid": part["reason"].dropna().value_counts().to_dict(),
         }

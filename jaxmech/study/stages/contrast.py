@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.behavior.altruism.dictator import PAIRED
+from jaxmech.behavior.behavior import poles
 from jaxmech.behavior.scoring import Encoded, encode_table, take
 from jaxmech.contrast import selection as co
 from jaxmech.contrast.flips import permutation_p
@@ -25,27 +25,27 @@ from jaxmech.study.folder import Outcome
 def run(ctx: Context) -> Outcome:
     """Selects features; falls back to the labelled budget when the rule finds none, and says so."""
     c = ctx.config
-    table = ctx.bank.prompts
-    table = table[(table["split"] == "selection") & table["condition"].isin(PAIRED["stance"] + PAIRED["placebo"])]
-    table = table.reset_index(drop=True)
+    controls = [name for name in ctx.behavior.gating if name in ctx.behavior.paired("selection")]
+    table = ctx.prompts("selection", *poles(), *(pole for name in controls for pole in poles(name)))
     encoded = encode_table(ctx.lm, table)
-    moments, difference = stream_moments(ctx, table, encoded, *PAIRED["stance"])
-    placebo, _ = stream_moments(ctx, table, encoded, *PAIRED["placebo"])
+    moments, difference = stream_moments(ctx, table, encoded, *poles())
+    against = [stream_moments(ctx, table, encoded, *poles(name))[0] for name in controls]
     density = ctx.folder.arrays("fidelity")["density"]
-    rule = rule_of(c)
-    s = co.feature_stats(moments, placebo, density)
-    permutation = partial(permutation_p, key=jax.random.key(c.seed), R=c.permutations)
+    rule, asked = c.rule, c.selection
+    s = co.feature_stats(moments, against, density)
+    permutation = partial(permutation_p, key=jax.random.key(c.seed), R=asked.permutations)
     permuted = permutation(s.difference)
-    chosen = co.select_features(s, rule, permuted, splits=c.half_splits, seed=c.seed)
-    false = co.expected_false(s, rule, permutation, relabelings=c.relabelings, splits=c.half_splits, seed=c.seed + 1)
-    budget = co.top_budget(s, c.budget_share)
+    splits = asked.half_splits
+    chosen = co.select_features(s, rule, permuted, splits=splits, seed=c.seed)
+    false = co.expected_false(s, rule, permutation, relabelings=asked.relabelings, splits=splits, seed=c.seed + 1)
+    budget = co.top_budget(s, asked.budget)
     frame = feature_table(ctx, s, moments, permuted, chosen, budget)
-    mode = c.selection if chosen.chosen.any() else "budget"
+    mode = asked.mode if chosen.chosen.any() else "budget"
     picked = frame[frame["selected" if mode == "rule" else "in_budget"]]
     if picked.empty:
         raise ValueError(
             "contrast: no feature fires at the decision token of any selection family, so nothing can be selected. "
-            "Train the dictionaries longer or at other layers (sae_steps, sae_layers)"
+            "Train the dictionaries longer or at other layers (dictionaries.train.steps, dictionaries.layers)"
         )
     picked = picked.reindex(picked["t"].abs().sort_values(ascending=False, kind="stable").index).reset_index(drop=True)
     return Outcome(
@@ -55,17 +55,10 @@ def run(ctx: Context) -> Outcome:
             "selected": picked,
             "cards": feature_cards(ctx, picked),
             "criteria": criteria_counts(chosen),
-            "budgets": budget_sweep(s, c.budget_share),
+            "budgets": budget_sweep(s, asked.budget),
         },
         {"mean_difference": difference},
     )
-
-
-def rule_of(c) -> co.Rule:
-    return co.Rule(
-        q=c.rule_q, d_z=c.rule_d_z, sign=c.rule_sign, auroc=c.rule_auroc, fires=c.rule_fires, density=c.rule_density,
-        placebo_ratio=c.rule_placebo_ratio, half_splits=c.rule_half_splits,
-    )  # fmt: skip
 
 
 def pair_rows(table: pd.DataFrame, high: str, low: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -115,12 +108,12 @@ def feature_table(ctx: Context, s: co.FeatureStats, m: Moments, permuted, chosen
             layer=np.repeat(layers, F), feature=np.tile(np.arange(F), len(layers)), live=s.fires.max(0) > 0,
             dz=s.difference.mean(0), strength=np.abs(s.difference.mean(0)) * norm, **tests._asdict(),
             permutation_p=permuted,
-            auroc=co.auroc(s.plus, s.minus), fires_generous=s.fires[0], fires_selfish=s.fires[1], density=s.density,
-            placebo_d_z=s.placebo_d_z, correlation_generous=correlation[0], correlation_selfish=correlation[1],
+            auroc=co.auroc(s.plus, s.minus), fires_plus=s.fires[0], fires_minus=s.fires[1], density=s.density,
+            control_d_z=s.control_d_z, correlation_plus=correlation[0], correlation_minus=correlation[1],
             stability=chosen.stability, selected=chosen.chosen, in_budget=budget,
         )
     )  # fmt: skip
-    chosen.passed["auroc"] = np.abs(frame["auroc"].to_numpy() - 0.5) >= rule_of(ctx.config).auroc - 0.5
+    chosen.passed["auroc"] = np.abs(frame["auroc"].to_numpy() - 0.5) >= ctx.config.rule.auroc - 0.5
     return frame.assign(**{f"passes_{name}": passed for name, passed in chosen.passed.items()})
 
 

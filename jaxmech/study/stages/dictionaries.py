@@ -20,25 +20,28 @@ from jaxmech.study.keys import source
 
 def run(ctx: Context) -> Outcome:
     """Trains and saves them in SAELens' format, `saes/` of the stage; a killed training resumes from its checkpoint."""
-    c, lm = ctx.config, ctx.lm
-    if c.sae_path:
+    c, lm, given = ctx.config, ctx.lm, ctx.config.dictionaries
+    if given.path:
         saes = ctx.saes
-        require_fit(c.sae_path, saes.config, lm.name, lm.config)
+        require_fit(given.path, saes.config, lm.name, lm.config)
         return Outcome(describe(saes) | {"trained": False})
     text = ctx.folder.arrays("text")
-    layers = range(lm.config.n_layers) if c.sae_layers is None else c.sae_layers
+    layers = range(lm.config.n_layers) if given.layers is None else given.layers
     stream = ActivationStream(
-        lm.config, lm.params, text["tokens"], text["mask"], layers=tuple(layers), batch_size=c.sae_batch,
-        buffer_tokens=c.sae_buffer, epochs=c.sae_epochs, seed=c.seed, model=lm.name,
+        lm.config, lm.params, text["tokens"], text["mask"], layers=tuple(layers), batch_size=given.batch,
+        buffer_tokens=given.buffer, epochs=given.epochs, seed=c.seed, model=lm.name,
     )  # fmt: skip
+    # A killed training loses an eighth of its steps at most.
+    often = max(1, given.train.steps // 8)
+    train = dataclasses.replace(given.train, checkpoint_every=min(given.train.checkpoint_every, often))
     # A folder for what a training is made of, so that a killed one of another is neither resumed nor in the way.
-    name = digest(dataclasses.asdict(c.training), stream.fingerprint(), __version__, source("dictionaries"))
+    name = digest(dataclasses.asdict(train), stream.fingerprint(), __version__, source("dictionaries"))
     training = ctx.folder.path / "training"
     folder = training / "saes"
-    (saes,), history = train_saes(c.training, stream, key=jax.random.key(c.seed), checkpoint_dir=training / name)
+    (saes,), history = train_saes(train, stream, key=jax.random.key(c.seed), checkpoint_dir=training / name)
     shutil.rmtree(folder, ignore_errors=True)
     save_saes(saes, folder)
-    results = describe(saes) | {"trained": True, "steps": c.sae_steps, "tokens": stream.tokens_seen}
+    results = describe(saes) | {"trained": True, "steps": train.steps, "tokens": stream.tokens_seen}
     return Outcome(results, {"training": history}, folders={"saes": folder}, done_with=(training,))
 
 
@@ -51,14 +54,14 @@ def require_fit(path: str, saes: SAEConfig, name: str, model: ModelConfig) -> No
     wrong = [layer for layer in saes.layers if layer >= model.n_layers]
     if saes.d_in != model.d_model or wrong:
         raise ValueError(
-            f"sae_path: {path} holds dictionaries of width {saes.d_in} for layers {saes.layers}"
+            f"dictionaries.path: {path} holds dictionaries of width {saes.d_in} for layers {saes.layers}"
             f"; {name} has width {model.d_model} and layers 0..{model.n_layers - 1}"
         )
     if saes.site != "resid_post":
-        raise ValueError(f"sae_path: {path} holds dictionaries of {saes.site}; a study steers resid_post")
+        raise ValueError(f"dictionaries.path: {path} holds dictionaries of {saes.site}; a study steers resid_post")
     if saes.needs_input:
         raise ValueError(
-            f"sae_path: {path} normalises each token by itself ({saes.normalize}), so that its decoder"
+            f"dictionaries.path: {path} normalises each token by itself ({saes.normalize}), so that its decoder"
             " rows are no directions of a length in the residual stream; a study needs those to steer"
         )
 

@@ -25,13 +25,13 @@ COVARIATES = ("digits", "words", "tokens", "option", "log_mass")
 def run(ctx: Context) -> Outcome:
     """Runs every item once; classes come from activations, whether they mean anything from the model's own answers."""
     c = ctx.config
-    items = build_items(c.items_per_generator, seed=c.seed)
+    items = build_items(c.dual_process.items, seed=c.seed)
     items, z = answered(ctx, items)
     features = ctx.selected[["layer", "feature"]]
     arms = {name: matched(items, z, *conditions) for name, conditions in ARMS.items()}
     fires = (z > 0).mean(0)
     classes = features.assign(
-        **{"class": di.classify(arms["demand"], arms["instruction"], fires, cut=c.index_cut)},
+        **{"class": di.classify(arms["demand"], arms["instruction"], fires, cut=c.dual_process.cut)},
         index=(arms["demand"].index + arms["instruction"].index) / 2,
         silent_share=1 - fires,
     )
@@ -43,7 +43,9 @@ def run(ctx: Context) -> Outcome:
         for cut in (0.1, 0.2, 0.3, 0.4, 0.5)
     ]
     behavior = behaviour(items, seed=c.seed)
-    results = class_counts(classes["class"]) | behavior | {"items": int(items["item"].nunique()), "cut": c.index_cut}
+    results = (
+        class_counts(classes["class"]) | behavior | {"items": int(items["item"].nunique()), "cut": c.dual_process.cut}
+    )
     tables = {"classes": classes, "sensitivity": pd.DataFrame(counts), "items": items.drop(columns="text")}
     return Outcome(results, tables)
 
@@ -51,7 +53,7 @@ def run(ctx: Context) -> Outcome:
 def answered(ctx: Context, items: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     """Items with p_correct, log_mass and tokens, and the selected features' activations [n, features]."""
     lm, saes, selection = ctx.lm, ctx.saes, ctx.selection()
-    encoded = encode_table(lm, items, answers="answers")
+    encoded = encode_table(lm, items)
     encoder, _ = ed.gather(saes, selection)
     valid, batch = np.asarray(selection.valid), ctx.config.batch
     p_correct, mass, z = [], [], []

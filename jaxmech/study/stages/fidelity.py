@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmech.activations.stream import ActivationStream
-from jaxmech.behavior.altruism.dictator import PAIRED
+from jaxmech.behavior.behavior import poles
 from jaxmech.behavior.scoring import take
 from jaxmech.sae.check import check_sae
 from jaxmech.sae.collect import run_decision
@@ -35,7 +35,7 @@ def run(ctx: Context) -> Outcome:
         seed=ctx.config.seed,
     )
     found = evaluate_saes(saes, stream.chunks())
-    n = ctx.config.text_check
+    n = ctx.config.fidelity.rows
     recovered = loss_recovered(lm.config, lm.params, saes, tokens[:n], mask[:n], forward_batch=min(n, 4))
     table = found.table.merge(recovered.drop(columns="tokens"), on="layer")
     table["fvu_decision"], table["l0_decision"] = decision_fidelity(ctx)
@@ -50,9 +50,9 @@ def run(ctx: Context) -> Outcome:
 
 
 def decision_fidelity(ctx: Context) -> tuple[np.ndarray, np.ndarray]:
-    """FVU and L0 [L'] at the decision token of the test families' stance pairs, where the study intervenes."""
+    """FVU and L0 [L'] at the decision token of the test families' pairs, where the study intervenes."""
     saes, resid = ctx.saes, []
-    rows = np.concatenate([ctx.rows(name) for name in PAIRED["stance"]])
+    rows = np.concatenate([ctx.rows(name) for name in poles()])
     batch = ctx.config.batch
     for start in range(0, len(rows), batch):
         at = np.minimum(np.arange(start, start + batch), len(rows) - 1)

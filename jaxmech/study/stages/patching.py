@@ -1,4 +1,4 @@
-"""Stage patching: do the selected features carry the stance, both ways, more than matched random ones?"""
+"""Stage patching: do the selected features carry the behaviour, both ways, more than matched random ones?"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from jaxmech.behavior.behavior import poles
 from jaxmech.contrast.statistics import p_from_null, ratio_of_sums
 from jaxmech.interventions import controls
 from jaxmech.interventions import patching as pa
@@ -17,9 +18,9 @@ from jaxmech.study.folder import Outcome
 
 
 def run(ctx: Context) -> Outcome:
-    """Recovered share of the stance gap for the selection, reference bars and controls, in both directions."""
+    """Recovered share of the gap for the selection, reference bars and controls, in both directions."""
     c, saes = ctx.config, ctx.saes
-    sides = {name: ef.side(ctx, name) for name in ("generous", "selfish")}
+    sides = {name: ef.side(ctx, name) for name in poles()}
     features = ctx.folder.table("contrast", "features")
     sets = control_sets(ctx, features)
     bars, null_rows, results = [], [], {}
@@ -43,11 +44,11 @@ def run(ctx: Context) -> Outcome:
             )
             return effect
 
-        points = ef.stack_selections(ctx, [ef.pairs_of(ctx.selected), sets["placebo_selected"], *sets["random"]])
+        points = ef.stack_selections(ctx, [ef.pairs_of(ctx.selected), sets["control_selected"], *sets["random"]])
         patch = partial(pa.patch_features, *model, saes, resid=donor.resid)
         g = ef.sweep_sets(patch, points, base.values, what=f"patching {direction}")
         observed = bar("selected features", "effect", g[0])
-        bar("placebo-selected features", "control", g[1])
+        bar("control-selected features", "control", g[1])
         gap_total = float(gap.sum())
         null = np.array([ef.by_family(row - base.g, base).sum() / gap_total for row in g[2:]])
         null_rows.append(pd.DataFrame(dict(direction=direction, recovered=null)))
@@ -65,7 +66,7 @@ def run(ctx: Context) -> Outcome:
         results[f"random_{direction}"] = float(null.mean())
     # Both directions have to beat their own random sets, so that the larger p speaks for the stage.
     results["p_random"] = max(results[f"p_random_{d}"] for d in ef.DIRECTIONS)
-    results["random_sets"], results["families"] = len(sets["random"]), len(sides["generous"].rows)
+    results["random_sets"], results["families"] = len(sets["random"]), len(sides["plus"].rows)
     return Outcome(results, {"bars": pd.DataFrame(bars), "null": pd.concat(null_rows, ignore_index=True)})
 
 
@@ -81,24 +82,24 @@ def references(ctx: Context, base: ef.Side, donor: ef.Side, bar) -> None:
     at = jnp.zeros(config.n_layers, bool).at[jnp.asarray(saes.config.layers)].set(True)
     logprobs = pa.patch_vectors(config, params, base.prompts, unit[None], donor.resid, at, site=saes.config.site)
     bar("mean-difference direction", "reference", ef.expected(logprobs, base.values)[0])
-    sham = jnp.roll(base.resid, 1, axis=1)  # the next family's prompt of the same stance
+    sham = jnp.roll(base.resid, 1, axis=1)  # the next family's prompt of the same pole
     points = ef.stack_selections(ctx, [ef.pairs_of(ctx.selected)])
     logprobs = pa.patch_features(config, params, base.prompts, saes, points, sham, chunk=ef.CHUNK)
-    bar("sham donor, same stance", "control", ef.expected(logprobs, base.values)[0])
+    bar("sham donor, same pole", "control", ef.expected(logprobs, base.values)[0])
 
 
 def control_sets(ctx: Context, features: pd.DataFrame) -> dict:
-    """Random sets matched to the selection, and the features that a placebo would have selected at the same layers."""
+    """Random sets matched to the selection, and the features that a control would have selected at the same layers."""
     layers, F = ctx.saes.config.layers, ctx.saes.config.d_sae
     grid = lambda column: features[column].to_numpy().reshape(len(layers), F)  # noqa: E731
-    fires = np.maximum(grid("fires_generous"), grid("fires_selfish"))
+    fires = np.maximum(grid("fires_plus"), grid("fires_minus"))
     chosen = ef.pairs_of(ctx.selected)
     random = controls.matched_sets(
-        chosen, fires, grid("strength"), layers, sets=ctx.config.random_sets, seed=ctx.config.seed
+        chosen, fires, grid("strength"), layers, sets=ctx.config.patching.random_sets, seed=ctx.config.seed
     )
-    placebo, taken = [], set(chosen)
-    ranked = features[features["live"]].sort_values("placebo_d_z", key=np.abs, ascending=False, kind="stable")
+    control, taken = [], set(chosen)
+    ranked = features[features["live"]].sort_values("control_d_z", key=np.abs, ascending=False, kind="stable")
     for layer, count in ctx.selected["layer"].value_counts().sort_index().items():
         at = [pair for pair in ef.pairs_of(ranked[ranked["layer"] == layer]) if pair not in taken]
-        placebo += at[:count]
-    return {"random": random, "placebo_selected": placebo}
+        control += at[:count]
+    return {"random": random, "control_selected": control}

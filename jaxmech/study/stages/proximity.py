@@ -18,12 +18,12 @@ from jaxmech.study.folder import Outcome
 def run(ctx: Context) -> Outcome:
     """Total and direct effects of the selection, of the classes, and single features; mediation; layer-matched test."""
     classes = ctx.folder.table("dual_process", "classes")
-    base, donor = ef.side(ctx, "selfish"), ef.side(ctx, "generous")
+    base, donor = ef.side(ctx, "minus"), ef.side(ctx, "plus")
     sublayers = px.base_sublayers(ctx.lm.config, ctx.lm.params, base.prompts)
     groups = {"all": ctx.selected} | {
         name: classes[classes["class"] == name] for name in ("s1", "s2") if (classes["class"] == name).any()
     }
-    singles = classes.head(ctx.config.proximity_features)
+    singles = classes.head(ctx.config.proximity.features)
     points = ef.stack_selections(
         ctx, [ef.pairs_of(g) for g in groups.values()] + [[pair] for pair in ef.pairs_of(singles)]
     )

@@ -1,4 +1,4 @@
-"""Stage steering: does the feature direction move the allocation by dose, in a usable range, more than others?"""
+"""Stage steering: does the feature direction move the outcome by dose, in a usable range, more than others?"""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pandas as pd
 from jaxmech.answers.score import before_last
 from jaxmech.answers.trie import answer_ids
 from jaxmech.behavior.arithmetic import one_digit_sums
+from jaxmech.behavior.behavior import poles
 from jaxmech.behavior.scoring import take, with_outcomes
 from jaxmech.contrast.statistics import mean_effect, p_from_normal_null, p_from_null
 from jaxmech.interventions import steering as st
@@ -27,9 +28,11 @@ from jaxmech.study.folder import Outcome
 
 def run(ctx: Context) -> Outcome:
     """Dose-response on neutral prompts, usable range, comparators at matched norm, and what must not move."""
-    c, alphas = ctx.config, np.asarray(ctx.config.alphas)
+    c, alphas = ctx.config, np.asarray(ctx.config.steering.alphas)
     vector = direction(ctx)
-    neutral = Steered(ctx, "neutral")
+    # Where a behaviour has no neutral prompts, both poles' are steered.
+    on = ("neutral",) if len(ctx.rows("neutral")) else poles()
+    neutral = Steered(ctx, *on)
     doses = neutral.sweep(alphas[:, None, None] * np.asarray(vector), what="steering")
     dose = dose_table(neutral, alphas, doses)
     cost = costs(ctx, vector, alphas)
@@ -43,6 +46,7 @@ def run(ctx: Context) -> Outcome:
     slope = mean_effect(slopes, seed=c.seed)
     specific = specificity(ctx, vector)
     results = {
+        "steered": list(on),
         "slope_pp": 100 * slope.value,
         "slope_ci": [100 * slope.low, 100 * slope.high],
         "usable_range": [low, high],
@@ -66,9 +70,7 @@ class Steered:
     def __init__(self, ctx: Context, *conditions: str):
         self.ctx, self.rows = ctx, np.concatenate([ctx.rows(name, per_family=1) for name in conditions])
         if not len(self.rows):
-            raise ValueError(
-                f"steering: the bank holds no {conditions} prompt in its test families; raise test_families"
-            )
+            raise ValueError(f"steering: the test families have no prompt of {', '.join(conditions)}")
         prompts, self.values = take(ctx.encoded[1], self.rows)
         self.prompts = before_last(ctx.lm.config, ctx.lm.params, prompts)
 
@@ -98,7 +100,7 @@ def direction(ctx: Context, features: pd.DataFrame | None = None) -> jax.Array:
 
 
 def dose_table(prompts: Steered, alphas: np.ndarray, logprobs: np.ndarray) -> pd.DataFrame:
-    """A row a coefficient: mean share given with its interval over families, mass, P(0), P(half), P(all)."""
+    """A row a coefficient: mean score with its interval over families, mass, P(0), P(half), P(all)."""
     rows = []
     for alpha, each in zip(alphas, logprobs, strict=True):
         out = with_outcomes(pd.DataFrame(index=prompts.rows), each, np.asarray(prompts.values))
@@ -111,7 +113,7 @@ def dose_table(prompts: Steered, alphas: np.ndarray, logprobs: np.ndarray) -> pd
 
 
 def family_slopes(alphas: np.ndarray, logprobs: np.ndarray, prompts: Steered, inside: np.ndarray) -> np.ndarray:
-    """Least-squares slope of the share given a unit of alpha, a family, [B]."""
+    """Least-squares slope of the score per unit of alpha, by family, [B]."""
     return np.polyfit(alphas[inside], prompts.expected(logprobs[inside]), 1)[0]
 
 
@@ -122,12 +124,12 @@ def costs(ctx: Context, vector: jax.Array, alphas: np.ndarray) -> pd.DataFrame:
     """
     c, lm = ctx.config, ctx.lm
     arrays = ctx.folder.arrays("text")
-    tokens, mask = arrays["heldout_tokens"][: c.text_check], arrays["heldout_mask"][: c.text_check].astype(bool)
+    tokens, mask = arrays["heldout_tokens"][: c.fidelity.rows], arrays["heldout_mask"][: c.fidelity.rows].astype(bool)
     vectors = (alphas[:, None, None] * np.asarray(vector)).astype(np.float32)
     model, size = (lm.config, lm.params), 3
     with progress("cost on text", len(alphas), unit="points") as advance:
         nll, kl = in_chunks(partial(st.language_cost, *model, tokens, mask), vectors, size=size, advance=advance)
-    sums, answers = arithmetic(lm, c.arithmetic_items, c.seed)
+    sums, answers = arithmetic(lm, c.steering.sums, c.seed)
     with progress("cost on arithmetic", len(alphas), unit="points") as advance:
         said = in_chunks(partial(st.next_token, *model, *sums), vectors, size=size, advance=advance)
     accuracy = (said == answers).mean(1)
@@ -154,9 +156,11 @@ def comparators(ctx: Context, neutral: Steered, vector: jax.Array) -> pd.DataFra
     c, saes = ctx.config, ctx.saes
     features = ctx.folder.table("contrast", "features")
     layers, F = saes.config.layers, saes.config.d_sae
-    fires = features[["fires_generous", "fires_selfish"]].max(axis=1).to_numpy().reshape(len(layers), F)
+    fires = features[["fires_plus", "fires_minus"]].max(axis=1).to_numpy().reshape(len(layers), F)
     strength = features["strength"].to_numpy().reshape(len(layers), F)
-    sets = matched_sets(ef.pairs_of(ctx.selected), fires, strength, layers, sets=c.random_sets, seed=c.seed + 7)
+    sets = matched_sets(
+        ef.pairs_of(ctx.selected), fires, strength, layers, sets=c.patching.random_sets, seed=c.seed + 7
+    )
     lookup = features.set_index(["layer", "feature"])
     named = [("selected features", "effect", vector)]
     mean_difference = jnp.asarray(ctx.folder.arrays("contrast")["mean_difference"])
@@ -170,7 +174,7 @@ def comparators(ctx: Context, neutral: Steered, vector: jax.Array) -> pd.DataFra
     for chosen in sets:
         frame = lookup.loc[chosen].reset_index()
         named.append(("matched random features", "null", match_norm(direction(ctx, frame), vector)))
-    for noise in random_directions(jax.random.key(c.seed), vector, c.random_directions):
+    for noise in random_directions(jax.random.key(c.seed), vector, c.steering.random_directions):
         named.append(("random directions", "null", noise))
     vectors = np.stack([np.zeros_like(vector), *(np.asarray(v) for *_, v in named)])
     g = neutral.expected(neutral.sweep(vectors, what="comparators"))
@@ -207,8 +211,8 @@ def norm_share(ctx: Context, vector: jax.Array, neutral: Steered) -> float:
 
 
 def specificity(ctx: Context, vector: jax.Array) -> dict:
-    """Slope of the share given, in percentage points, where giving is not saying a larger number, or is not social."""
-    conditions = [name for name in ("keep", "take", "own_accounts_neutral") if len(ctx.rows(name))]
+    """Slope of the score, in percentage points, on the neutral prompts of each control that has some."""
+    conditions = [f"{name}:neutral" for name in ctx.behavior.controls if len(ctx.rows(f"{name}:neutral"))]
     if not conditions:
         return {}
     prompts = Steered(ctx, *conditions)
@@ -219,7 +223,7 @@ def specificity(ctx: Context, vector: jax.Array) -> dict:
     out = {}
     for name in conditions:
         effect = mean_effect(slopes[condition == name], seed=ctx.config.seed)
-        out[name] = {
+        out[name.partition(":")[0]] = {
             "slope_pp": 100 * effect.value, "ci": [100 * effect.low, 100 * effect.high],
             "families": int((condition == name).sum()),
         }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from jaxmech.activations import text as source
-from jaxmech.behavior.altruism.dictator import PAIRED
+from jaxmech.behavior.behavior import POLES
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 
@@ -13,13 +13,12 @@ HELD_OUT = 1 / 6
 
 
 def run(ctx: Context) -> Outcome:
-    """Draws `text_count` rows, holds a sixth of them out, and mixes the development families' prompts into the rest."""
+    """Draws `text.count` rows, holds a sixth of them out, and mixes the development families' prompts into the rest."""
     c, lm = ctx.config, ctx.lm
     key = jax.random.key(c.seed)
-    rows, origin = source.draw(lm, c.text_count, c.text_length, key, file=c.text_file, dataset=c.text_dataset)
+    rows, origin = source.draw(lm, c.text.count, c.text.length, key, file=c.text.file, dataset=c.text.dataset)
     held = max(1, round(HELD_OUT * len(rows.tokens)))
-    table = ctx.bank.prompts
-    table = table[(table["split"] == "development") & table["condition"].isin([*PAIRED["stance"], "neutral"])]
+    table = ctx.prompts("development", *POLES)
     train = source.Tokens(rows.tokens[held:], rows.mask[held:])
     if len(table):
         train = source.mix(train, source.from_prompts(lm, list(table["prefix"] + table["query"])))

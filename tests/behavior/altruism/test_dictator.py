@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from jaxmech.behavior.altruism.dictator import CONTROLS, PAIRED, SPLITS, BankConfig, build_bank, stock_families
+from jaxmech.behavior.altruism.dictator import PAIRED, BankConfig, build_bank, stock_families
 from jaxmech.behavior.altruism.scenarios import SCENARIOS
+from jaxmech.behavior.behavior import SPLITS, poles
 from tests.behavior.fake_tokenizer import FakeTokenizer
 
 CONFIG = BankConfig(selection=3, development=2, test=3)
@@ -33,7 +34,7 @@ def test_scenarios_are_distinct_and_name_the_person_once():
 def test_splits_are_disjoint_and_depend_on_no_setting():
     stock = stock_families()
     assert sorted(sum(stock.values(), [])) == sorted(s.name for s in SCENARIOS)
-    small = build_bank(dataclasses.replace(CONFIG, seed=5, stakes=(20,)), FakeTokenizer()).prompts
+    small = build_bank(dataclasses.replace(CONFIG, stakes=(20,)), FakeTokenizer(), seed=5).prompts
     large = build_bank(dataclasses.replace(CONFIG, selection=9, test=7), FakeTokenizer()).prompts
     for split in SPLITS:
         few, many = (set(p[p["split"] == split].scenario) for p in (small, large))
@@ -50,14 +51,13 @@ def test_counts_and_conditions(bank):
         "selection": 3,
         "test": 3,
     }
-    for condition in PAIRED["stance"]:
+    for condition in poles():
         assert (p[p.condition == condition].groupby("family").size() == CONFIG.pairs).all()
-    assert set(p[p.split == "selection"].condition) == {
-        "generous", "selfish", "placebo_a", "placebo_b", "neutral"
-    }  # fmt: skip
-    everything = {c for name in CONTROLS for c in PAIRED.get(name, (name,))} | set(PAIRED["stance"])
+    assert set(p[p.split == "selection"].condition) == {*poles(), *poles("placebo"), "neutral"}
+    neutral = {"neutral", "own_accounts:neutral", "keep:neutral", "take:neutral"}
+    everything = {c for name in (None, *PAIRED) for c in poles(name)} | neutral
     assert set(p[p.split == "test"].condition) == everything
-    assert set(p[p.split == "development"].condition) == everything - set(PAIRED["heldout"])
+    assert set(p[p.split == "development"].condition) == everything - set(poles("heldout"))
 
 
 def test_prefix_is_shared_balanced_and_in_other_words(bank):
@@ -72,7 +72,7 @@ def test_prefix_is_shared_balanced_and_in_other_words(bank):
             assert not words & asked
             share = int(number) / row.stake
             side = [i for pair in CONFIG.example_words for i in (0, 1) if pair[i] in words]
-            shares.setdefault(side[0] if side else "decoy", []).append(1 - share if row.reverse else share)
+            shares.setdefault(side[0] if side else "decoy", []).append(share if row.frame == "give" else 1 - share)
         assert len(shares[0]) == len(shares[1]) == CONFIG.examples // 2
         assert set(map(lambda x: round(x, 6), shares[0])) == {0.8, 0.9}
         assert set(map(lambda x: round(x, 6), shares[1])) == {0.0, 0.1}
@@ -82,28 +82,27 @@ def test_prefix_is_shared_balanced_and_in_other_words(bank):
 def test_pairs_differ_in_their_span_only(bank):
     tokenizer = FakeTokenizer()
     ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
-    for high, low in PAIRED.values():
-        pairs = bank.prompts[bank.prompts.condition.isin([high, low])].groupby(["family", "pair"])
+    for control in (None, *PAIRED):
+        pairs = bank.prompts[bank.prompts.condition.isin(poles(control))].groupby(["family", "pair"])
         assert len(pairs)
         for _, pair in pairs:
-            (a, b), (start, end) = map(ids, pair["query"]), pair[["span_start", "span_end"]].iloc[0]
-            assert len(a) == len(b) and a[:start] == b[:start] and a[end:] == b[end:] and a[start:end] != b[start:end]
-            assert pair[["span_start", "span_end"]].nunique().eq(1).all()
-    single = bank.prompts[bank.prompts.condition.isin(["neutral", "keep", "take", "own_accounts_neutral"])]
-    assert (single.span_start == -1).all() and len(single)
+            a, b = map(ids, pair["query"])
+            differ = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
+            longest = max(len(ids(" " + word)) for word in pair["word"])
+            assert 0 < len(differ) <= differ[-1] + 1 - differ[0] <= longest + 1
 
 
 def test_scores_are_what_the_other_side_gets(bank):
     for row in bank.prompts.itertuples():
-        assert row.amounts == list(range(0, 11)) and row.stake == 10
-        assert row.score == [(10 - a if row.reverse else a) / 10 for a in row.amounts]
-        assert row.reverse == (row.frame in ("keep", "take"))
+        assert row.answers == [str(a) for a in range(0, 11)] and row.stake == 10
+        assert row.score == [(10 - a if row.frame in ("keep", "take") else a) / 10 for a in range(0, 11)]
+        assert row.frame in row.condition or row.frame in ("give", "own_accounts")
         assert row.query.startswith("Q: ") and row.query.rstrip("$€£").endswith("\nA: ")
 
 
 def test_the_seed_shuffles_and_nothing_else(bank):
     assert build_bank(CONFIG, FakeTokenizer()).prompts.equals(bank.prompts)
-    other = build_bank(dataclasses.replace(CONFIG, seed=1), FakeTokenizer()).prompts
+    other = build_bank(CONFIG, FakeTokenizer(), seed=1).prompts
     assert list(other.id) == list(bank.prompts.id) and (other.prefix != bank.prompts.prefix).any()
 
 
@@ -111,7 +110,7 @@ def test_a_bad_pair_is_counted_and_the_rest_kept():
     bank = build_bank(CONFIG, FakeTokenizer({"ruthless": 2}))
     gone = bank.exclusions
     assert set(gone.words) == {"compassionate/ruthless"} and gone.reason.str.startswith("unequal length").all()
-    assert len(gone) == 8 and set(bank.prompts[bank.prompts.condition == "generous"].pair) == {0}
+    assert len(gone) == 8 and set(bank.prompts[bank.prompts.condition == "plus"].pair) == {0}
 
 
 def test_stance_words_that_all_fail_are_an_error_with_the_way_out():
@@ -143,5 +142,5 @@ def test_stanced_frames_and_small_stakes():
     config = dataclasses.replace(CONFIG, stance_frames=("give", "take"), stakes=(7,), selection_controls=())
     p = build_bank(config, FakeTokenizer()).prompts
     taken = p[(p.frame == "take") & (p.split == "selection")]
-    assert set(taken.condition) == {"generous", "selfish"} and (taken.family == taken.scenario + ".take").all()
-    assert p.amounts.map(len).eq(8).all()
+    assert set(taken.condition) == set(poles()) and (taken.family == taken.scenario + ".take").all()
+    assert p.answers.map(len).eq(8).all()

@@ -57,10 +57,10 @@ def test_prompts(game):
     assert len(table) == 6 and table.family.is_unique and table["query"].is_unique
     for row in table.itertuples():
         shown = [int(n) for n in re.findall(r"\nA: \$(\d+)\n", row.prefix)]
-        assert len(shown) == 6 and set(shown) <= set(row.amounts)
+        assert len(shown) == 6 and set(shown) <= set(map(int, row.answers))
         assert np.mean(shown) == pytest.approx(row.stake / 2, abs=0.06 * row.stake) and len(set(shown)) == 6
-        assert row.score == [game.score(a) for a in row.amounts]
-        assert row.query.endswith("\nA: $") and row.condition == "neutral" and row.reverse == game.reverse
+        assert row.score == [game.score(int(a)) for a in row.answers]
+        assert row.query.endswith("\nA: $") and row.condition == "neutral" and (row.frame == "take") == game.reverse
         names = re.findall(r"\b([A-Z][a-z]+)\b", row.query)
         assert "{" not in row.query + row.prefix and names
     assert game_prompts(game, seed=1).prefix.ne(table.prefix).any()

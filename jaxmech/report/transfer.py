@@ -1,4 +1,4 @@
-"""Whether the direction carries over to other games."""
+"""Whether the direction carries over to other tasks."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from jaxmech.report.blocks import Figure, Prompt, Prompts, Section, Table, cells
 from jaxmech.report.style import (
     CONTROL,
     EFFECT,
+    MINUS,
     REFERENCE,
-    SELFISH,
     SHADE,
     figure,
     forest,
 )
 from jaxmech.report.verdict import Claim
+from jaxmech.report.words import Said
 from jaxmech.study.folder import RunFolder
 
-GAME_COLOURS = (EFFECT, SELFISH, REFERENCE, "#2f8f6b", "#b0518a", "#7b8591", "#9a7a1c")
+TASK_COLOURS = (EFFECT, MINUS, REFERENCE, "#2f8f6b", "#b0518a", "#7b8591", "#9a7a1c")
 
 
-GAME_SYMBOLS = (
+TASK_SYMBOLS = (
     "circle",
     "diamond",
     "square",
@@ -40,12 +41,17 @@ GAME_SYMBOLS = (
 
 
 def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, Any], claim: Claim) -> Section:
+    said = Said.of(results)
+    title = f"Other {said.tasks}"
+    if not results["transfer"]:
+        return Section("transfer", title, f"No other {said.tasks} were tried.", [])
     table = need(
         folder,
-        "games",
-        "games",
+        "transfer",
+        "tasks",
         (
-            "game",
+            "task",
+            "label",
             "expected_sign",
             "families",
             "baseline",
@@ -56,12 +62,16 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
             "p_holm",
             "null_sd_pp",
             "mass",
+            "human",
         ),
     )
-    curves = need(folder, "games", "curves", ("game", "alpha", "score"))
+    table = table.assign(label=[row.label or fm.name(row.task) for row in table.itertuples()])
+    names = dict(zip(table["task"], table["label"], strict=True))
+    curves = need(folder, "transfer", "curves", ("task", "alpha", "score"))
+    prompts = need(folder, "transfer", "prompts", ("task", "prefix", "query"))
     beyond = int((table["slope_pp"].abs() > 1.96 * table["null_sd_pp"]).sum())
     columns = {
-        "game": ("game", fm.name),
+        "label": ("task", text),
         "expected_sign": ("expected", lambda v: {1: "up", -1: "down"}.get(v, "open")),
         "families": ("families", text),
         "baseline": ("unsteered score", fm.percent),
@@ -71,46 +81,43 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
         "p_random": ("p, random", short_p),
         "p_holm": ("p, Holm", short_p),
         "mass": ("valid mass", fm.percent),
-        "people": ("people, for context", text),
+        "human": ("people, for context", text),
     }
-    columns = {key: value for key, value in columns.items() if key in table}
     blocks = [
         Figure(
-            "games",
-            draw_games(table),
-            "Slope of each game's score, with 95 % intervals over wordings, beside 1.96 standard deviations of what "
-            f"{config['game_directions']} random directions of the same norm do at coefficient 1 (band). {beyond} of "
-            f"{len(table)} lie outside their band. P-values are one-sided.",
-            "games/games",
+            "tasks",
+            draw_tasks(table),
+            "Slope of each score, with 95 % intervals over families, beside 1.96 standard deviations of what "
+            f"{config['transfer']['random_directions']} random directions of the same norm do at coefficient 1 (band). "
+            f"{beyond} of {len(table)} lie outside their band. P-values are one-sided.",
+            "transfer/tasks",
         ),
         Figure(
-            "game-curves",
-            draw_game_curves(curves),
+            "task-curves",
+            draw_task_curves(curves, names),
             "Mean score over the coefficient; 0 is the unsteered model.",
-            "games/curves",
+            "transfer/curves",
         ),
         Table(
-            "All games. A score is 1 where everything is given, returned or contributed. What people do is "
-            "context, not a test.",
+            "All of them. A score is 1 where an answer is altogether the behaviour's. What people do is context, not a "
+            "test.",
             *cells(table, columns),
         ),
-        *game_prompts(folder),
+        task_prompts(prompts, names),
     ]
-    return Section("games", "Other games", claim.sentence, blocks)
+    return Section("transfer", title, claim.sentence, blocks)
 
 
-def game_prompts(folder: RunFolder) -> list[Prompts]:
-    """A prompt of every game, whole, where the run kept them."""
-    if not folder.has_table("games", "prompts"):
-        return []
-    first = folder.table("games", "prompts").groupby("game", sort=False).first().reset_index()
-    prompts = [Prompt(fm.name(row.game), row.prefix, row.query) for row in first.itertuples()]
-    return [Prompts("A prompt of each game, whole: no worked example names a stance.", prompts)]
+def task_prompts(asked: pd.DataFrame, names: Mapping[str, str]) -> Prompts:
+    """A prompt of every task, whole."""
+    first = asked.groupby("task", sort=False).first().reset_index()
+    prompts = [Prompt(names[row.task], row.prefix, row.query) for row in first.itertuples()]
+    return Prompts("A prompt of each, whole: nothing in it names a pole of the behaviour.", prompts)
 
 
-def draw_games(table: pd.DataFrame) -> go.Figure:
-    """Slope of each game's score with its interval; the grey band is 1.96 standard deviations of random directions."""
-    labels = [fm.wrapped(fm.name(name), 14) for name in table["game"]]
+def draw_tasks(table: pd.DataFrame) -> go.Figure:
+    """Slope of each task's score with its interval; the grey band is 1.96 standard deviations of random directions."""
+    labels = [fm.wrapped(name, 14) for name in table["label"]]
     rows = [
         dict(
             label=label,
@@ -122,7 +129,7 @@ def draw_games(table: pd.DataFrame) -> go.Figure:
         )
         for label, row in zip(labels, table.itertuples(), strict=True)
     ]
-    out = forest(rows, x="score change, pp a unit")
+    out = forest(rows, x="score change, pp per unit")
     band = go.Bar(
         y=labels,
         x=3.92 * table["null_sd_pp"],
@@ -138,19 +145,19 @@ def draw_games(table: pd.DataFrame) -> go.Figure:
     return out.update_layout(showlegend=True, height=130 + 46 * len(labels), meta={"phone": 150 + 46 * len(labels)})
 
 
-def draw_game_curves(curves: pd.DataFrame) -> go.Figure:
-    """Mean score of each game over the coefficient."""
+def draw_task_curves(curves: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
+    """Mean score of each task over the coefficient."""
     traces = []
-    for number, (name, part) in enumerate(curves.groupby("game", sort=False)):
+    for number, (name, part) in enumerate(curves.groupby("task", sort=False)):
         traces.append(
             go.Scatter(
                 x=part["alpha"],
                 y=100 * part["score"],
-                name=fm.name(name),
+                name=names[name],
                 mode="lines+markers",
-                line=dict(color=GAME_COLOURS[number % len(GAME_COLOURS)]),
-                marker=dict(symbol=GAME_SYMBOLS[number % len(GAME_SYMBOLS)], size=9),
-                hovertemplate=f"{fm.name(name)}, coefficient %{{x}}: score %{{y:.1f}} %<extra></extra>",
+                line=dict(color=TASK_COLOURS[number % len(TASK_COLOURS)]),
+                marker=dict(symbol=TASK_SYMBOLS[number % len(TASK_SYMBOLS)], size=9),
+                hovertemplate=f"{names[name]}, coefficient %{{x}}: score %{{y:.1f}} %<extra></extra>",
             )
         )
     return figure(traces, x="coefficient", y="score, %", height=400, phone=420)

@@ -1,0 +1,92 @@
+"""Altruism as a behaviour: the dictator game's prompts and controls, and the games that it may carry over to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxmech.behavior.altruism.dictator import BankConfig, build_bank
+from jaxmech.behavior.altruism.games import GAMES, game_prompts
+from jaxmech.behavior.behavior import Behavior, Control, Parsed, Task, Words
+from jaxmech.behavior.parsing import parse_amount
+
+WORDS = Words(
+    plus="generous",
+    minus="selfish",
+    varies="stance",
+    outcome="share given",
+    levels=("nothing", "half", "everything"),
+    tasks="games",
+    setting="After worked examples in which kind players give much and unkind ones little, ",
+    about="This is an independent implementation, worked from the abstract of arXiv:2604.19260 and not from the "
+    "paper's text: prompts, thresholds and sizes are this study's own, and its numbers are no replication of the "
+    "paper's.",
+)
+
+CONTROLS = {
+    "heldout": Control(
+        "that it hangs on the very words that features were selected with", "Held-out stance words",
+        ("generous", "selfish"), moves=True,
+    ),
+    "placebo": Control("that any word about a person moves the answer", "Placebo words", ("first word", "second word")),
+    "valence": Control(
+        "that it is mood, not giving", "Cheerful or gloomy", ("cheerful", "gloomy"), gate=False, needed=True
+    ),
+    "number": Control(
+        "that it is the size of numbers, not giving", "Likes large numbers", ("large", "small"), gate=False
+    ),
+    "other": Control(
+        "that a stance named anywhere in the prompt does it", "Someone else's stance", ("generous", "selfish"),
+        gate=False,
+    ),
+    "own_accounts": Control(
+        "that it is the amount moved, whoever gains", "Own two accounts", ("generous", "selfish"), gate=False
+    ),
+    "keep": Control("that it is saying a larger number, not giving", "Asked what to keep", moves=True, needed=True),
+    "take": Control("that it is saying a larger number, not giving", "Asked what to take", moves=True, needed=True),
+}  # fmt: skip
+
+
+LABELS = {
+    "dictator_give": "Dictator (give)",
+    "dictator_take": "Dictator (take)",
+    "ultimatum_proposer": "Ultimatum (proposer)",
+    "trust_returner": "Trust (returner)",
+}
+
+
+def altruism(config: BankConfig, tokenizer: Any, *, seed: int = 0) -> Behavior:
+    """The dictator game's families of minimal pairs, without the other games (`games`).
+
+    Args:
+      tokenizer: what every prompt is checked with.
+
+    Raises:
+      ValueError: as `build_bank`.
+    """
+    bank = build_bank(config, tokenizer, seed=seed)
+    return Behavior("altruism", WORDS, bank.prompts, CONTROLS, exclusions=bank.exclusions, parse=parse)
+
+
+def games(families: int, tokenizer: Any, *, seed: int = 0) -> dict[str, Task]:
+    """Each game in some of its wordings, without any stance; the dictator game is at home.
+
+    Raises:
+      ValueError: as `game_prompts`.
+    """
+    return {
+        name: Task(
+            game_prompts(game, families=families, seed=seed, tokenizer=tokenizer), game.expected_sign, game.people,
+            home=name == "dictator_give", label=LABELS.get(name, ""),
+        )
+        for name, game in GAMES.items()
+    }  # fmt: skip
+
+
+def parse(row: Mapping[str, Any], text: str) -> Parsed:
+    """The share given by the amount that the first line of a sampled answer names."""
+    found = parse_amount(text.split("\n")[0], stake=int(row["stake"]))
+    if found.amount is None:
+        return Parsed(None, found.reason)
+    share = found.amount / row["stake"]
+    return Parsed(share if row["frame"] in ("give", "own_accounts") else 1 - share, None)

@@ -1,0 +1,242 @@
+"""What a behaviour is: a table of prompts with their allowed answers and what each answer is worth.
+
+A row of `prompts`: id, family (prompts that are worded alike; the unit of every inference), split ("selection",
+"development" or "test"), pair (its number within the family), condition, prefix and query (`prefix + query` ends right
+before the answer; a prefix that several rows share is computed once), answers (a list; an entry may be a list of
+strings that mean the same) and score (a list, what each answer is worth, from 0 to 1). Other columns are kept.
+
+A condition is "plus" or "minus", the two poles that differ in nothing but what is studied; "neutral", neither; or a
+control's pole, such as "valence:plus", "valence:minus", "valence:neutral".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+COLUMNS = ("id", "family", "split", "pair", "condition", "prefix", "query", "answers", "score")
+SPLITS = ("selection", "development", "test")
+POLES = ("plus", "minus", "neutral")
+EXCLUDED = ("family", "split", "pair", "condition", "words", "reason")
+"""Columns of `exclusions`."""
+
+
+class Parsed(NamedTuple):
+    """What a sampled text says: a score, or None and the reason why there is none."""
+
+    score: float | None
+    reason: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """Prompts that tell the behaviour from something else.
+
+    Attributes:
+      rules_out: what the behaviour might be instead, in words: "that it is ...".
+      label, poles: a reader's name for it, and for its two poles.
+      moves: whether it should move as the behaviour does (held-out words), rather than not at all.
+      gate: whether the behaviour's gate and the rule for features compare with it.
+      needed: whether a cause is only claimed where it was tried.
+    """
+
+    rules_out: str = ""
+    label: str = ""
+    poles: tuple[str, str] = ("plus", "minus")
+    moves: bool = False
+    gate: bool = True
+    needed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Another task to which the behaviour may carry over.
+
+    prompts: neutral ones, with a column `family`; expected_sign: of the score's change towards plus; human: what people
+    do, for the reader; home: whether it is the behaviour's own task in other words, which is no transfer; label: a
+    reader's name for it.
+    """
+
+    prompts: pd.DataFrame
+    expected_sign: int = 1
+    human: str = ""
+    home: bool = False
+    label: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """What things are called.
+
+    Attributes:
+      plus, minus: the two poles.
+      varies: what the two prompts of a pair differ in.
+      outcome: what the score means; it is shown in per cent.
+      levels: what scores of 0, one half and 1 are called.
+      tasks: what other tasks are called.
+      setting: how the poles are put to the model, as the beginning of a sentence; about: whose method and prompts these
+        are, a paragraph of the report.
+    """
+
+    plus: str = "plus"
+    minus: str = "minus"
+    varies: str = "condition"
+    outcome: str = "score"
+    levels: tuple[str, str, str] = ("score 0", "score one half", "score 1")
+    tasks: str = "tasks"
+    setting: str = ""
+    about: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Behavior:
+    """A behaviour as data: all that a study and its report know of it.
+
+    Attributes:
+      prompts: see above. exclusions: pairs that were built and left out, with the columns of `EXCLUDED`.
+      controls: name -> what it rules out. transfer: name -> another task.
+      parse: (row, text) -> the score of a sampled answer.
+
+    Raises:
+      ValueError: prompts that no study can use; names the row.
+    """
+
+    name: str
+    words: Words
+    prompts: pd.DataFrame
+    controls: Mapping[str, Control] = dataclasses.field(default_factory=dict)
+    transfer: Mapping[str, Task] = dataclasses.field(default_factory=dict)
+    exclusions: pd.DataFrame = dataclasses.field(default_factory=lambda: pd.DataFrame(columns=EXCLUDED))
+    parse: Callable[[Mapping[str, Any], str], Parsed] = dataclasses.field(default_factory=lambda: parse_choice)
+
+    def __post_init__(self):
+        check_prompts(self.prompts)
+        for name, task in self.transfer.items():
+            check_prompts(task.prompts, f"transfer {name}, prompt", ("family", "prefix", "query", "answers", "score"))
+        unsaid = {name for name, _ in map(control_of, self.prompts["condition"]) if name} - set(self.controls)
+        if unsaid:
+            raise ValueError(f"controls: prompts of {', '.join(sorted(unsaid))} are there, but not what it rules out")
+
+    def __repr__(self) -> str:
+        families, controls = self.prompts["family"].nunique(), len(self.controls)
+        return f"Behavior({self.name!r}: {len(self.prompts)} prompts in {families} families, {controls} controls)"
+
+    def paired(self, split: str) -> list[str]:
+        """The controls that have prompts of both poles in a split."""
+        there = set(self.prompts.loc[self.prompts["split"] == split, "condition"])
+        return [name for name in self.controls if set(poles(name)) <= there]
+
+    @property
+    def gating(self) -> list[str]:
+        """Those that the gate and the rule compare with."""
+        return [name for name, control in self.controls.items() if control.gate and not control.moves]
+
+    def said(self) -> dict[str, Any]:
+        """Its name, its words and what its controls rule out, as JSON keeps them."""
+        controls = {name: dataclasses.asdict(control) for name, control in self.controls.items()}
+        return {"name": self.name, **dataclasses.asdict(self.words), "controls": controls}
+
+
+def poles(control: str | None = None) -> tuple[str, str]:
+    """The conditions of the two poles, of the behaviour itself or of a control."""
+    return (f"{control}:plus", f"{control}:minus") if control else ("plus", "minus")
+
+
+def control_of(condition: str) -> tuple[str | None, str]:
+    """A condition's control (None for the behaviour itself) and its pole."""
+    if condition in POLES:
+        return None, condition
+    name, _, pole = condition.partition(":")
+    return name, pole
+
+
+def check_prompts(prompts: pd.DataFrame, row: str = "prompt", columns: Sequence[str] = COLUMNS) -> None:
+    """Refuses a table that is no behaviour's prompts.
+
+    Raises:
+      ValueError: a column that is missing, no prompts of a pole, or a row with a value that cannot be used.
+    """
+    if missing := [name for name in columns if name not in prompts]:
+        raise ValueError(f"{row}s: the columns {', '.join(missing)} are missing; a prompt has {', '.join(columns)}")
+    for at, one in enumerate(prompts.to_dict("records")):
+        if fault := _fault(one):
+            raise ValueError(f"{row} {one.get('id', at)}: {fault}")
+    if "condition" in columns and (
+        none := [pole for pole in ("plus", "minus") if pole not in set(prompts["condition"])]
+    ):
+        raise ValueError(f"{row}s: none has the condition {' or '.join(none)}, of which a behaviour is made")
+
+
+def _fault(row: Mapping[str, Any]) -> str:
+    answers, score = row["answers"], row["score"]
+    if not isinstance(row["query"], str) or not row["query"]:
+        return f"query: expected a text that ends right before the answer, got {row['query']!r}"
+    if not isinstance(row["prefix"], str):
+        return f"prefix: expected a text, or '' for none, got {row['prefix']!r}"
+    if not _several(answers) or len(answers) < 2:
+        return f"answers: expected at least two in a list, got {answers!r}"
+    if not _several(score) or len(score) != len(answers):
+        return f"score: expected a number for each of {len(answers)} answers, got {score!r}"
+    if not all(isinstance(s, int | float | np.number) and not isinstance(s, bool) and 0 <= s <= 1 for s in score):
+        return f"score: expected numbers from 0 to 1, got {list(score)}; bring another scale to that range"
+    if "split" in row and row["split"] not in SPLITS:
+        return f"split: expected one of {', '.join(SPLITS)}, got {row['split']!r}"
+    if "condition" in row and (not isinstance(row["condition"], str) or control_of(row["condition"])[1] not in POLES):
+        return (
+            f"condition: expected plus, minus, neutral or a control's, such as valence:plus, got {row['condition']!r}"
+        )
+    return ""
+
+
+def _several(value: Any) -> bool:
+    return isinstance(value, list | tuple | np.ndarray)
+
+
+def parse_choice(row: Mapping[str, Any], text: str) -> Parsed:
+    """The score of the allowed answer that a sampled text begins with: the longest such, not followed by more of a
+    word."""
+    text, found = text.strip(), []
+    for score, answer in zip(row["score"], row["answers"], strict=True):
+        for spelling in [answer] if isinstance(answer, str) else answer:
+            said = str(spelling).strip()
+            if text.startswith(said) and not text[len(said) : len(said) + 1].isalnum():
+                found.append((len(said), float(score)))
+    if not found:
+        return Parsed(None, "no allowed answer" if text else "empty")
+    return Parsed(max(found)[1], None)
+
+
+def shared_prefix(texts: Iterable[str]) -> str:
+    """What all texts begin with, up to the end of a line and leaving something of each; "" where there is no such."""
+    texts = list(texts)
+    same = 0
+    for letters in zip(*texts, strict=False):
+        if len(set(letters)) > 1:
+            break
+        same += 1
+    same = min(same, min(map(len, texts)) - 1)
+    return texts[0][: texts[0].rfind("\n", 0, max(same, 0)) + 1]
+
+
+def split_of(families: Sequence[str]) -> dict[str, str]:
+    """A split for each family, by a hash of its name: half select, a tenth develop, the rest test.
+
+    A family keeps its split whatever others there are, as long as there are enough: where selection or test would have
+    fewer than two, the nearest by hash are moved there.
+    """
+    from jaxmech.behavior.prompts import digest
+
+    place = {name: digest("split of a family", name) % 10_000 / 10_000 for name in sorted(set(families))}
+    out = {name: "selection" if at < 0.5 else "development" if at < 0.6 else "test" for name, at in place.items()}
+    for short, goal in (("selection", 0.5), ("test", 0.6)):
+        while len(place) >= 4 and list(out.values()).count(short) < 2:
+            spare = [name for name, split in out.items() if split == "development"] or [
+                name for name, split in out.items() if split != short
+            ]
+            out[min(spare, key=lambda name: math.fabs(place[name] - goal))] = short
+    return out

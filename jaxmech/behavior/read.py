@@ -1,0 +1,135 @@
+"""Behaviours of one's own: from a table in a file, or from a function of one's own module."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from jaxmech.behavior.behavior import Behavior, Control, Words, check_prompts, control_of, shared_prefix, split_of
+
+FORMATS = (".jsonl", ".csv", ".parquet")
+_WORDS = Words()
+
+
+def is_own(name: str) -> bool:
+    """Whether a behaviour's name stands for a file or for `module:function`."""
+    return Path(name).suffix in FORMATS or ":" in name
+
+
+def read_behavior(name: str, words: Words = _WORDS, rules_out: Mapping[str, str] | None = None) -> Behavior:
+    """A behaviour from a table of prompts (.jsonl, .csv, .parquet), or from `module:function`, which returns one.
+
+    A row has family, condition, answers, score, and either `text` or `prefix` and `query`: see
+    `jaxmech.behavior.behavior`. What it may leave out: split (then by a hash of the family), pair (then in the order of
+    the rows of a family and condition), id. In a .csv, answers and score are JSON. Of `text`, the lines that all
+    prompts of a family begin with are their prefix.
+
+    Args:
+      words: what poles and outcome are called. rules_out: control -> what it rules out, in words.
+
+    Raises:
+      ValueError: no such file or function, or prompts that no study can use; names the row.
+    """
+    if Path(name).suffix not in FORMATS:
+        return _made(name)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ValueError(f"behavior: no file at {path}")
+    prompts, rules_out = complete(_table(path)), dict(rules_out or {})
+    controls = dict.fromkeys(name for name, _ in map(control_of, prompts["condition"]) if name)
+    if unknown := sorted(set(rules_out) - set(controls)):
+        raise ValueError(f"controls: {', '.join(unknown)} have no prompts in {path}; it has {', '.join(controls)}")
+    return Behavior(path.stem, words, prompts, {name: Control(rules_out.get(name, "")) for name in controls})
+
+
+def complete(table: pd.DataFrame) -> pd.DataFrame:
+    """The prompts of a table, with what it may leave out.
+
+    Raises:
+      ValueError: a column that is missing, or a row with a value that cannot be used.
+    """
+    table = table.copy()
+    if "messages" in table:
+        raise ValueError("prompts: messages need a model's chat template, which a study does not render yet; give text")
+    if missing := [name for name in ("family", "condition", "answers", "score") if name not in table]:
+        raise ValueError(f"prompts: the columns {', '.join(missing)} are missing")
+    table["family"] = table["family"].astype(str)
+    table["condition"] = [_condition(name) for name in table["condition"]]
+    if "text" in table and "query" not in table:
+        if bad := [str(at) for at, text in enumerate(table["text"]) if not isinstance(text, str) or not text]:
+            raise ValueError(f"prompt {bad[0]}: text: expected a text that ends right before the answer")
+        before = table.groupby("family")["text"].agg(shared_prefix)
+        table["prefix"] = table["family"].map(before)
+        table["query"] = [text[len(prefix) :] for text, prefix in zip(table["text"], table["prefix"], strict=True)]
+        table = table.drop(columns="text")
+    if "query" not in table:
+        raise ValueError("prompts: expected a column text, or query (with a prefix where prompts share one)")
+    if "prefix" not in table:
+        table["prefix"] = ""
+    if "pair" not in table:
+        table["pair"] = table.groupby(["family", "condition"]).cumcount()
+    if "split" not in table:
+        table["split"] = table["family"].map(split_of(table["family"]))
+    if "id" not in table:
+        table["id"] = table["family"] + "/" + table["condition"] + "/" + table["pair"].astype(str)
+    check_prompts(table)
+    _check_families(table)
+    return table.reset_index(drop=True)
+
+
+def _condition(name: Any) -> Any:
+    """A control without a pole is a neutral one of its own."""
+    alone = isinstance(name, str) and ":" not in name and name not in ("plus", "minus", "neutral")
+    return f"{name}:neutral" if alone else name
+
+
+def _check_families(table: pd.DataFrame) -> None:
+    if twice := table["id"][table["id"].duplicated()].tolist():
+        raise ValueError(f"prompt {twice[0]}: stands twice; an id, or a family's pair in a condition, names one prompt")
+    split = table.groupby("family")["split"].nunique()
+    if len(torn := split[split > 1]):
+        raise ValueError(f"family {torn.index[0]}: stands in several splits; what is worded alike is in one")
+    for name in ("selection", "test"):
+        part = table[table["split"] == name]
+        both = part[part["condition"].isin(["plus", "minus"])].groupby(["family", "pair"])["condition"].nunique() == 2
+        count = both[both].index.get_level_values("family").nunique()
+        if count < 2:
+            raise ValueError(
+                f"split {name}: expected at least two families with a pair of plus and minus, got {count}; families "
+                "are the unit of inference"
+            )
+
+
+def _table(path: Path) -> pd.DataFrame:
+    try:
+        if path.suffix == ".jsonl":
+            lines = path.read_text(encoding="utf-8").splitlines()
+            return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        table = pd.read_csv(path, keep_default_na=False)
+        listed = [name for name in ("answers", "score") if name in table]
+        return table.assign(**{name: [json.loads(cell) for cell in table[name]] for name in listed})
+    except (ValueError, OSError, TypeError) as error:
+        raise ValueError(f"behavior: cannot read {path}: {error}") from error
+
+
+def _made(name: str) -> Behavior:
+    module, _, function = name.partition(":")
+    sys.path.insert(0, "")  # the folder that the command is called in, as with python -m
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"behavior: {name} names no function of a module that can be imported: {error}") from error
+    finally:
+        sys.path.remove("")
+    made = make()
+    if not isinstance(made, Behavior):
+        raise ValueError(f"behavior: {name} returned {type(made).__name__}, expected a jaxmech Behavior")
+    return made

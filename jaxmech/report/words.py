@@ -1,0 +1,48 @@
+"""What a study's behaviour calls things: its poles, its outcome, its controls and tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxmech.behavior.behavior import Control, Words, control_of
+from jaxmech.report import formats as fm
+
+
+@dataclasses.dataclass(frozen=True)
+class Said(Words):
+    """A behaviour's words, as stage behavior left them in the results."""
+
+    name: str = ""
+    controls: Mapping[str, Control] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, results: Mapping[str, Any]) -> Said:
+        given = dict(results["behavior"]["words"])
+        controls = {name: Control(**one) for name, one in given.pop("controls").items()}
+        return cls(**given, controls=controls)
+
+    def pole(self, pole: str) -> str:
+        return {"plus": self.plus, "minus": self.minus}.get(pole, pole)
+
+    def towards(self, direction: str) -> str:
+        """of "to_plus": towards generous."""
+        return f"towards {self.pole(direction.removeprefix('to_'))}"
+
+    def contrast(self, name: str) -> str:
+        """A reader's name for a contrast: the behaviour's own, or a control."""
+        if name == "poles":
+            return self.varies[:1].upper() + self.varies[1:]
+        control = self.controls.get(name)
+        return control.label if control and control.label else fm.name(name)
+
+    def condition(self, condition: str) -> str:
+        """A reader's name for a condition of the prompts."""
+        control, pole = control_of(condition)
+        if control is None:
+            word = self.pole(pole)
+            return word[:1].upper() + word[1:]
+        known = self.controls.get(control, Control())
+        word = dict(zip(("plus", "minus"), known.poles, strict=True)).get(pole)
+        return f"{self.contrast(control)}: {word}" if word else self.contrast(control)
