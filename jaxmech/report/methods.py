@@ -31,7 +31,10 @@ def section(
         *packages,
     ]
     settings = [
-        [key, ", ".join(map(str, value)) if isinstance(value, list) else "not set" if value is None else str(value)]
+        [
+            key,
+            ", ".join(map(str, value)) if isinstance(value, list) else "not set" if value in (None, {}) else str(value),
+        ]
         for key, value in flat(manifest["config"])
     ]
     blocks: list[Any] = [
@@ -54,10 +57,16 @@ def section(
     return Section("methods", "Methods", lead, blocks)
 
 
+def written(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(" / ".join(map(str, one)) if isinstance(one, list | tuple) else str(one) for one in value)
+    return "not set" if value is None or value == {} else str(value)
+
+
 def flat(config: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting with the name that an override gives it."""
     for key, value in config.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from flat(value, f"{section}{key}.")
         else:
             yield section + key, value

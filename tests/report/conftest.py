@@ -33,7 +33,7 @@ def run_of(tmp_path_factory):
 
 def build_run(path, scenario, seed=0):
     rng, folder = np.random.default_rng(seed), RunFolder(path)
-    config = StudyConfig(model="gemma-3-270m", run_dir=str(path), game_directions=scenario.directions)
+    config = StudyConfig(model="gemma-3-270m", run_dir=str(path), transfer={"random_directions": scenario.directions})
     features, used = made_of.feature_tables(rng, scenario)
     stages = {
         "behavior": made_of.behaviour(rng, scenario),
@@ -46,7 +46,7 @@ def build_run(path, scenario, seed=0):
         "attribution": made_of.attribution(rng, features),
         "proximity": made_of.proximity(rng, used, scenario),
         "steering": made_of.steering(rng, scenario),
-        "games": made_of.games(rng, scenario),
+        "transfer": made_of.transfer(rng, scenario),
     }
     records = {}
     for number, (name, outcome) in enumerate(stages.items()):

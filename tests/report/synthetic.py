@@ -2,19 +2,22 @@
 
 import dataclasses
 import re
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 
-from jaxmech.behavior.altruism.dictator import BankConfig, build_bank
+from jaxmech.behavior.altruism.altruism import LABELS
+from jaxmech.behavior.altruism.altruism import altruism as build_altruism
+from jaxmech.behavior.altruism.dictator import BankConfig
 from jaxmech.behavior.altruism.games import GAMES as PLAYED
 from jaxmech.behavior.altruism.games import game_prompts
 from jaxmech.behavior.dual_process.prompts import build_items
 from jaxmech.study.folder import Outcome
 
 LAYERS, F, FAMILIES = (6, 8, 10, 12, 14, 16), 512, 16
-CONTRASTS = ("stance", "heldout", "placebo", "valence", "number", "other", "own_accounts")
+CONTRASTS = ("poles", "heldout", "placebo", "valence", "number", "other", "own_accounts")
 GAMES = {
     "dictator_give": (1, "mean 28 %, 36 % give nothing (Engel 2011)"),
     "dictator_take": (1, "about 35 % left (Flage)"),
@@ -40,14 +43,12 @@ def behaviour(rng, scenario):
     shift = 26.8 if scenario.gate else 3.1
     rows = []
     for contrast in CONTRASTS:
-        value = {"stance": shift, "heldout": 0.7 * shift, "own_accounts": 6.0}.get(contrast, rng.normal(0, 1.0))
+        value = {"poles": shift, "heldout": 0.7 * shift, "own_accounts": 6.0}.get(contrast, rng.normal(0, 1.0))
         value = value if scenario.gate or contrast != "own_accounts" else 1.0
         half = rng.uniform(1.5, 4.0)
         rows.append(
             dict(
                 contrast=contrast,
-                high=f"{contrast}_a",
-                low=f"{contrast}_b",
                 families=FAMILIES,
                 shift_pp=value,
                 low_pp=value - half,
@@ -60,37 +61,41 @@ def behaviour(rng, scenario):
         )
     effects = pd.DataFrame(rows)
     shares, distributions = np.linspace(0, 1, 11), []
-    for condition, centre in (("generous", 0.2 + shift / 100), ("selfish", 0.2), ("neutral", 0.3), ("placebo_a", 0.3)):
+    for condition, centre in (("plus", 0.2 + shift / 100), ("minus", 0.2), ("neutral", 0.3), ("placebo:plus", 0.3)):
         weights = np.exp(-((shares - centre) ** 2) / 0.03) + 0.15 * (shares == 0.5) + 0.02
         for share, probability in zip(shares, weights / weights.sum(), strict=True):
             distributions.append(dict(condition=condition, share=share, probability=probability))
-    stance, placebo = effects.iloc[0], effects.iloc[2]
+    stance = effects.iloc[0]
     results = {
-        "mean_generous": 0.203 + shift / 100,
-        "mean_selfish": 0.203,
+        "words": altruism().said(),
+        "mean_plus": 0.203 + shift / 100,
+        "mean_minus": 0.203,
         "mean_neutral": 0.31,
         "shift_pp": shift,
         "ci": [stance.low_pp, stance.high_pp],
         "p": 3e-5,
         "d_z": 2.1,
         "wasserstein": shift / 100,
-        "placebo_pp": placebo.shift_pp,
-        "placebo_ci": [placebo.low_pp, placebo.high_pp],
-        "placebo_size_pp": 2.0,
+        "controls": {
+            row.contrast: {
+                "shift_pp": row.shift_pp,
+                "ci": [row.low_pp, row.high_pp],
+                "size_pp": 2.0,
+                "gate": row.contrast == "placebo",
+            }
+            for row in effects.iloc[1:].itertuples()
+        },
         "mass": 0.89,
         "families": FAMILIES,
         "gate": scenario.gate,
         "edges": {
-            name: {"zero": 0.1 + 0.3 * (name == "selfish"), "half": 0.3, "all": 0.02}
-            for name in ("generous", "selfish")
+            name: {"zero": 0.1 + 0.3 * (name == "minus"), "half": 0.3, "all": 0.02} for name in ("plus", "minus")
         },
         "gate_reasons": {
             "shift >= 10.0 pp": scenario.gate,
             "interval above 0": True,
             "|placebo| <= 0.34 x shift": scenario.gate,
         },
-        "controls_pp": dict(zip(effects["contrast"], effects["shift_pp"], strict=True)),
-        "by_split": {"test": {"shift_pp": shift}},
         "excluded_pairs": 2,
         "sampling": {
             "samples": 128,
@@ -102,7 +107,7 @@ def behaviour(rng, scenario):
                     "exact_mean": mean + 0.01,
                     "invalid": {"range": 3},
                 }
-                for name, mean in (("generous", 0.46), ("selfish", 0.21))
+                for name, mean in (("plus", 0.46), ("minus", 0.21))
             },
         },
     }
@@ -111,10 +116,15 @@ def behaviour(rng, scenario):
     return Outcome(results, tables | {"prompts": bank_prompts()})
 
 
+@cache
+def altruism():
+    tokenizer = lambda text, add_special_tokens=False: SimpleNamespace(input_ids=re.findall(r"\w+|\W", text))  # noqa: E731
+    return build_altruism(BankConfig(selection=1, development=0, test=2), tokenizer)
+
+
 def bank_prompts():
     """The prompts of two test families, as the bank words them."""
-    tokenizer = lambda text, add_special_tokens=False: SimpleNamespace(input_ids=re.findall(r"\w+|\W", text))  # noqa: E731
-    prompts = build_bank(BankConfig(selection=1, development=0, test=2), tokenizer).prompts
+    prompts = altruism().prompts
     return prompts[prompts["split"] == "test"].reset_index(drop=True)
 
 
@@ -145,12 +155,12 @@ def feature_tables(rng, scenario):
             permutation_p=np.maximum(p, 0.001),
             sign=0.95,
             auroc=np.clip(0.5 + d_z / 5, 0, 1),
-            fires_generous=rng.uniform(0.2, 1, n),
-            fires_selfish=rng.uniform(0.2, 1, n),
+            fires_plus=rng.uniform(0.2, 1, n),
+            fires_minus=rng.uniform(0.2, 1, n),
             density=rng.uniform(0, 0.1, n),
-            placebo_d_z=rng.normal(0, 0.2, n),
-            correlation_generous=rng.normal(0, 0.2, n),
-            correlation_selfish=rng.normal(0, 0.2, n),
+            control_d_z=rng.normal(0, 0.2, n),
+            correlation_plus=rng.normal(0, 0.2, n),
+            correlation_minus=rng.normal(0, 0.2, n),
             stability=stability,
             selected=chosen,
             in_budget=budget,
@@ -161,7 +171,7 @@ def feature_tables(rng, scenario):
 
 
 def contrast(features, used, scenario):
-    names = ("q", "d_z", "sign", "fires", "density", "placebo", "auroc", "permutation", "half_splits")
+    names = ("q", "d_z", "sign", "fires", "density", "control", "auroc", "permutation", "half_splits")
     found = int(features["selected"].sum())
     alone = [420, 300, 260, 900, 1500, 800, 60, 410, found]
     criteria = pd.DataFrame(dict(criterion=names, alone=alone, remaining=[420, 280, 140, 90, 88, 70, 40, 24, found]))
@@ -221,7 +231,7 @@ def dual_process(rng, used, scenario):
 def patching(rng, scenario):
     names = (
         ("selected features", "effect", 0.41 if scenario.effect else 0.02),
-        ("placebo-selected features", "control", 0.03),
+        ("control-selected features", "control", 0.03),
         ("matched random features", "control", 0.02),
         ("whole residual", "reference", 1.0),
         ("all features", "reference", 0.72),
@@ -230,7 +240,7 @@ def patching(rng, scenario):
         ("sham donor, same stance", "control", -0.01),
     )
     bars, null, results = [], [], {}
-    for direction in ("to_generous", "to_selfish"):
+    for direction in ("to_plus", "to_minus"):
         draws = rng.normal(0.02, 0.03, 199)
         for name, kind, value in names:
             bars.append(
@@ -362,6 +372,7 @@ def steering(rng, scenario):
     rows += [("random directions", "null", v) for v in rng.normal(0, 0.3, 100)]
     p = 0.005 if scenario.effect else 0.71
     results = {
+        "steered": ["neutral"],
         "slope_pp": 100 * slope,
         "slope_ci": [100 * slope - 0.9, 100 * slope + 0.9],
         "usable_range": [low, high],
@@ -375,7 +386,7 @@ def steering(rng, scenario):
         "comparators_pp": {"mean difference": 6.0},
         "specificity": {
             name: {"slope_pp": value, "ci": [value - 1, value + 1], "families": FAMILIES}
-            for name, value in (("keep", 90 * slope), ("take", 70 * slope), ("own_accounts_neutral", 0.3))
+            for name, value in (("keep", 90 * slope), ("take", 70 * slope), ("own_accounts", 0.3))
         },
         "families": FAMILIES,
         "norm_share": 0.12,
@@ -383,14 +394,16 @@ def steering(rng, scenario):
     return Outcome(results, {"dose": dose, "comparators": pd.DataFrame(rows, columns=["name", "kind", "slope_pp"])})
 
 
-def games(rng, scenario):
+def transfer(rng, scenario):
     rows, curves, results = [], [], {}
     for number, (name, (sign, people)) in enumerate(GAMES.items()):
         slope = (5.0 - number) if scenario.effect else rng.normal(0, 0.3)
         p_holm = max(0.005 * len(GAMES), len(GAMES) / (scenario.directions + 1)) if scenario.effect else 1.0
         rows.append(
             dict(
-                game=name,
+                task=name,
+                label=LABELS.get(name, ""),
+                home=name == "dictator_give",
                 expected_sign=sign,
                 families=6,
                 baseline=0.3 + 0.05 * number,
@@ -401,13 +414,13 @@ def games(rng, scenario):
                 p_random=p_holm / 5,
                 null_sd_pp=0.4,
                 mass=0.85,
-                people=people,
+                human=people,
                 p_holm=p_holm,
             )
         )
         alphas = np.array([-1.0, 0.0, 1.0])
         curves.append(
-            pd.DataFrame(dict(game=name, alpha=alphas, score=0.3 + 0.05 * number + alphas * slope / 100, mass=0.85))
+            pd.DataFrame(dict(task=name, alpha=alphas, score=0.3 + 0.05 * number + alphas * slope / 100, mass=0.85))
         )
         results[name] = {
             "slope": slope,
@@ -417,10 +430,12 @@ def games(rng, scenario):
             "baseline": 0.3,
             "mass": 0.85,
             "expected_sign": sign,
+            "label": LABELS.get(name, ""),
+            "home": name == "dictator_give",
             "families": 6,
         }
-    prompts = pd.concat([game_prompts(PLAYED[name], families=1).assign(game=name) for name in GAMES])
-    tables = {"games": pd.DataFrame(rows), "curves": pd.concat(curves, ignore_index=True), "prompts": prompts}
+    prompts = pd.concat([game_prompts(PLAYED[name], families=1).assign(task=name) for name in GAMES])
+    tables = {"tasks": pd.DataFrame(rows), "curves": pd.concat(curves, ignore_index=True), "prompts": prompts}
     return Outcome(results, tables)
 
 

@@ -4,7 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxmech.report import behavior, contrast, fidelity, games, patching, steering
+from jaxmech.report import behavior, contrast, fidelity, patching, steering, transfer
+from jaxmech.report.words import Said
+from tests.report.synthetic import altruism
+
+SAID = Said.of({"behavior": {"words": altruism().said()}})
 
 
 def test_volcano_keeps_every_feature_in_use_and_thins_the_rest():
@@ -20,21 +24,21 @@ def test_volcano_keeps_every_feature_in_use_and_thins_the_rest():
 
 def test_layer_histogram_counts_both_signs():
     used = pd.DataFrame(dict(layer=[4, 4, 6], dz=[1.0, -1.0, 2.0]))
-    generous, selfish = contrast.draw_layer_histogram(used, [2, 4, 6]).data
+    generous, selfish = contrast.draw_layer_histogram(used, [2, 4, 6], SAID).data
     assert list(generous.y) == [0, 1, 1] and list(selfish.y) == [0, 1, 0]
 
 
 def test_shifts_put_intervals_around_their_value():
     table = pd.DataFrame(
         dict(
-            contrast=["stance", "placebo"],
+            contrast=["poles", "placebo"],
             shift_pp=[20.0, 1.0],
             low_pp=[15.0, -1.0],
             high_pp=[26.0, 2.0],
             p=[0.001, 0.5],
         )
     )
-    stance, placebo = behavior.draw_shifts(table).data
+    stance, placebo = behavior.draw_shifts(table, SAID).data
     assert (stance.x[0], stance.error_x.array[0], stance.error_x.arrayminus[0]) == (20.0, 6.0, 5.0)
     assert stance.name == "stance" and placebo.name == "control"
 
@@ -42,7 +46,7 @@ def test_shifts_put_intervals_around_their_value():
 def test_effects_that_are_undefined_are_left_out_of_a_forest():
     bars = pd.DataFrame(
         dict(
-            direction="to_generous",
+            direction="to_plus",
             name=["selected features", "all features"],
             kind=["effect", "reference"],
             recovered=[0.4, np.nan],
@@ -51,7 +55,7 @@ def test_effects_that_are_undefined_are_left_out_of_a_forest():
             change_pp=[9.0, np.nan],
         )
     )
-    assert len(patching.draw_patching_bars(bars, "to_generous").data) == 1
+    assert len(patching.draw_patching_bars(bars, "to_plus").data) == 1
 
 
 def test_stability_says_why_it_is_empty():
@@ -64,7 +68,7 @@ def test_stability_says_why_it_is_empty():
 def test_dose_shades_the_usable_range_only_where_there_is_one(usable, shapes):
     alphas = np.array([-1.0, 0.0, 1.0, 2.0])
     table = pd.DataFrame(dict(alpha=alphas, g=0.3 + alphas / 50, g_low=0.2, g_high=0.4))
-    figure = steering.draw_dose(table, usable)
+    figure = steering.draw_dose(table, usable, SAID)
     spans = [shape for shape in figure.layout.shapes if shape.type == "rect"]
     assert len(spans) == shapes
     if spans:
@@ -84,9 +88,9 @@ def test_costs_are_in_units_of_their_limits_and_clipped_marks_keep_their_value()
 
 def test_the_null_band_of_a_game_is_centred_on_zero():
     table = pd.DataFrame(
-        dict(game=["public_goods"], slope_pp=[2.0], low_pp=[1.0], high_pp=[3.0], p_holm=[0.01], null_sd_pp=[0.5])
+        dict(label=["Public goods"], slope_pp=[2.0], low_pp=[1.0], high_pp=[3.0], p_holm=[0.01], null_sd_pp=[0.5])
     )
-    band = games.draw_games(table).data[-1]
+    band = transfer.draw_tasks(table).data[-1]
     assert band.base[0] == pytest.approx(-0.98) and band.base[0] + band.x[0] == pytest.approx(0.98)
 
 

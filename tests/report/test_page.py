@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from io import StringIO
 
@@ -25,7 +24,7 @@ SECTIONS = (
     "patching",
     "proximity",
     "steering",
-    "games",
+    "transfer",
     "fidelity",
     "methods",
 )
@@ -131,7 +130,8 @@ def test_dictionaries_that_do_not_fit_are_said_in_page_and_terminal(page_of, run
 
 def test_methods_hold_every_parameter_and_where_this_comes_from(page_of, run_of):
     text = page_of("finding").text
-    assert all(key in text for key in run_of("finding")[2]["config"])
+    for key, value in (run_of("finding")[2]["config"] | {"words": "words"}).items():
+        assert all(f"{key}.{name}" in text for name in value) if isinstance(value, dict) else key in text
     assert "arXiv:2604.19260" in text and "independent implementation" in text and "Gemma Terms of Use" in text
     assert "unequal length" in text and "0000000000000003" in text
 
@@ -139,7 +139,8 @@ def test_methods_hold_every_parameter_and_where_this_comes_from(page_of, run_of)
 def test_p_values_are_called_what_they_are(page_of):
     text = page_of("finding").text
     assert (
-        "against random directions, one more draw" in text and "are one-sided: the side on which more is given" in text
+        "against random directions, one more draw" in text
+        and "are one-sided: the side on which the share given is larger" in text
     )
     assert "Wilcoxon) and of classes' directness are two-sided" in text and "p = 0.005, one-sided" in text
     assert text.count("two-sided") == 3  # there, and of the two tests over families
@@ -155,34 +156,29 @@ def test_loss_recovered_is_what_results_json_has_and_names_its_baseline(page_of,
 def test_whole_prompts_are_shown_of_both_stances_and_of_every_stage_that_asks(page_of, run_of):
     folder, text = run_of("finding")[0], page_of("finding").text
     asked = folder.table("behavior", "prompts")
-    shown = [asked[asked["condition"] == name].iloc[0] for name in ("generous", "selfish", "neutral", "keep", "take")]
-    shown += [row for _, row in folder.table("games", "prompts").iterrows()]
+    shown = [
+        asked[asked["condition"] == name].iloc[0]
+        for name in ("plus", "minus", "neutral", "keep:neutral", "take:neutral")
+    ]
+    shown += [row for _, row in folder.table("transfer", "prompts").iterrows()]
     shown += [row for _, row in folder.table("dual_process", "items").head(2).iterrows()]
     for row in shown:
         assert re.sub(r"\s+", " ", row["prefix"] + row["query"]).strip() in re.sub(r"\s+", " ", text.replace("  ", " "))
-    assert "Both begin with the same 10 worked examples" in text and "very generous" in text
+    assert "What stands before them is the same for both" in text and "very generous" in text
 
 
 def test_prompts_stand_on_the_page_letter_by_letter(run_of, page_of):
     page_of("finding")
     raw = (run_of("finding")[0].path / "report.html").read_text()
-    row = run_of("finding")[0].table("behavior", "prompts").query("condition == 'selfish'").iloc[0]
+    row = run_of("finding")[0].table("behavior", "prompts").query("condition == 'minus'").iloc[0]
     inside = f'<span class="examples">{escape(row["prefix"])}</span><strong>{escape(row["query"])}</strong></pre>'
     assert inside in raw
-
-
-def test_a_run_without_kept_game_prompts_still_gives_a_page(run_of, tmp_path):
-    folder, config, manifest = run_of("finding")
-    copy = RunFolder(tmp_path / "copy")
-    shutil.copytree(folder.path / "stages", copy.path / "stages", dirs_exist_ok=True)
-    (copy.stage("games") / "prompts.parquet").unlink()
-    assert "A prompt of each game" not in write_report(copy, config, manifest).read_text()
 
 
 def test_a_reader_is_told_which_test_families_were_never_looked_at(page_of, run_of):
     folder, config, manifest = run_of("finding")
     assert "never looked at" not in page_of("finding").text
-    more = manifest | {"config": manifest["config"] | {"test_families": 20}}
+    more = manifest | {"config": manifest["config"] | {"bank": {"test": 20}}}
     assert "8 of the 20 were never looked at" in render(folder, more)
 
 

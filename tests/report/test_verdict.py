@@ -24,6 +24,13 @@ def judged(run_of):
     return run
 
 
+def controls(**shifts):
+    """Results of controls that are not in the gate."""
+    return {
+        name: {"shift_pp": shift, "ci": [shift, shift], "size_pp": 1.0, "gate": False} for name, shift in shifts.items()
+    }
+
+
 def test_findings_hold_and_carry_number_interval_control(judged):
     claims = judged("finding")
     assert [c.holds for c in claims] == [True] * 6
@@ -81,12 +88,12 @@ def test_a_selection_with_many_expected_false_is_uncertain(judged):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"p_random_to_selfish": 0.2}, "patching towards selfish is not larger than matched random sets give"),
+        ({"p_random_to_minus": 0.2}, "patching towards selfish is not larger than matched random sets give"),
         (
-            {"recovered_to_generous": -0.3, "recovered_to_generous_ci": [-0.4, -0.2]},
+            {"recovered_to_plus": -0.3, "recovered_to_plus_ci": [-0.4, -0.2]},
             "towards generous goes the wrong way",
         ),
-        ({"recovered_to_generous": None, "recovered_to_generous_ci": [None, None]}, "towards generous is undefined"),
+        ({"recovered_to_plus": None, "recovered_to_plus_ci": [None, None]}, "towards generous is undefined"),
     ],
 )
 def test_each_shortfall_of_patching_is_named(judged, change, said):
@@ -101,57 +108,60 @@ def test_games_no_better_than_random_directions_are_not_shown(judged):
 
 def test_a_strong_control_is_named_beside_the_behaviour(judged):
     def change(results, config):
-        results["behavior"]["controls_pp"] = {"stance": 20.0, "valence": -14.0, "number": 2.0}
+        results["behavior"].update(shift_pp=20.0, controls=controls(valence=-14.0, number=2.0))
 
     behaviour = judged("finding", change)[0]
-    assert "cheerful or gloomy moves it most" in behaviour.sentence and "may be that, not giving" in behaviour.sentence
+    assert (
+        "cheerful or gloomy moves it most" in behaviour.sentence
+        and "not ruled out that it is mood, not giving" in behaviour.sentence
+    )
 
 
 def test_steering_that_moves_the_non_social_split_says_so(judged):
     def change(results, config):
-        results["steering"]["specificity"] = {"own_accounts_neutral": {"slope_pp": 2.3, "ci": [1.7, 2.9]}}
+        results["steering"]["specificity"] = {"own_accounts": {"slope_pp": 2.3, "ci": [1.7, 2.9]}}
 
-    assert "not purely social" in judged("finding", change)[2].sentence
+    assert "not ruled out that it is the amount moved, whoever gains" in judged("finding", change)[2].sentence
 
 
 @pytest.mark.parametrize(
     ("stage", "change", "reason"),
     [
         (
-            "games",
-            {"dictator_give": {"slope": 1.2, "ci": [-0.5, 2.4], "p_random": 0.01}},
-            "the same game without stances in its worked examples (+1.2 pp, −0.5 to 2.4) does not move",
+            "transfer",
+            {"dictator_give": {"slope": 1.2, "ci": [-0.5, 2.4], "p_random": 0.01, "home": True}},
+            "the same task without examples of the behaviour (+1.2 pp, −0.5 to 2.4) does not move",
         ),
         (
-            "games",
-            {"dictator_give": {"slope": 1.2, "ci": [0.5, 2.4], "p_random": 0.2}},
+            "transfer",
+            {"dictator_give": {"slope": 1.2, "ci": [0.5, 2.4], "p_random": 0.2, "home": True}},
             "moves no more than along random directions (p = 0.20)",
         ),
         (
-            "games",
-            {"dictator_give": {"slope": -3.0, "ci": [-4.0, -2.0], "p_random": 0.99}},
-            "without stances in its worked examples (−3.0 pp, −4.0 to −2.0) goes the other way",
+            "transfer",
+            {"dictator_give": {"slope": -3.0, "ci": [-4.0, -2.0], "p_random": 0.99, "home": True}},
+            "without examples of the behaviour (−3.0 pp, −4.0 to −2.0) goes the other way",
         ),
-        ("games", {"dictator_give": None}, "the same game was not played without stances"),
+        ("transfer", {"dictator_give": None}, "the same task was not tried in prompts without any example"),
         (
             "behavior",
-            {"shift_pp": 23.4, "controls_pp": {"stance": 23.4, "valence": 19.1}},
-            "cheerful or gloomy moves the answer by +19.1 pp, 82 % of the stance's shift",
+            {"shift_pp": 23.4, "controls": controls(valence=19.1)},
+            "“cheerful or gloomy” moves the answer by +19.1 pp, 82 % of the stance's shift",
         ),
         (
             "behavior",
-            {"shift_pp": 20.0, "controls_pp": {"stance": 20.0, "valence": -1.0, "number": -14.0}},
-            "likes large numbers moves the answer by −14.0 pp, 70 %",
+            {"shift_pp": 20.0, "controls": controls(valence=-1.0, number=-14.0)},
+            "“likes large numbers” moves the answer by −14.0 pp, 70 %",
         ),
-        ("behavior", {"controls_pp": {"stance": 26.8, "number": 1.0}}, "no cheerful and gloomy players were tried"),
+        ("behavior", {"controls": controls(number=1.0)}, "“cheerful or gloomy” was not tried, so that it is not ruled"),
         ("steering", {"p_random_directions": 0.12}, "random directions of the same norm do as well (p = 0.12)"),
         ("steering", {"p_random_directions": None}, "no random directions of the same norm were steered along"),
         (
             "steering",
             {"specificity": {name: {"slope_pp": -39.0, "ci": [-45.0, -33.0]} for name in ("keep", "take")}},
-            "asked what to keep, the share given goes down (−39.0 pp a unit, −45.0 to −33.0)",
+            "under “asked what to keep” the share given goes down (−39.0 pp per unit, −45.0 to −33.0)",
         ),
-        ("steering", {"specificity": {}}, "it was not steered where it is asked what to take"),
+        ("steering", {"specificity": {}}, "“asked what to take” was not tried"),
     ],
 )
 def test_a_cause_is_only_shown_in_part_where_something_else_would_explain_it(judged, stage, change, reason):
@@ -162,9 +172,9 @@ def test_a_cause_is_only_shown_in_part_where_something_else_would_explain_it(jud
 
 def test_every_reason_is_given_and_none_where_nothing_was_caused(judged):
     def doubtful(results, config):
-        results["behavior"]["controls_pp"]["valence"] = 25.0
+        results["behavior"]["controls"]["valence"]["shift_pp"] = 25.0
         results["steering"]["p_random_directions"] = 0.12
-        results["games"]["dictator_give"].update(slope=0.1, ci=[-1.0, 1.0])
+        results["transfer"]["dictator_give"].update(slope=0.1, ci=[-1.0, 1.0])
 
     cause = judged("finding", doubtful)[2]
     assert all(word in cause.sentence for word in ("cheerful or gloomy", "random directions", "does not move"))
@@ -179,7 +189,7 @@ def test_what_no_draw_showed_is_not_said_to_be_nothing(judged):
 
     def one_draw(results, config):
         results["contrast"].update(none, selected=2)
-        config["relabelings"] = 1
+        config["selection"]["relabelings"] = 1
 
     few = judged("finding", one_draw)[1]
     assert few.holds is None and "50 %" in plain(few.sentence)
@@ -198,7 +208,7 @@ def test_an_undefined_index_is_said_to_be(judged):
 
 def test_games_that_move_against_expectation_are_named(judged):
     def change(results, config):
-        results["games"]["trust_returner"].update(slope=-3.0, ci=[-4.0, -2.0])
+        results["transfer"]["trust_returner"].update(slope=-3.0, ci=[-4.0, -2.0])
 
     games = judged("finding", change)[3]
     assert games.holds is None and games.answer == "To 3 of 4 games"
@@ -207,10 +217,10 @@ def test_games_that_move_against_expectation_are_named(judged):
 
 def test_open_signs_and_the_home_game_do_not_count(judged):
     def change(results, config):
-        for name in list(results["games"]):
+        for name in list(results["transfer"]):
             if name not in ("dictator_give", "public_goods"):
-                del results["games"][name]
-        results["games"]["public_goods"]["expected_sign"] = 0
+                del results["transfer"][name]
+        results["transfer"]["public_goods"]["expected_sign"] = 0
 
     assert judged("finding", change)[3].answer == "Not tested"
 
@@ -239,6 +249,6 @@ def plain(text):
 
 
 def test_too_few_random_sets_are_no_evidence_of_their_effect(judged):
-    change = {"random_sets": 3, "p_random_to_generous": 0.25, "p_random_to_selfish": 0.25}
+    change = {"random_sets": 3, "p_random_to_plus": 0.25, "p_random_to_minus": 0.25}
     cause = judged("finding", lambda r, c: r["patching"].update(change))[2]
     assert cause.holds is None and "with 3 random sets p cannot fall below 0.25" in cause.sentence
