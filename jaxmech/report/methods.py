@@ -30,13 +30,9 @@ def section(
         ["devices", ", ".join(environment["devices"])],
         *packages,
     ]
-    settings = [
-        [
-            key,
-            ", ".join(map(str, value)) if isinstance(value, list) else "not set" if value in (None, {}) else str(value),
-        ]
-        for key, value in flat(manifest["config"])
-    ]
+    unused = "words" if manifest["config"]["behavior"] == "altruism" else "bank"
+    used = {key: value for key, value in manifest["config"].items() if key != unused}
+    settings = [[key, written(value)] for key, value in settings_of(used)]
     blocks: list[Any] = [
         Text(statement),
         Table("Every parameter of the study.", ("parameter", "value"), settings, folded=True),
@@ -63,11 +59,11 @@ def written(value: Any) -> str:
     return "not set" if value is None or value == {} else str(value)
 
 
-def flat(config: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+def settings_of(config: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting with the name that an override gives it."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{section}{key}.")
+            yield from settings_of(value, f"{section}{key}.")
         else:
             yield section + key, value
 

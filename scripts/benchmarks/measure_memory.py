@@ -71,18 +71,19 @@ def prompt_table(pairs: int) -> pd.DataFrame:
     for family in range(FAMILIES):
         prefix = "".join(f"the {word} one has $10. how many: {i}\n" for i, word in enumerate(words * (family + 1)))
         for pair in range(pairs):
-            for condition in ("generous", "selfish"):
+            for condition in ("plus", "minus"):
                 query = f"a {condition} {words[pair % 8]} {pair} has $10. how many: "
                 rows.append((prefix[-300:], query, family, pair, condition))
     table = pd.DataFrame(rows, columns=["prefix", "query", "family", "pair", "condition"])
-    return table.assign(stake=10, amounts=[list(range(11))] * len(rows), reverse=False)
+    amounts = range(11)
+    return table.assign(answers=[[str(a) for a in amounts]] * len(rows), score=[[a / 10 for a in amounts]] * len(rows))
 
 
 def collection(times: int) -> tuple[str, dict]:
     lm, saes, table = language_model(), dictionaries(), prompt_table(PAIRS * times)
     encoded = encode_table(lm, table)
     ctx = SimpleNamespace(lm=lm, saes=saes, config=SimpleNamespace(batch=BATCH))
-    jax.block_until_ready(stream_moments(ctx, table, encoded, "generous", "selfish"))
+    jax.block_until_ready(stream_moments(ctx, table, encoded, "plus", "minus"))
     peak = peak_memory()
     prompts, values = take(encoded, np.arange(BATCH))
     member, moments = jnp.ones((BATCH // 2, FAMILIES)), empty_moments(LAYERS, FAMILIES, FEATURES)

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 PROMISED = {
-    "behavior": ("mean_generous", "mean_selfish", "shift_pp", "ci", "placebo_pp", "mass", "gate"),
+    "behavior": ("words", "mean_plus", "mean_minus", "shift_pp", "ci", "controls", "mass", "gate"),
     "selection": ("features_total", "features_live", "selected", "share", "expected_false"),
     "dual_process": ("s1", "s2", "mixed", "neither", "silent", "defined"),
-    "patching": ("recovered_to_generous", "recovered_to_selfish", "p_random"),
+    "patching": ("recovered_to_plus", "recovered_to_minus", "p_random"),
     "steering": ("slope_pp", "usable_range", "p_random"),
     "proximity": ("total_pp", "direct_pp", "pi"),
     "stages": (),
@@ -18,15 +18,15 @@ PROMISED = {
 def main(folder: Path) -> None:
     results = json.loads((folder / "results.json").read_text())
     missing = [f"{s}.{k}" for s, keys in PROMISED.items() for k in keys if k not in results.get(s, {})]
-    missing += [f"games.{name}" for name, game in results["games"].items() if not {"slope", "ci"} <= set(game)]
+    missing += [f"transfer.{name}" for name, one in results["transfer"].items() if not {"slope", "ci"} <= set(one)]
     missing += [name for name in ("report.html", "manifest.json") if not (folder / name).is_file()]
     if missing:
         sys.exit(f"{folder} lacks: {', '.join(missing)}")
     for section, keys in PROMISED.items():
         for key in keys:
             print(f"{section}.{key}: {results[section][key]}")
-    for name, game in results["games"].items():
-        print(f"games.{name}: slope {game['slope']:.2f} {game['ci']}")
+    for name, one in results["transfer"].items():
+        print(f"transfer.{name}: slope {one['slope']:.2f} {one['ci']}")
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, record in manifest["stages"].items():
         peak = "unknown" if record["peak_gb"] is None else f"{record['peak_gb']:.1f} GB"

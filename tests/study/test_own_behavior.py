@@ -1,6 +1,7 @@
 """A behaviour of one's own goes through the whole study with its own words, and no file of the package knows of it."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -58,11 +59,11 @@ def test_the_whole_study_in_its_own_words(own_study):
     assert results["selection"]["used"] and {"recovered_to_plus", "p_random"} <= set(results["patching"])
     assert results["steering"]["steered"] == ["neutral"] and results["transfer"] == {}
     page = (path / "report.html").read_text()
-    text = page[: page.index("<script")] + page[page.index("<main") :]
+    text = re.sub(r"(?s)<(script|style).*?</\1>", "", page)
     assert "Quick or slow: which features" in text and "speed said" in text and "Paces in tiny" in page
     assert "towards quick" in text and "differ in the pace alone" in text and "No other races were tried" in text
-    for word in ("generous or", "selfish:", "Generous", "share given", "stance", "dictator", "game", "2604.19260"):
-        assert word not in text.replace("generous bakery", ""), word
+    for word in ("generous or", "selfish:", "Generous", "share given", r"\bstance", "dictator", "game", "2604.19260"):
+        assert not re.search(word, text), word
     assert {state for _, state in runner.plan(own_study)} == {"kept"}
 
 
