@@ -30,7 +30,8 @@ class Tokens(NamedTuple):
     tokens: np.ndarray
     mask: np.ndarray
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def pack_texts(lm: LanguageModel, texts: Iterable[str], *, length: int, limit: int | None = None) -> Tokens:

@@ -29,7 +29,8 @@ class Prefix(NamedTuple):
     mask: jax.Array
     rows: jax.Array
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def apart(self) -> Prefix:
         """The same with a prefix of its own for every prompt."""
@@ -49,7 +50,8 @@ class Prompts(NamedTuple):
     cache: tuple[KV, ...] = ()
     prefix: Prefix | None = None
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def of(self, rows: np.ndarray | jax.Array) -> Prompts:
         """Some of the prompts; what they share with others stays whole."""

@@ -54,7 +54,8 @@ class Trie(NamedTuple):
     cells: jax.Array
     kinds: jax.Array
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def of(self, rows: np.ndarray | jax.Array) -> Trie:
         """The tries of some rows."""

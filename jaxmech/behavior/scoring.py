@@ -28,7 +28,8 @@ class Encoded(NamedTuple):
     prompts: Prompts
     values: jax.Array
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def encode_table(lm: LanguageModel, table: pd.DataFrame, *, batch: int = 4) -> Encoded:

@@ -37,7 +37,8 @@ class Moments(NamedTuple):
     m2_g: jax.Array
     c_zg: jax.Array
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def empty_moments(L: int, K: int, F: int) -> Moments:

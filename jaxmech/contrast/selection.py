@@ -61,7 +61,8 @@ class FeatureStats(NamedTuple):
     density: np.ndarray
     control_d_z: np.ndarray
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def feature_stats(m: Moments, controls: Sequence[Moments], density: np.ndarray) -> FeatureStats:
@@ -88,7 +89,8 @@ class FamilyTests(NamedTuple):
     d_z: np.ndarray
     sign: np.ndarray
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def family_tests(s: FeatureStats) -> FamilyTests:
@@ -153,7 +155,8 @@ class Selected(NamedTuple):
     passed: dict[str, np.ndarray]
     stability: np.ndarray
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def select_features(s: FeatureStats, rule: Rule, permuted: np.ndarray, *, splits: int, seed: int) -> Selected:

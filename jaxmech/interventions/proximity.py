@@ -34,7 +34,8 @@ class Sublayers(NamedTuple):
     attn_out: jax.Array
     mlp_out: jax.Array
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 @partial(jax.jit, static_argnums=0)

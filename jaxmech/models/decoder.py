@@ -46,7 +46,8 @@ class KV(NamedTuple):
     mask: jax.Array
     rows: jax.Array | None = None
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def of(self, array: jax.Array) -> jax.Array:
         """`array`, which leads with the segment's rows, with a row for each prompt."""
@@ -77,7 +78,8 @@ class Output(NamedTuple):
     cache: KV | None
     final: jax.Array
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 class Part(NamedTuple):
@@ -94,7 +96,8 @@ class Part(NamedTuple):
     cache: tuple[KV, ...] = ()
     rows: jax.Array | None = None
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def _init(config: ModelConfig, key: jax.Array) -> Params:

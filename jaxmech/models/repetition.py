@@ -26,7 +26,8 @@ class Repetition(NamedTuple):
     loop_length: jax.Array
     loop_period: jax.Array
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 @partial(jax.jit, static_argnames="max_period")

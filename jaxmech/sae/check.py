@@ -60,7 +60,8 @@ class Check(NamedTuple):
     table: pd.DataFrame
     warnings: tuple[str, ...]
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def check_sae(

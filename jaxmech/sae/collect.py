@@ -27,7 +27,8 @@ class Run(NamedTuple):
     choices: Choices
     resid: jax.Array
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 @partial(jax.jit, static_argnames=("config", "site"))

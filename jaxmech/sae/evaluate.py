@@ -35,7 +35,8 @@ class Fidelity(NamedTuple):
     table: pd.DataFrame
     density: np.ndarray
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def evaluate_saes(sae: SAE, batches: Iterable[jax.Array | tuple[jax.Array, jax.Array]]) -> Fidelity:

@@ -25,7 +25,8 @@ class Selection(NamedTuple):
     index: jax.Array
     valid: jax.Array
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def select(pairs: Iterable[tuple[int, int]], n_layers: int, width: int | None = None) -> Selection:

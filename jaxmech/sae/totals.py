@@ -25,7 +25,8 @@ class Totals(NamedTuple):
     total: jax.Array
     fired: jax.Array
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 @partial(jax.jit, static_argnames=("rows", "features"))

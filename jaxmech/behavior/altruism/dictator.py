@@ -37,7 +37,8 @@ class Bank(NamedTuple):
     prompts: pd.DataFrame
     exclusions: pd.DataFrame
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,8 @@ class Arm(NamedTuple):
     se: np.ndarray
     families: np.ndarray
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @property
     def low(self) -> np.ndarray:

@@ -32,7 +32,8 @@ class Trained(NamedTuple):
     saes: list[SAE]
     history: pd.DataFrame
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def train_saes(
