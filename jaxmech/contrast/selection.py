@@ -10,10 +10,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jaxmech.contrast.moments import Moments
-from jaxmech.contrast.statistics import auroc, benjamini_hochberg, paired_t
+from jaxmech.contrast.statistics import auroc, benjamini_hochberg, paired_t, rng_of
 from jaxmech.io.reprs import short_repr
 from jaxmech.io.settings import Checked
 
@@ -132,13 +133,13 @@ def flip_families(s: FeatureStats, flip: np.ndarray) -> FeatureStats:
     )
 
 
-def half_split_share(s: FeatureStats, rule: Rule, candidates: np.ndarray, *, splits: int, seed: int) -> np.ndarray:
+def half_split_share(s: FeatureStats, rule: Rule, candidates: np.ndarray, *, splits: int, key: jax.Array) -> np.ndarray:
     """Share of random half-splits of the families in which each candidate passes again, [len(candidates)].
 
     Within a half, p < `half_split_p` stands in for q: half the families cannot carry a correction over every feature,
     and the candidates have passed it with all of them.
     """
-    K, rng = len(s.difference), np.random.default_rng(seed)
+    K, rng = len(s.difference), rng_of(key)
     share = np.zeros(len(candidates))
     for _ in range(splits):
         half = rng.permutation(K)[: K // 2]
@@ -159,17 +160,19 @@ class Selected(NamedTuple):
         return short_repr(self)
 
 
-def select_features(s: FeatureStats, rule: Rule, permuted: np.ndarray, *, splits: int, seed: int) -> Selected:
+def select_features(s: FeatureStats, rule: Rule, permuted: np.ndarray, *, splits: int, key: jax.Array) -> Selected:
     """The whole rule; `permuted` [m] are the features' sign-flip p-values."""
-    return _select(s, rule, criteria(s, rule), permuted, splits=splits, seed=seed)
+    return _select(s, rule, criteria(s, rule), permuted, splits=splits, key=key)
 
 
-def _select(s: FeatureStats, rule: Rule, passed: dict, permuted: np.ndarray, *, splits: int, seed: int) -> Selected:
+def _select(
+    s: FeatureStats, rule: Rule, passed: dict, permuted: np.ndarray, *, splits: int, key: jax.Array
+) -> Selected:
     passed = passed | {"permutation": permuted < rule.q}
     candidates = _pass_all(passed)
     stability = np.full(len(permuted), np.nan)
     if len(candidates):
-        stability[candidates] = half_split_share(s, rule, candidates, splits=splits, seed=seed)
+        stability[candidates] = half_split_share(s, rule, candidates, splits=splits, key=key)
     passed["half_splits"] = np.nan_to_num(stability) >= rule.half_splits
     return Selected(passed["half_splits"].copy(), passed, stability)
 
@@ -185,14 +188,14 @@ def expected_false(
     *,
     relabelings: int,
     splits: int,
-    seed: int,
+    key: jax.Array,
 ) -> np.ndarray:
     """How many features the whole rule selects under each of R random relabelings of families, [R].
 
     Args:
       permutation: family differences [K,.] -> sign-flip p-values [.], asked for those that pass all the rest.
     """
-    rng = np.random.default_rng(seed)
+    rng = rng_of(jax.random.fold_in(key, 1))
     counts = np.zeros(relabelings, np.int64)
     for i, flip in enumerate(rng.integers(0, 2, (relabelings, len(s.difference))).astype(bool)):
         relabelled = flip_families(s, flip)
@@ -200,7 +203,7 @@ def expected_false(
         left, permuted = _pass_all(passed), np.ones(s.difference.shape[1])
         if len(left):
             permuted[left] = permutation(relabelled.difference[:, left])
-        counts[i] = _select(relabelled, rule, passed, permuted, splits=splits, seed=seed).chosen.sum()
+        counts[i] = _select(relabelled, rule, passed, permuted, splits=splits, key=key).chosen.sum()
     return counts
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from scipy import special, stats
 
@@ -33,19 +34,24 @@ def family_means(values: np.ndarray, families: np.ndarray) -> np.ndarray:
     return sums / np.bincount(index).reshape(-1, *[1] * (sums.ndim - 1))
 
 
-def resample(K: int, R: int, seed: int) -> np.ndarray:
+def rng_of(key: jax.Array) -> np.random.Generator:
+    """NumPy's generator for a JAX key: the same key draws the same."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+
+
+def resample(K: int, R: int, key: jax.Array) -> np.ndarray:
     """[R,K] indices of families drawn with replacement."""
-    return np.random.default_rng(seed).integers(0, K, (R, K))
+    return rng_of(key).integers(0, K, (R, K))
 
 
-def mean_effect(means: np.ndarray, *, seed: int, R: int = 4000) -> Effect:
+def mean_effect(means: np.ndarray, *, key: jax.Array, R: int = 4000) -> Effect:
     """The mean of family means [K], a cluster-bootstrap interval and the Wilcoxon signed-rank p (two-sided)."""
-    draws = means[resample(len(means), R, seed)].mean(1)
+    draws = means[resample(len(means), R, key)].mean(1)
     p = stats.wilcoxon(means).pvalue if np.any(means != 0) else 1.0
     return Effect(float(means.mean()), *map(float, np.percentile(draws, [2.5, 97.5])), float(p))
 
 
-def ratio_of_sums(numerator: np.ndarray, denominator: np.ndarray, *, seed: int, R: int = 4000) -> Effect:
+def ratio_of_sums(numerator: np.ndarray, denominator: np.ndarray, *, key: jax.Array, R: int = 4000) -> Effect:
     """Sum of `numerator` over sum of `denominator` (family means [K]), families resampled together; p is NaN.
 
     Pairs whose total effect is small weigh little, where a mean of ratios would let them explode. Resamples whose
@@ -53,7 +59,7 @@ def ratio_of_sums(numerator: np.ndarray, denominator: np.ndarray, *, seed: int, 
     """
     if denominator.sum() == 0:
         return Effect(*[float("nan")] * 4)
-    draws = resample(len(numerator), R, seed)
+    draws = resample(len(numerator), R, key)
     above, below = numerator[draws].sum(1), denominator[draws].sum(1)
     low, high = np.percentile(above[below != 0] / below[below != 0], [2.5, 97.5])
     return Effect(float(numerator.sum() / denominator.sum()), float(low), float(high), float("nan"))

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmech.contrast.statistics import rng_of
+
 
 def matched_sets(
     selection: list[tuple[int, int]],
@@ -17,7 +19,7 @@ def matched_sets(
     layers: tuple[int, ...],
     *,
     sets: int,
-    seed: int,
+    key: jax.Array,
     neighbours: int = 20,
 ) -> list[list[tuple[int, int]]]:
     """Random feature sets matched to the selection on layer, firing rate and |dz| * ||D_j||.
@@ -31,7 +33,7 @@ def matched_sets(
     Raises:
       ValueError: a layer has too few live features to draw from.
     """
-    rng, slot = np.random.default_rng(seed), {layer: i for i, layer in enumerate(layers)}
+    rng, slot = rng_of(key), {layer: i for i, layer in enumerate(layers)}
     pools = {}
     for layer, feature in selection:
         i = slot[layer]

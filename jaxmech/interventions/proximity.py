@@ -20,6 +20,7 @@ from flax import struct
 
 from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.score import score
+from jaxmech.contrast.statistics import rng_of
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions.patching import check_donors, patch_edit
 from jaxmech.interventions.sweep import sweep
@@ -95,7 +96,7 @@ def mediated_effect(
 
 
 def within_layer_difference(
-    proximity: np.ndarray, layer: np.ndarray, is_s2: np.ndarray, *, permutations: int, seed: int
+    proximity: np.ndarray, layer: np.ndarray, is_s2: np.ndarray, *, permutations: int, key: jax.Array
 ) -> tuple[float, float, int]:
     """S2's mean proximity minus S1's, compared within layers, by label permutation within layers.
 
@@ -109,7 +110,7 @@ def within_layer_difference(
     shared = [k for k in np.unique(layer) if 0 < is_s2[layer == k].sum() < (layer == k).sum()]
     if not shared:
         return float("nan"), float("nan"), 0
-    rng = np.random.default_rng(seed)
+    rng = rng_of(key)
 
     def statistic(labels):
         parts = []

@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 
 from jaxmech.behavior.altruism.altruism import altruism, games
 from jaxmech.behavior.behavior import Behavior, Task, Words
+from jaxmech.behavior.prompts import digest
 from jaxmech.behavior.read import FORMATS, is_own, read_behavior
 from jaxmech.behavior.scoring import Encoded, encode_table
 from jaxmech.models.language_model import LanguageModel
@@ -52,13 +54,30 @@ class Context:
         self.config: Any = config
         self.folder = RunFolder(config.run_dir)
         self._made: dict[str, Any] = {}
+        self._drawn: set[str] = set()
 
     def of(self, stage: str) -> Context:
         """The context as one stage may use it: its settings, the results that it reads."""
         view = copy.copy(self)
+        view._drawn = set()
         view.config = Settings(self.config, stage)
         view.folder = RunFolder(self.folder.path, create=False, reads={s.name for s in with_ancestors(stage)} - {stage})
         return view
+
+    def key(self, name: str) -> jax.Array:
+        """The key of one draw, such as "steering.directions".
+
+        Raises:
+          ValueError: a name that this stage has had a key of: what is drawn twice from one key is the same.
+        """
+        if name in self._drawn:
+            raise ValueError(f"key {name}: it was drawn from already; give each draw a name of its own")
+        self._drawn.add(name)
+        return jax.random.fold_in(jax.random.key(self.config.seed), digest(name) % 2**32)
+
+    def seed(self, name: str) -> int:
+        """The same for what takes a whole number."""
+        return int(jax.random.bits(self.key(name)) >> 1)
 
     def _once(self, name: str, make: Callable[..., Any], *settings: Any, **options: Any) -> Any:
         """What `make` gives, made once: the settings are read by every stage that asks for it."""

@@ -11,6 +11,7 @@ from jaxmech.contrast import flips
 from jaxmech.contrast import selection as co
 from jaxmech.contrast.flips import permutation_p, sign_flips
 from jaxmech.contrast.moments import batch_moments, correlation_with_g, empty_moments, merge_moments
+from jaxmech.contrast.statistics import rng_of
 
 L, K, F = 2, 6, 5
 
@@ -78,7 +79,7 @@ def planted(K=16, m=300, found=3, seed=0):
 def test_the_rule_finds_what_was_planted_and_no_placebo():
     s = planted()
     permuted = permutation_p(s.difference, key=jax.random.key(0), R=1000)
-    chosen = co.select_features(s, co.Rule(), permuted, splits=20, seed=0)
+    chosen = co.select_features(s, co.Rule(), permuted, splits=20, key=jax.random.key(0))
     assert set(np.flatnonzero(chosen.chosen)) == {0, 1, 2}
     assert co.top_budget(s, 5 / 300).sum() == 5
 
@@ -86,18 +87,19 @@ def test_the_rule_finds_what_was_planted_and_no_placebo():
 def test_the_null_selects_next_to_nothing():
     s = planted()
     permutation = partial(permutation_p, key=jax.random.key(0), R=1000)
-    assert co.expected_false(s, co.Rule(), permutation, relabelings=40, splits=10, seed=1).mean() <= 0.1
+    assert co.expected_false(s, co.Rule(), permutation, relabelings=40, splits=10, key=jax.random.key(1)).mean() <= 0.1
 
 
 def test_the_null_is_the_whole_rule_on_relabelled_families():
     """With criteria so loose that a good many features pass by chance, against the rule on each relabelling."""
-    s, rule = planted(), co.Rule(q=0.3, d_z=0.1, sign=0.5, placebo_ratio=0.0, auroc=0.6, half_splits=0.0)
+    s, rule = planted(), co.Rule(q=0.3, d_z=0.1, sign=0.5, control_ratio=0.0, auroc=0.6, half_splits=0.0)
     permutation = partial(permutation_p, key=jax.random.key(0), R=1000)
-    got = co.expected_false(s, rule, permutation, relabelings=6, splits=2, seed=1)
-    flips = np.random.default_rng(1).integers(0, 2, (6, len(s.difference))).astype(bool)
+    got = co.expected_false(s, rule, permutation, relabelings=6, splits=2, key=jax.random.key(1))
+    flips = rng_of(jax.random.fold_in(jax.random.key(1), 1)).integers(0, 2, (6, len(s.difference))).astype(bool)
     for count, flip in zip(got, flips, strict=True):
         again = co.flip_families(s, flip)
-        assert count == co.select_features(again, rule, permutation(again.difference), splits=2, seed=1).chosen.sum()
+        alone = co.select_features(again, rule, permutation(again.difference), splits=2, key=jax.random.key(1))
+        assert count == alone.chosen.sum()
     assert got.max() > 0
 
 
@@ -106,7 +108,9 @@ def test_correlated_but_dense_or_rare_features_fail():
     permuted = permutation_p(s.difference, key=jax.random.key(0), R=1000)
     density, fires = s.density.copy(), s.fires.copy()
     density[0], fires[:, 1] = 0.5, 0.1
-    chosen = co.select_features(s._replace(density=density, fires=fires), co.Rule(), permuted, splits=20, seed=0)
+    chosen = co.select_features(
+        s._replace(density=density, fires=fires), co.Rule(), permuted, splits=20, key=jax.random.key(0)
+    )
     assert not chosen.passed["density"][0] and not chosen.passed["fires"][1]
     assert set(np.flatnonzero(chosen.chosen)) == {2}
 

@@ -1,5 +1,6 @@
 """Statistics against SciPy and hand-computed values."""
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
@@ -70,17 +71,17 @@ def test_p_from_a_normal_null_is_uniform_under_it():
 def test_mean_effect_covers_the_truth():
     hits = 0
     for seed in range(100):
-        effect = js.mean_effect(np.random.default_rng(seed).normal(1.0, 1.0, 30), seed=seed, R=500)
+        effect = js.mean_effect(np.random.default_rng(seed).normal(1.0, 1.0, 30), key=jax.random.key(seed), R=500)
         hits += effect.low <= 1.0 <= effect.high
     assert hits >= 88
 
 
 def test_ratio_of_sums_is_not_a_mean_of_ratios():
-    effect = js.ratio_of_sums(np.array([1.0, 5.0]), np.array([0.001, 10.0]), seed=0)
+    effect = js.ratio_of_sums(np.array([1.0, 5.0]), np.array([0.001, 10.0]), key=jax.random.key(0))
     assert effect.value == pytest.approx(6 / 10.001)
-    some = js.ratio_of_sums(np.array([1.0, 0.0, 0.0]), np.array([2.0, 0.0, 0.0]), seed=0)
+    some = js.ratio_of_sums(np.array([1.0, 0.0, 0.0]), np.array([2.0, 0.0, 0.0]), key=jax.random.key(0))
     assert (some.value, some.low, some.high) == (0.5, 0.5, 0.5)
-    assert np.isnan(js.ratio_of_sums(np.ones(2), np.zeros(2), seed=0).value)
+    assert np.isnan(js.ratio_of_sums(np.ones(2), np.zeros(2), key=jax.random.key(0)).value)
 
 
 def test_a_test_without_a_p_value_is_none():
@@ -102,6 +103,6 @@ def test_what_is_not_a_number_stays_none():
     assert js.p_from_null(np.nan, [0.0, 1.0]) == 1.0 and js.p_from_null(5.0, [0.0, np.nan]) == 2 / 3
     labels, layer = np.array([True, False] * 4), np.repeat([0, 1], 4)
     difference, p, _ = within_layer_difference(
-        np.array([np.nan, *np.arange(7.0)]), layer, labels, permutations=50, seed=0
+        np.array([np.nan, *np.arange(7.0)]), layer, labels, permutations=50, key=jax.random.key(0)
     )
     assert np.isnan(difference) and np.isnan(p)

@@ -133,19 +133,19 @@ def test_matched_sets_match_layers_and_avoid_the_selection(saes):
     rng = np.random.default_rng(0)
     fires, strength = rng.uniform(0.1, 1, (2, 24)), rng.uniform(size=(2, 24))
     chosen = [(1, 3), (1, 4), (3, 9)]
-    for s in controls.matched_sets(chosen, fires, strength, (1, 3), sets=20, seed=0, neighbours=5):
+    for s in controls.matched_sets(chosen, fires, strength, (1, 3), sets=20, key=jax.random.key(0), neighbours=5):
         assert [layer for layer, _ in s] == [1, 1, 3] and not set(s) & set(chosen) and len(set(s)) == 3
     with pytest.raises(ValueError, match="too few"):
-        controls.matched_sets([(1, 3)], np.zeros((2, 24)), strength, (1, 3), sets=1, seed=0)
+        controls.matched_sets([(1, 3)], np.zeros((2, 24)), strength, (1, 3), sets=1, key=jax.random.key(0))
 
 
 def test_layer_matched_difference():
     layer = np.repeat([2, 5, 9], 6)
     s2 = np.tile([True, False], 9)
     proximity = layer / 10 + 0.2 * s2
-    difference, p, layers = px.within_layer_difference(proximity, layer, s2, permutations=500, seed=0)
+    difference, p, layers = px.within_layer_difference(proximity, layer, s2, permutations=500, key=jax.random.key(0))
     assert difference == pytest.approx(0.2) and p < 0.05 and layers == 3
-    assert px.within_layer_difference(proximity, layer, layer > 4, permutations=10, seed=0)[2] == 0
+    assert px.within_layer_difference(proximity, layer, layer > 4, permutations=10, key=jax.random.key(0))[2] == 0
 
 
 def test_dose_response_and_usable_range():

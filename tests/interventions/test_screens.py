@@ -38,7 +38,9 @@ def test_one_sweep_in_both_directions_equals_single_runs(lm, saes, prompts):
     np.testing.assert_array_equal(donors[:, 0], resid[:, 2])
     sets = screens.each_feature(CHOSEN) + screens.each_layer(CHOSEN) + screens.each_pair(CHOSEN)
     rng = np.random.default_rng(0)
-    sets += matched_sets(CHOSEN, rng.uniform(0.1, 1, (2, 24)), rng.uniform(size=(2, 24)), (1, 3), sets=4, seed=0)
+    sets += matched_sets(
+        CHOSEN, rng.uniform(0.1, 1, (2, 24)), rng.uniform(size=(2, 24)), (1, 3), sets=4, key=jax.random.key(0)
+    )
     traces = run_chunk._cache_size()
     got = screens.screen(lm.config, lm.params, prompts, saes, sets, donors, chunk=5).logprobs
     assert run_chunk._cache_size() == traces + 1

@@ -1,11 +1,12 @@
 """Stage fidelity: what it leaves in the run folder, and that dictionaries that do not fit are said and stop nothing."""
 
-import dataclasses
 import logging
 
 import numpy as np
 
+from jaxmech.io.settings import build
 from jaxmech.sae.formats import load_saes, save_saes
+from jaxmech.study.config import StudyConfig
 from jaxmech.study.folder import RunFolder
 from jaxmech.study.run import run_study
 
@@ -22,7 +23,8 @@ def test_fidelity_is_measured_and_a_misfit_only_warned_of(small_study, tmp_path,
     away = saes.replace(params={**saes.params, "b_dec": saes.params["b_dec"] + 1e3})
     save_saes(away, tmp_path / "away")
     caplog.clear()
-    other = dataclasses.replace(small_study, sae_path=str(tmp_path / "away"), run_dir=str(tmp_path / "other"))
+    given = {"dictionaries": {"path": str(tmp_path / "away")}, "run_dir": str(tmp_path / "other")}
+    other = build(StudyConfig, given, small_study)
     folder = RunFolder(run_study(other, until="fidelity"))
     warnings = folder.results("fidelity")["check"]["warnings"]
     assert len(warnings) == 2 and all("Likely cause" in warning for warning in warnings)

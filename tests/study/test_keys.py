@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import shutil
 
+import jax
 import pytest
 
 from jaxmech.io.settings import build
@@ -69,6 +70,18 @@ def test_a_stage_that_reads_what_its_key_does_not_hold_fails(small_study):
         with pytest.raises(ValueError, match=f"stage {stage} is read by one whose key does not hold it"):
             view.folder.results(stage)
     assert not (Context(small_study).folder.stage("patching")).exists()
+
+
+def test_each_draw_has_a_key_of_its_own(small_study):
+    context = Context(small_study)
+    view, again = context.of("steering"), context.of("steering")
+    words = [jax.random.key_data(view.key(name)).tolist() for name in ("steering.sets", "steering.directions")]
+    assert words[0] != words[1] and jax.random.key_data(again.key("steering.sets")).tolist() == words[0]
+    other = Context(dataclasses.replace(small_study, seed=1)).of("steering")
+    assert jax.random.key_data(other.key("steering.sets")).tolist() != words[0]
+    with pytest.raises(ValueError, match="key steering.sets: it was drawn from already"):
+        view.key("steering.sets")
+    assert 0 <= view.seed("steering.order") < 2**31
 
 
 def test_what_names_stand_for_is_part_of_the_key(small_study, monkeypatch, tmp_path):

@@ -44,7 +44,8 @@ def own_study(small_study, file):
     fields = {"model": "tiny", "run_dir": small_study.run_dir} | given
     sections = ("gate", "text", "dictionaries", "selection", "fidelity", "dual_process", "patching", "attribution")
     kept = {name: getattr(small_study, name) for name in (*sections, "proximity", "steering", "transfer")}
-    return StudyConfig(**fields, **kept)
+    few = {"dictionaries": {"train": {"kind": "topk"}}, "selection": {"budget": 0.02}}  # some fire at every token
+    return build(StudyConfig, few, StudyConfig(**fields, **kept))
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from jaxmech.contrast.statistics import rng_of
 from jaxmech.interventions import patching as pa
 from jaxmech.interventions.attribution import attribute, midpoints, path_gradient, residual_gradient
 from jaxmech.study import effects as ef
@@ -49,7 +50,7 @@ def audited(ctx: Context, frame: pd.DataFrame, base: ef.Side, donor: ef.Side) ->
     moving = frame[frame["attribution"] != 0.0]
     top = moving.reindex(moving["attribution"].abs().sort_values(ascending=False, kind="stable").index).head(n)
     rest = moving.drop(top.index)
-    rest = rest.sample(min(n, len(rest)), random_state=ctx.config.seed)
+    rest = rest.sample(min(n, len(rest)), random_state=rng_of(ctx.key("attribution.audit")))
     audit = pd.concat([top.assign(group="top"), rest.assign(group="random")], ignore_index=True)
     points = ef.stack_selections(ctx, [[pair] for pair in ef.pairs_of(audit)])
     model = (ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes)

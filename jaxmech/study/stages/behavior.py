@@ -21,7 +21,7 @@ def run(ctx: Context) -> Outcome:
     behavior, (table, encoded) = ctx.behavior, ctx.encoded
     with progress("behaviour", len(table), unit="prompts") as advance:
         test = allocate(ctx.lm, table, encoded, batch=ctx.config.batch, advance=advance)
-    effects = contrast_effects(test, behavior, seed=ctx.config.seed)
+    effects = contrast_effects(test, behavior, key=ctx.key("behavior.intervals"))
     spread = distributions(test, np.asarray(encoded.values))
     results = {"words": behavior.said()} | summary(test, effects, spread, ctx)
     results["excluded_pairs"] = len(behavior.exclusions)
@@ -41,7 +41,7 @@ def paired_differences(scored: pd.DataFrame, plus: str, minus: str) -> np.ndarra
     return family_means((wide[plus] - wide[minus]).to_numpy(), wide.index.get_level_values("family").to_numpy())
 
 
-def contrast_effects(scored: pd.DataFrame, behavior: Behavior, *, seed: int) -> pd.DataFrame:
+def contrast_effects(scored: pd.DataFrame, behavior: Behavior, *, key: jax.Array) -> pd.DataFrame:
     """The behaviour's own effect ("poles") and every control's: shift in percentage points, interval, Wilcoxon p,
     d_z."""
     rows = []
@@ -50,7 +50,7 @@ def contrast_effects(scored: pd.DataFrame, behavior: Behavior, *, seed: int) -> 
         d = paired_differences(scored, plus, minus)
         if len(d) < 2:
             continue
-        effect = mean_effect(d, seed=seed)
+        effect = mean_effect(d, key=key)
         part = scored[scored["condition"].isin([plus, minus])]
         d_z = d.mean() / d.std(ddof=1) if d.std(ddof=1) > 0 else float("nan")
         rows.append(
@@ -132,7 +132,7 @@ def sampling_check(ctx: Context, test: pd.DataFrame) -> dict:
     if n == 0:
         return {"samples": 0}
     rows = np.concatenate([ctx.rows(name, per_family=1) for name in poles()])
-    out, rng = [], jax.random.key(ctx.config.seed)
+    out, rng = [], ctx.key("behavior.samples")
     tokenizer, encoded = ctx.lm.tokenizer, ctx.encoded[1]
     for start in range(0, len(rows), 4):
         part = rows[np.minimum(np.arange(start, start + 4), len(rows) - 1)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -33,11 +32,12 @@ def run(ctx: Context) -> Outcome:
     density = ctx.folder.arrays("fidelity")["density"]
     rule, asked = c.rule, c.selection
     s = co.feature_stats(moments, against, density)
-    permutation = partial(permutation_p, key=jax.random.key(c.seed), R=asked.permutations)
+    permutation = partial(permutation_p, key=ctx.key("contrast.permutations"), R=asked.permutations)
     permuted = permutation(s.difference)
     splits = asked.half_splits
-    chosen = co.select_features(s, rule, permuted, splits=splits, seed=c.seed)
-    false = co.expected_false(s, rule, permutation, relabelings=asked.relabelings, splits=splits, seed=c.seed + 1)
+    chosen = co.select_features(s, rule, permuted, splits=splits, key=ctx.key("contrast.half_splits"))
+    draws, key = asked.relabelings, ctx.key("contrast.relabelings")
+    false = co.expected_false(s, rule, permutation, relabelings=draws, splits=splits, key=key)
     budget = co.top_budget(s, asked.budget)
     frame = feature_table(ctx, s, moments, permuted, chosen, budget)
     mode = asked.mode if chosen.chosen.any() else "budget"

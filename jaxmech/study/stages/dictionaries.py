@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 
-import jax
-
 from jaxmech.activations.stream import ActivationStream
 from jaxmech.io.version import __version__
 from jaxmech.models.config import ModelConfig
@@ -20,7 +18,7 @@ from jaxmech.study.keys import source
 
 def run(ctx: Context) -> Outcome:
     """Trains and saves them in SAELens' format, `saes/` of the stage; a killed training resumes from its checkpoint."""
-    c, lm, given = ctx.config, ctx.lm, ctx.config.dictionaries
+    lm, given = ctx.lm, ctx.config.dictionaries
     if given.path:
         saes = ctx.saes
         require_fit(given.path, saes.config, lm.name, lm.config)
@@ -29,7 +27,7 @@ def run(ctx: Context) -> Outcome:
     layers = range(lm.config.n_layers) if given.layers is None else given.layers
     stream = ActivationStream(
         lm.config, lm.params, text["tokens"], text["mask"], layers=tuple(layers), batch_size=given.batch,
-        buffer_tokens=given.buffer, epochs=given.epochs, seed=c.seed, model=lm.name,
+        buffer_tokens=given.buffer, epochs=given.epochs, seed=ctx.seed("dictionaries.order"), model=lm.name,
     )  # fmt: skip
     # A killed training loses an eighth of its steps at most.
     often = max(1, given.train.steps // 8)
@@ -38,7 +36,7 @@ def run(ctx: Context) -> Outcome:
     name = digest(dataclasses.asdict(train), stream.fingerprint(), __version__, source("dictionaries"))
     training = ctx.folder.path / "training"
     folder = training / "saes"
-    (saes,), history = train_saes(train, stream, key=jax.random.key(c.seed), checkpoint_dir=training / name)
+    (saes,), history = train_saes(train, stream, key=ctx.key("dictionaries.training"), checkpoint_dir=training / name)
     shutil.rmtree(folder, ignore_errors=True)
     save_saes(saes, folder)
     results = describe(saes) | {"trained": True, "steps": train.steps, "tokens": stream.tokens_seen}

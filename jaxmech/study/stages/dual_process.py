@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pandas as pd
 
@@ -42,7 +43,7 @@ def run(ctx: Context) -> Outcome:
         dict(cut=cut) | class_counts(di.classify(arms["demand"], arms["instruction"], fires, cut=cut))
         for cut in (0.1, 0.2, 0.3, 0.4, 0.5)
     ]
-    behavior = behaviour(items, seed=c.seed)
+    behavior = behaviour(items, key=ctx.key("dual_process.behavior"))
     results = (
         class_counts(classes["class"]) | behavior | {"items": int(items["item"].nunique()), "cut": c.dual_process.cut}
     )
@@ -100,14 +101,14 @@ def class_counts(classes) -> dict[str, int]:
     return {name: int((np.asarray(classes) == name).sum()) for name in di.CLASSES}
 
 
-def behaviour(items: pd.DataFrame, *, seed: int) -> dict:
+def behaviour(items: pd.DataFrame, *, key: jax.Array) -> dict:
     """Whether the model answers the items at all: above chance where nothing lures, worse where something does."""
     demand = items[items["arm"] == "demand"]
     by = demand.pivot_table(index="family", columns="condition", values="p_correct")
-    accuracy = mean_effect(by["no_conflict"].to_numpy() - 0.5, seed=seed)
-    cost = mean_effect((by["no_conflict"] - by["conflict"]).to_numpy(), seed=seed)
+    accuracy = mean_effect(by["no_conflict"].to_numpy() - 0.5, key=key)
+    cost = mean_effect((by["no_conflict"] - by["conflict"]).to_numpy(), key=key)
     think = items[items["arm"] == "instruction"].pivot_table(index="family", columns="condition", values="p_correct")
-    gain = mean_effect((think["think"] - think["instinct"]).to_numpy(), seed=seed)
+    gain = mean_effect((think["think"] - think["instinct"]).to_numpy(), key=key)
     able, lured = accuracy.low > 0, cost.low > 0
     reasons = [] if able else ["the model is not above chance on items without conflict"]
     reasons += [] if lured else ["conflict does not cost it accuracy"]

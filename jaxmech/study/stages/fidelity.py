@@ -32,7 +32,7 @@ def run(ctx: Context) -> Outcome:
         site=saes.config.site,
         batch_size=1,
         skip_first=saes.config.skip_first,
-        seed=ctx.config.seed,
+        seed=ctx.seed("fidelity.order"),
     )
     found = evaluate_saes(saes, stream.chunks())
     n = ctx.config.fidelity.rows

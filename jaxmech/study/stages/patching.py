@@ -19,18 +19,19 @@ from jaxmech.study.folder import Outcome
 
 def run(ctx: Context) -> Outcome:
     """Recovered share of the gap for the selection, reference bars and controls, in both directions."""
-    c, saes = ctx.config, ctx.saes
+    saes = ctx.saes
     sides = {name: ef.side(ctx, name) for name in poles()}
     features = ctx.folder.table("contrast", "features")
     sets = control_sets(ctx, features)
     bars, null_rows, results = [], [], {}
+    intervals = ctx.key("patching.intervals")  # the same resampled families for all bars, which are compared
     for direction, (base_name, donor_name) in ef.DIRECTIONS.items():
         base, donor = sides[base_name], sides[donor_name]
         model = (ctx.lm.config, ctx.lm.params, base.prompts)
         gap = ef.by_family(donor.g - base.g, base)
 
         def bar(name, kind, g, gap=gap, base=base, direction=direction):
-            effect = ratio_of_sums(ef.by_family(g - base.g, base), gap, seed=c.seed)
+            effect = ratio_of_sums(ef.by_family(g - base.g, base), gap, key=intervals)
             bars.append(
                 dict(
                     direction=direction,
@@ -95,7 +96,7 @@ def control_sets(ctx: Context, features: pd.DataFrame) -> dict:
     fires = np.maximum(grid("fires_plus"), grid("fires_minus"))
     chosen = ef.pairs_of(ctx.selected)
     random = controls.matched_sets(
-        chosen, fires, grid("strength"), layers, sets=ctx.config.patching.random_sets, seed=ctx.config.seed
+        chosen, fires, grid("strength"), layers, sets=ctx.config.patching.random_sets, key=ctx.key("patching.sets")
     )
     control, taken = [], set(chosen)
     ranked = features[features["live"]].sort_values("control_d_z", key=np.abs, ascending=False, kind="stable")

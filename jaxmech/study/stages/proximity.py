@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import jax
 import numpy as np
 import pandas as pd
 
@@ -32,35 +33,36 @@ def run(ctx: Context) -> Outcome:
     total = ef.sweep_sets(patch, points, base.values, what="total effects")
     direct = ef.sweep_sets(partial(patch_frozen, base=sublayers), points, base.values, what="direct effects")
     total, direct = total - base.g, direct - base.g
+    intervals = ctx.key("proximity.intervals")
     table = pd.DataFrame(
         [
-            dict(set=name, features=len(groups[name])) | effect_row(te, de, base, ctx.config.seed)
+            dict(set=name, features=len(groups[name])) | effect_row(te, de, base, intervals)
             for name, te, de in zip(groups, total, direct, strict=False)
         ]
     )
     n = len(groups)
     each = singles[["layer", "feature", "class"]].assign(total=total[n:].mean(1), direct=direct[n:].mean(1))
     # As for the sets: only where the total effect's interval excludes 0, or a ratio to almost nothing would rule.
-    rows = [effect_row(te, de, base, ctx.config.seed) for te, de in zip(total[n:], direct[n:], strict=True)]
+    rows = [effect_row(te, de, base, intervals) for te, de in zip(total[n:], direct[n:], strict=True)]
     each["proximity"] = pd.to_numeric(pd.Series([row["pi"] for row in rows], index=each.index))
     results = {"sets": {row["set"]: {k: v for k, v in row.items() if k != "set"} for row in table.to_dict("records")}}
     results |= {key: results["sets"]["all"][key] for key in ("total_pp", "direct_pp", "pi")}
     results["effect_weighted_depth"] = weighted_depth(each)
-    results["s2_minus_s1_within_layers"] = layer_matched(each, ctx.config.seed)
+    results["s2_minus_s1_within_layers"] = layer_matched(each, ctx.key("proximity.permutations"))
     results["mediation"] = mediation(ctx, groups, base, donor, total)
     return Outcome(results, {"sets": table, "features": each})
 
 
-def effect_row(total: np.ndarray, direct: np.ndarray, base: ef.Side, seed: int) -> dict:
+def effect_row(total: np.ndarray, direct: np.ndarray, base: ef.Side, key: jax.Array) -> dict:
     """TE, DE and proximity of one set from per-prompt effects [B]; pi only where TE's interval excludes 0."""
     te, de = ef.by_family(total, base), ef.by_family(direct, base)
-    effect, straight = mean_effect(te, seed=seed), mean_effect(de, seed=seed)
+    effect, straight = mean_effect(te, key=key), mean_effect(de, key=key)
     row = dict(
         total_pp=100 * effect.value, total_low=100 * effect.low, total_high=100 * effect.high,
         direct_pp=100 * straight.value, indirect_pp=100 * (effect.value - straight.value),
     )  # fmt: skip
     if effect.low > 0 or effect.high < 0:
-        ratio = ratio_of_sums(de, te, seed=seed)
+        ratio = ratio_of_sums(de, te, key=key)
         return row | dict(pi=ratio.value, pi_low=ratio.low, pi_high=ratio.high)
     return row | dict(pi=None, pi_low=None, pi_high=None)
 
@@ -74,14 +76,14 @@ def weighted_depth(each: pd.DataFrame) -> dict[str, float]:
     return out
 
 
-def layer_matched(each: pd.DataFrame, seed: int) -> dict:
+def layer_matched(each: pd.DataFrame, key: jax.Array) -> dict:
     """S2 minus S1 within layers, or the plain statement that depth and class cannot be told apart."""
     both = each[each["class"].isin(["s1", "s2"])].dropna(subset=["proximity"])
     difference, p, layers = (float("nan"), float("nan"), 0)
     if len(both):
         difference, p, layers = px.within_layer_difference(
             both["proximity"].to_numpy(), both["layer"].to_numpy(), (both["class"] == "s2").to_numpy(),
-            permutations=2000, seed=seed,
+            permutations=2000, key=key,
         )  # fmt: skip
     verdict = "identified within layers" if layers else "not identifiable beyond depth: no layer holds both classes"
     return {"difference": difference, "p": p, "layers": layers, "verdict": verdict}
@@ -91,13 +93,13 @@ def mediation(ctx: Context, groups: dict, base: ef.Side, donor: ef.Side, total: 
     """1 - TE(a | b held at base) / TE(a) for S1 through S2 and the reverse; None unless both classes exist."""
     if not {"s1", "s2"} <= set(groups):
         return None
-    order, out = list(groups), {}
+    order, out, key = list(groups), {}, ctx.key("proximity.mediation")
     for name, other in (("s1", "s2"), ("s2", "s1")):
         logprobs = px.mediated_effect(
             ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes, ctx.selection(groups[name]),
             ctx.selection(groups[other]), donor.resid, base.resid,
         )  # fmt: skip
         held = ef.by_family(ef.expected(logprobs, base.values) - base.g, base)
-        ratio = ratio_of_sums(held, ef.by_family(total[order.index(name)], base), seed=ctx.config.seed)
+        ratio = ratio_of_sums(held, ef.by_family(total[order.index(name)], base), key=key)
         out[f"{name}_through_{other}"] = {"share": 1 - ratio.value, "ci": [1 - ratio.high, 1 - ratio.low]}
     return out

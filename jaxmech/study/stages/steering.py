@@ -14,7 +14,7 @@ from jaxmech.answers.trie import answer_ids
 from jaxmech.behavior.arithmetic import one_digit_sums
 from jaxmech.behavior.behavior import poles
 from jaxmech.behavior.scoring import take, with_outcomes
-from jaxmech.contrast.statistics import mean_effect, p_from_normal_null, p_from_null
+from jaxmech.contrast.statistics import mean_effect, p_from_normal_null, p_from_null, rng_of
 from jaxmech.interventions import steering as st
 from jaxmech.interventions.controls import matched_sets, random_directions
 from jaxmech.interventions.sweep import in_chunks
@@ -28,7 +28,7 @@ from jaxmech.study.folder import Outcome
 
 def run(ctx: Context) -> Outcome:
     """Dose-response on neutral prompts, usable range, comparators at matched norm, and what must not move."""
-    c, alphas = ctx.config, np.asarray(ctx.config.steering.alphas)
+    alphas = np.asarray(ctx.config.steering.alphas)
     vector = direction(ctx)
     # Where a behaviour has no neutral prompts, both poles' are steered.
     on = ("neutral",) if len(ctx.rows("neutral")) else poles()
@@ -43,7 +43,7 @@ def run(ctx: Context) -> Outcome:
     inside = (alphas >= low) & (alphas <= high)
     effects = comparators(ctx, neutral, vector)
     slopes = family_slopes(alphas, doses, neutral, inside if inside.sum() >= 2 else np.abs(alphas) <= 1)
-    slope = mean_effect(slopes, seed=c.seed)
+    slope = mean_effect(slopes, key=ctx.key("steering.slope"))
     specific = specificity(ctx, vector)
     results = {
         "steered": list(on),
@@ -101,10 +101,10 @@ def direction(ctx: Context, features: pd.DataFrame | None = None) -> jax.Array:
 
 def dose_table(prompts: Steered, alphas: np.ndarray, logprobs: np.ndarray) -> pd.DataFrame:
     """A row a coefficient: mean score with its interval over families, mass, P(0), P(half), P(all)."""
-    rows = []
+    rows, key = [], prompts.ctx.key("steering.dose")
     for alpha, each in zip(alphas, logprobs, strict=True):
         out = with_outcomes(pd.DataFrame(index=prompts.rows), each, np.asarray(prompts.values))
-        effect = mean_effect(out["g"].to_numpy(), seed=prompts.ctx.config.seed)
+        effect = mean_effect(out["g"].to_numpy(), key=key)
         rows.append(
             dict(alpha=alpha, g=effect.value, g_low=effect.low, g_high=effect.high)
             | out[["mass", "p_zero", "p_half", "p_all"]].mean().to_dict()
@@ -129,7 +129,7 @@ def costs(ctx: Context, vector: jax.Array, alphas: np.ndarray) -> pd.DataFrame:
     model, size = (lm.config, lm.params), 3
     with progress("cost on text", len(alphas), unit="points") as advance:
         nll, kl = in_chunks(partial(st.language_cost, *model, tokens, mask), vectors, size=size, advance=advance)
-    sums, answers = arithmetic(lm, c.steering.sums, c.seed)
+    sums, answers = arithmetic(lm, c.steering.sums, key=ctx.key("steering.sums"))
     with progress("cost on arithmetic", len(alphas), unit="points") as advance:
         said = in_chunks(partial(st.next_token, *model, *sums), vectors, size=size, advance=advance)
     accuracy = (said == answers).mean(1)
@@ -139,10 +139,10 @@ def costs(ctx: Context, vector: jax.Array, alphas: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(dict(alpha=alphas, perplexity=perplexity, kl=kl, accuracy=accuracy, usable=fine))
 
 
-def arithmetic(lm, items: int, seed: int):
+def arithmetic(lm, items: int, *, key: jax.Array):
     """Different one-digit sums behind three worked ones, and the first token of each right answer, [items]."""
     sums = one_digit_sums(items)
-    pairs = np.random.default_rng(seed).permutation(sums)[:items]
+    pairs = rng_of(key).permutation(sums)[:items]
     texts = [f"2+3=5\n4+1=5\n1+7=8\n{a}+{b}=" for a, b in pairs]
     answers = [answer_ids(lm.tokenizer, text, str(a + b))[0] for text, (a, b) in zip(texts, pairs, strict=True)]
     return encode_prompts(lm, texts), np.asarray(answers)
@@ -159,7 +159,7 @@ def comparators(ctx: Context, neutral: Steered, vector: jax.Array) -> pd.DataFra
     fires = features[["fires_plus", "fires_minus"]].max(axis=1).to_numpy().reshape(len(layers), F)
     strength = features["strength"].to_numpy().reshape(len(layers), F)
     sets = matched_sets(
-        ef.pairs_of(ctx.selected), fires, strength, layers, sets=c.patching.random_sets, seed=c.seed + 7
+        ef.pairs_of(ctx.selected), fires, strength, layers, sets=c.patching.random_sets, key=ctx.key("steering.sets")
     )
     lookup = features.set_index(["layer", "feature"])
     named = [("selected features", "effect", vector)]
@@ -174,7 +174,7 @@ def comparators(ctx: Context, neutral: Steered, vector: jax.Array) -> pd.DataFra
     for chosen in sets:
         frame = lookup.loc[chosen].reset_index()
         named.append(("matched random features", "null", match_norm(direction(ctx, frame), vector)))
-    for noise in random_directions(jax.random.key(c.seed), vector, c.steering.random_directions):
+    for noise in random_directions(ctx.key("steering.directions"), vector, c.steering.random_directions):
         named.append(("random directions", "null", noise))
     vectors = np.stack([np.zeros_like(vector), *(np.asarray(v) for *_, v in named)])
     g = neutral.expected(neutral.sweep(vectors, what="comparators"))
@@ -220,9 +220,9 @@ def specificity(ctx: Context, vector: jax.Array) -> dict:
         prompts.sweep(np.stack([-np.asarray(vector), np.asarray(vector)]), what="specificity", chunk=2)
     )
     slopes, condition = (g[1] - g[0]) / 2, ctx.encoded[0].loc[prompts.rows, "condition"].to_numpy()
-    out = {}
+    out, key = {}, ctx.key("steering.specificity")
     for name in conditions:
-        effect = mean_effect(slopes[condition == name], seed=ctx.config.seed)
+        effect = mean_effect(slopes[condition == name], key=key)
         out[name.partition(":")[0]] = {
             "slope_pp": 100 * effect.value, "ci": [100 * effect.low, 100 * effect.high],
             "families": int((condition == name).sum()),

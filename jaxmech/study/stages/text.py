@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import jax
-
 from jaxmech.activations import text as source
 from jaxmech.behavior.behavior import POLES
 from jaxmech.study.context import Context
@@ -14,9 +12,9 @@ HELD_OUT = 1 / 6
 
 def run(ctx: Context) -> Outcome:
     """Draws `text.count` rows, holds a sixth of them out, and mixes the development families' prompts into the rest."""
-    c, lm = ctx.config, ctx.lm
-    key = jax.random.key(c.seed)
-    rows, origin = source.draw(lm, c.text.count, c.text.length, key, file=c.text.file, dataset=c.text.dataset)
+    asked, lm = ctx.config.text, ctx.lm
+    key = ctx.key("text.samples")
+    rows, origin = source.draw(lm, asked.count, asked.length, key, file=asked.file, dataset=asked.dataset)
     held = max(1, round(HELD_OUT * len(rows.tokens)))
     table = ctx.prompts("development", *POLES)
     train = source.Tokens(rows.tokens[held:], rows.mask[held:])

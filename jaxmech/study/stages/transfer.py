@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 import pandas as pd
 
@@ -24,15 +23,15 @@ def run(ctx: Context) -> Outcome:
         return Outcome({})
     alphas = np.asarray(c.transfer.alphas)
     vector = np.asarray(ctx.folder.arrays("steering")["direction"])
-    noise = np.asarray(random_directions(jax.random.key(c.seed + 3), vector, c.transfer.random_directions))
+    noise = np.asarray(random_directions(ctx.key("transfer.directions"), vector, c.transfer.random_directions))
     vectors = np.concatenate([alphas[:, None, None] * vector, noise]).astype(np.float32)
     table, scores, mass = played(ctx, vectors)
     S = len(alphas)
-    rows, curves = [], []
+    rows, curves, intervals = [], [], ctx.key("transfer.intervals")
     for name, task in tasks.items():
         here = (table["task"] == name).to_numpy()
         g, m = scores[:, here], mass[:S, here]
-        effect = mean_effect(np.polyfit(alphas, g[:S], 1)[0], seed=c.seed)
+        effect = mean_effect(np.polyfit(alphas, g[:S], 1)[0], key=intervals)
         # Against random directions: the change from no steering to coefficient 1, the same for all.
         change = float((g[:S][alphas == 1] - g[:S][alphas == 0]).mean())
         null = (g[S:] - g[:S][alphas == 0]).mean(1)

@@ -44,7 +44,7 @@ def random_sets(bench: Bench) -> list[Row]:
     sets = matched_sets(
         [(LAYER, feature) for feature in range(FEATURES)],
         rng.uniform(0.1, 1, (1, sizes.features)), rng.uniform(0, 1, (1, sizes.features)), (LAYER,),
-        sets=sizes.sets, seed=0, neighbours=min(500, sizes.features - FEATURES),
+        sets=sizes.sets, key=jax.random.key(0), neighbours=min(500, sizes.features - FEATURES),
     )  # fmt: skip
     selections = [ed.select(chosen, config.n_layers, FEATURES) for chosen in sets]
     points = jax.tree.map(lambda *leaves: jnp.stack(leaves), *selections)
