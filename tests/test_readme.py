@@ -11,6 +11,8 @@ from jaxmech.models.decoder import init_params
 from jaxmech.sae.module import param_shapes
 from tests.conftest import tiny_config
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (Path(__file__).parents[1] / "README.md").read_text(), re.M | re.S)
 
 

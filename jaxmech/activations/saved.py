@@ -55,7 +55,7 @@ def save_activations(
     rows: int = 32,
     model: str | None = None,
 ) -> Activations:
-    """Writes the activations of every text; a call that was killed goes on where it stood.
+    """Writes the activations of every text; a call that was killed resumes where it stood.
 
     Only the layers up to the deepest one asked for are run. A file is written while the model is at the next; the
     activations of no more than `2 * rows + batch` texts are ever in memory.
@@ -271,7 +271,7 @@ def load_activations(folder: str | Path) -> Activations:
     if facts["texts_done"] < facts["texts"]:
         raise ValueError(
             f"folder: {folder} has {facts['texts_done']} of {facts['texts']} texts; "
-            "call save_activations again with the same arguments, and it goes on"
+            "call save_activations again with the same arguments, and it resumes"
         )
     try:
         tokens, mask = (_open(folder / name).read().result() for name in ("tokens", "mask"))

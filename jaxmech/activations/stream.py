@@ -2,7 +2,7 @@
 
 `B` denotes a batch of activations, `N` texts, `T` tokens, `D` the width at the site, `L'` the layers asked for.
 
-Because batch i depends on nothing but (seed, i), a training that is killed goes on exactly where it stood: the data
+Because batch i depends on nothing but (seed, i), a training that is killed resumes exactly where it stood: the data
 position is the step number. Activations are computed a buffer at a time, and each buffer is visited `epochs` times in
 a fresh order before the next one replaces it.
 """
@@ -292,7 +292,7 @@ def _require_distinct(layers: tuple[int, ...]) -> None:
 
 
 def first_layers(config: ModelConfig, params: Params, n: int) -> tuple[ModelConfig, Params]:
-    """The model cut off behind its first n layers: what lies above cannot matter to them."""
+    """The model cut off after its first n layers: what lies above cannot matter to them."""
     config = dataclasses.replace(config, n_layers=n, is_local=config.is_local[:n])
     return config, {**params, "layers": jax.tree.map(lambda leaf: leaf[:n], params["layers"])}
 

@@ -43,7 +43,7 @@ class Sizes:
     Attributes:
       features: of each layer's dictionary. prompts, tokens: of a batch; even, as collection takes pairs.
       families, choices, nodes: as in a study of the default games.
-      points, window, selected: of a sweep: points at once, edited tokens of each prompt, selected features a layer.
+      points, window, selected: of a sweep: points at once, edited tokens of each prompt, selected features per layer.
       steps: of integrated gradients.
       rows: activations in a training batch. dtype: of the model's parameters.
     """

@@ -107,7 +107,7 @@ def score(
 
 
 def lay_out(prompts: Prompts) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Tokens, mask and positions [B,T+M] of prompts with all answers behind them, and who looks at whom
+    """Tokens, mask and positions [B,T+M] of prompts with all answers after them, and who looks at whom
     [B,T+M,T+M]."""
     tokens, mask, trie = prompts.tokens, prompts.mask, prompts.trie
     (B, T), M = tokens.shape, trie.tokens.shape[1]
@@ -257,7 +257,7 @@ def choice_distribution(
       edits: as for `score`; all prompts are padded to the same length on the left.
 
     Raises:
-      ValueError: a choice the tokenizer cannot put behind a prompt, or a prompt too long for the model.
+      ValueError: a choice the tokenizer cannot put after a prompt, or a prompt too long for the model.
     """
     return _score_jit(lm.config, lm.params, make_prompts(lm, prompts, choices), edits)
 

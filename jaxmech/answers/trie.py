@@ -38,7 +38,7 @@ _DIGITS = r"[\d¼½¾]"
 
 
 class Trie(NamedTuple):
-    """Token tries, one a row.
+    """Token tries, one per row.
 
     tokens [B,M] int32; depth [B,M], 1 for first tokens; parent [B,M], the slot of the node's parent (its own for
     padding); ancestors [B,M,M], True where the second is the first or above it; continues [B,M+1] uint8, bits of what

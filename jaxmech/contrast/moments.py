@@ -1,6 +1,6 @@
 """Streaming moments of every feature by family, of the pairs and of their difference.
 
-`B` denotes pairs in a batch, `K` families, `L` layers, `F` features a layer. A pair has a plus (+) and a minus
+`B` denotes pairs in a batch, `K` families, `L` layers, `F` features per layer. A pair has a plus (+) and a minus
 (-) prompt; d = z+ - z- is a feature's difference at the decision token. Nothing dense over prompts is kept: batches are
 folded into `Moments` by Chan, Golub & LeVeque's update (1979), in float32.
 """

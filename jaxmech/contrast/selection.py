@@ -1,6 +1,6 @@
 """Which features carry the contrast: what each must show to be selected, and how many would by chance.
 
-`K` denotes families, `L` layers, `F` features a layer, `m` all features, `R` relabelings. A pair has a plus (+) and a
+`K` denotes families, `L` layers, `F` features per layer, `m` all features, `R` relabelings. A pair has a plus (+) and a
 minus (-) prompt; d = z+ - z- is a feature's difference at the decision token.
 """
 

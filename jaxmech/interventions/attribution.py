@@ -95,17 +95,19 @@ def residual_gradient(
     pieces, kept = [], []
     with progress("gradients", len(read), unit="prefixes") as advance:
         for start in range(0, len(read), chunk):
-            # [G] prefixes, and the i-th prompt behind each [turns,G]; what there are too few of is filled up, so that
+            # [G] prefixes, and the i-th prompt after each [turns,G]; what there are too few of is filled up, so that
             # all chunks share a program, or a few of unlike length.
             group = np.resize(by_length[start : start + chunk], min(chunk, len(read)))
-            behind = np.stack([np.resize(followers[g], turns) for g in group], axis=1).ravel()
+            following = np.stack([np.resize(followers[g], turns) for g in group], axis=1).ravel()
             padding = mask[read[group]].any(0).argmax() // _BUCKET * _BUCKET
             early = (jnp.asarray(a[read[group], padding:]) for a in (tokens, mask))
             prefix = Prefix(*early, jnp.asarray(np.tile(np.arange(len(group)), turns)))
-            part = Prompts(prompts.tokens[behind], prompts.mask[behind], prompts.trie.of(behind), prefix=prefix)
-            worth = values if jnp.ndim(values) == 1 else values[behind]
+            part = Prompts(
+                prompts.tokens[following], prompts.mask[following], prompts.trie.of(following), prefix=prefix
+            )
+            worth = values if jnp.ndim(values) == 1 else values[following]
             pieces.append(_shared_gradients(config, params, part, worth, site, remat))
-            kept.append(behind)
+            kept.append(following)
             advance(len(by_length[start : start + chunk]))
     order = np.unique(np.concatenate(kept), return_index=True)[1]
     return _put_together(tuple(pieces), order, mask.shape[1] + prompts.tokens.shape[1])
@@ -217,7 +219,7 @@ def path_gradient(
     *,
     remat: bool = False,
 ) -> jax.Array:
-    """The mean gradient [L',B,D] along the path of all features, one backward pass a point for all layers together.
+    """The mean gradient [L',B,D] along the path of all features, one backward pass per point for all layers together.
 
     At a point a in [0, 1] the decision token of every layer of `saes` stands at a of its own way: each feature at
     z + a * (z_donor - z), the dictionary's error kept; without a donor the way leads from no features to the base's.

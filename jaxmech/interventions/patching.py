@@ -1,6 +1,6 @@
 """Activation patching at the decision token, in delta form: chosen features take the donor's values.
 
-`B` denotes prompts, `L` layers, `D` the residual width, `K` selected features a layer, `N` choices, `S` feature sets.
+`B` denotes prompts, `L` layers, `D` the residual width, `K` selected features per layer, `N` choices, `S` feature sets.
 
 x' = x + sum_j (z_j(donor) - z_j(x')) D_j: the donor's values are set, and the present ones are read after the patches
 upstream have acted, so that nothing is counted twice and what the dictionary does not explain is kept.
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from jaxmech.answers.prompts import Prompts
+from jaxmech.answers.score import Choices
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions.sweep import sweep
 from jaxmech.io.reprs import short_repr
@@ -21,24 +21,24 @@ from jaxmech.models.decoder import Params
 from jaxmech.sae.module import SAE
 
 
-def donor_values(encoder: ed.Gathered | ed.Full, resid: jax.Array) -> jax.Array:
+def donor_values(encoder: ed.Gathered | ed.Full, donor: jax.Array) -> jax.Array:
     """The chosen features' values [L,B,K] at residuals [L,B,D]."""
-    return jax.vmap(lambda e, x: e.encode(x[:, None])[:, 0])(encoder, resid)
+    return jax.vmap(lambda e, x: e.encode(x[:, None])[:, 0])(encoder, donor)
 
 
-def check_donors(config, prompts: Prompts, resid: jax.Array, site: str) -> None:
+def check_donors(config, prompts: Prompts, donor: jax.Array, site: str) -> None:
     """Refuses donors' residuals that are not [L,B,D], as `collect.run_decision` gives them for as many prompts."""
     expected = (config.n_layers, len(prompts.tokens), config.width(site))
-    if jnp.shape(resid) != expected:
+    if jnp.shape(donor) != expected:
         raise ValueError(
-            f"resid: expected the donors' [L,B,D] = {list(expected)} at {site}, got shape {list(jnp.shape(resid))}"
+            f"donor: expected the donors' [L,B,D] = {list(expected)} at {site}, got shape {list(jnp.shape(donor))}"
         )
 
 
-def patch_edit(selection: ed.Selection, saes: SAE, resid: jax.Array, spans: ed.Spans) -> ed.Edits:
+def patch_edit(selection: ed.Selection, saes: SAE, donor: jax.Array, spans: ed.Spans) -> ed.Edits:
     """Sets the selection to its values at the donor's residuals [L,B,D], where `spans` says: `edits.at_last`."""
     edit = ed.features(saes, selection, gain=0.0, shift=0.0, spans=spans)
-    edit = edit.replace(shift=donor_values(edit.encoder, resid))
+    edit = edit.replace(shift=donor_values(edit.encoder, donor))
     return {saes.config.site_out: (edit.replace(gain=jnp.zeros_like(edit.shift)),)}
 
 
@@ -47,63 +47,65 @@ class PatchFeatures:
     """Edits for a sweep over selections: each takes the values it has at the donors' residuals [L,B,D]."""
 
     saes: SAE
-    resid: jax.Array
+    donor: jax.Array
     spans: ed.Spans
 
     __repr__ = short_repr
 
     def __call__(self, selection: ed.Selection) -> ed.Edits:
-        return patch_edit(selection, self.saes, self.resid, self.spans)
+        return patch_edit(selection, self.saes, self.donor, self.spans)
 
 
 def patch_features(
-    config, params: Params, prompts: Prompts, saes: SAE, selections: ed.Selection, resid: jax.Array, **options
-) -> np.ndarray:
-    """log s(a) [S,B,N] of every prompt with each feature set [S,L,K] patched in from donors with residuals [L,B,D].
+    config, params: Params, prompts: Prompts, saes: SAE, selections: ed.Selection, donor: jax.Array, **options
+) -> Choices:
+    """Choices, logprobs [S,B,N], of every prompt with each feature set [S,L,K] patched in.
 
-    `options` as for `sweep`.
+    Args:
+      donor: the donors' residuals [L,B,D].
+      options: as for `sweep`.
     """
-    check_donors(config, prompts, resid, saes.config.site)
+    check_donors(config, prompts, donor, saes.config.site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
-    return sweep(config, params, prompts, PatchFeatures(saes, resid, spans), selections, **options).logprobs
+    return sweep(config, params, prompts, PatchFeatures(saes, donor, spans), selections, **options)
 
 
 def patch_vectors(
-    config, params: Params, prompts: Prompts, directions: jax.Array, resid: jax.Array, layers: jax.Array, *,
+    config, params: Params, prompts: Prompts, directions: jax.Array, donor: jax.Array, layers: jax.Array, *,
     site: str = "resid_post", **options,
-) -> np.ndarray:  # fmt: skip
-    """log s(a) [S,B,N] with the component along unit directions [S,L,D] set to the donor's, at layers [L] bool."""
-    check_donors(config, prompts, resid, site)
+) -> Choices:  # fmt: skip
+    """Choices, logprobs [S,B,N], with the component along unit directions [S,L,D] set to the donor's, at layers [L]."""
+    check_donors(config, prompts, donor, site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], layers)
-    return sweep(config, params, prompts, PatchDirection(resid, spans, site), directions, **options).logprobs
+    return sweep(config, params, prompts, PatchDirection(donor, spans, site), directions, **options)
 
 
 @struct.dataclass
 class PatchDirection:
     """Edits for a sweep over unit directions [L,D]: the component along each takes the donor's value."""
 
-    resid: jax.Array
+    donor: jax.Array
     spans: ed.Spans
     site: str = struct.field(pytree_node=False, default="resid_post")
 
     __repr__ = short_repr
 
     def __call__(self, direction: jax.Array) -> ed.Edits:
-        shift = jnp.einsum("lbd,ld->lb", self.resid, direction, precision=jax.lax.Precision.HIGHEST)
+        shift = jnp.einsum("lbd,ld->lb", self.donor, direction, precision=jax.lax.Precision.HIGHEST)
         return {self.site: (ed.project(direction, shift=shift, spans=self.spans),)}
 
 
 def patch_parts(
-    config, params: Params, prompts: Prompts, saes: SAE, resid: jax.Array, parts: jax.Array, **options
-) -> np.ndarray:
-    """log s(a) [S,B,N] with parts of the residual taken from the donor, at every layer that has a dictionary.
+    config, params: Params, prompts: Prompts, saes: SAE, donor: jax.Array, parts: jax.Array, **options
+) -> Choices:
+    """Choices, logprobs [S,B,N], with parts of the residual taken from the donor, at every layer that has a dictionary.
 
     Args:
       parts: [S,2], the shares of the whole and of what the dictionary explains; see `edits.PatchParts`.
     """
-    check_donors(config, prompts, resid, saes.config.site)
+    check_donors(config, prompts, donor, saes.config.site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], saes.config.layers)
-    return sweep(config, params, prompts, PatchParts(saes, resid, spans), parts, **options).logprobs
+    return sweep(config, params, prompts, PatchParts(saes, donor, spans), parts, **options)
 
 
 @struct.dataclass
@@ -111,12 +113,12 @@ class PatchParts:
     """Edits for a sweep over shares [2], of the donor's whole residual and of what the dictionary explains of it."""
 
     saes: SAE
-    resid: jax.Array
+    donor: jax.Array
     spans: ed.Spans
 
     __repr__ = short_repr
 
     def __call__(self, shares: jax.Array) -> ed.Edits:
-        whole, explained = jnp.broadcast_to(shares[:, None], (2, len(self.resid)))
-        edit = ed.patch_parts(self.saes, self.resid, whole=whole, explained=explained, spans=self.spans)
+        whole, explained = jnp.broadcast_to(shares[:, None], (2, len(self.donor)))
+        edit = ed.patch_parts(self.saes, self.donor, whole=whole, explained=explained, spans=self.spans)
         return {self.saes.config.site: (edit,)}

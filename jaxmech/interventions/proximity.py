@@ -19,7 +19,7 @@ import numpy as np
 from flax import struct
 
 from jaxmech.answers.prompts import Prompts
-from jaxmech.answers.score import score
+from jaxmech.answers.score import Choices, score
 from jaxmech.contrast.statistics import rng_of
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions.patching import check_donors, patch_edit
@@ -53,18 +53,18 @@ def freeze(base: Sublayers, layers: jax.Array) -> ed.Edits:
 
 
 def direct_effects(
-    config, params: Params, prompts: Prompts, saes: SAE, selections: ed.Selection, resid: jax.Array, base: Sublayers,
+    config, params: Params, prompts: Prompts, saes: SAE, selections: ed.Selection, donor: jax.Array, base: Sublayers,
     **options,
-) -> np.ndarray:  # fmt: skip
-    """log s(a) [S,B,N] with each set [S,L,K] patched from donors [L,B,D] and all sublayers frozen.
+) -> Choices:  # fmt: skip
+    """Choices, logprobs [S,B,N], with each set [S,L,K] patched from donors [L,B,D] and all sublayers frozen.
 
     The features are read off the frozen stream: with upstream patches of the same set already in it. `options` as for
     `sweep`.
     """
-    check_donors(config, prompts, resid, saes.config.site)
+    check_donors(config, prompts, donor, saes.config.site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
-    build = PatchFrozen(saes, resid, spans, base)
-    return sweep(config, params, prompts, build, selections, **options).logprobs
+    build = PatchFrozen(saes, donor, spans, base)
+    return sweep(config, params, prompts, build, selections, **options)
 
 
 @struct.dataclass
@@ -72,7 +72,7 @@ class PatchFrozen:
     """Edits for a sweep over selections: each takes the donor's values while all sublayers keep the base's outputs."""
 
     saes: SAE
-    resid: jax.Array
+    donor: jax.Array
     spans: ed.Spans
     base: Sublayers
 
@@ -80,19 +80,19 @@ class PatchFrozen:
 
     def __call__(self, selection: ed.Selection) -> ed.Edits:
         downstream = jnp.cumsum(selection.valid.any(1)) > 0  # before that nothing has changed yet
-        return ed.merge(patch_edit(selection, self.saes, self.resid, self.spans), freeze(self.base, downstream))
+        return ed.merge(patch_edit(selection, self.saes, self.donor, self.spans), freeze(self.base, downstream))
 
 
 @partial(jax.jit, static_argnums=0)
 def mediated_effect(
-    config, params: Params, prompts: Prompts, saes: SAE, patched: ed.Selection, held: ed.Selection, resid, base_resid
-) -> jax.Array:
-    """log s(a) [B,N] with `patched` set to the donor's values while `held` stays at the base run's values."""
-    for donor in (resid, base_resid):
-        check_donors(config, prompts, donor, saes.config.site)
+    config, params: Params, prompts: Prompts, saes: SAE, patched: ed.Selection, held: ed.Selection, donor, base_donor
+) -> Choices:
+    """Choices, logprobs [B,N], with `patched` set to the donor's values while `held` stays at the base run's values."""
+    for one in (donor, base_donor):
+        check_donors(config, prompts, one, saes.config.site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
-    edits = ed.merge(patch_edit(patched, saes, resid, spans), patch_edit(held, saes, base_resid, spans))
-    return score(config, params, prompts, edits=edits)[0].logprobs
+    edits = ed.merge(patch_edit(patched, saes, donor, spans), patch_edit(held, saes, base_donor, spans))
+    return score(config, params, prompts, edits=edits)[0]
 
 
 def within_layer_difference(

@@ -1,6 +1,7 @@
 """Screens: many small interventions as one sweep, to see which feature, layer, pair or position carries an effect.
 
-`B` denotes prompts, `T` their tokens, `L` layers, `D` the width at a site, `K` features a layer, `N` choices, `S` sets.
+`B` denotes prompts, `T` their tokens, `L` layers, `D` the width at a site, `K` features per layer, `N` choices, `S`
+sets.
 
 A screen is a list of feature sets, each a list of (layer, feature): `each_feature`, `each_layer`, `each_pair`, or the
 random sets of `controls.matched_sets`. `screen` patches all of them in one sweep; `patch_positions` does the same for
@@ -54,7 +55,7 @@ def twins(resid: jax.Array) -> jax.Array:
 
 
 def screen(
-    config, params: Params, prompts: Prompts, saes: SAE, sets: Sequence[Sequence[Feature]], resid: jax.Array, **options
+    config, params: Params, prompts: Prompts, saes: SAE, sets: Sequence[Sequence[Feature]], donor: jax.Array, **options
 ) -> Choices:
     """Every prompt's choices, logprobs [S,B,N], with each feature set patched in from donors with residuals [L,B,D].
 
@@ -67,7 +68,7 @@ def screen(
       ValueError: no sets, a feature that does not exist or stands twice in a set, donors of another shape.
     """
     selections = ed.select_sets(sets, config.n_layers)
-    return Choices(patch_features(config, params, prompts, saes, selections, resid, **options))
+    return patch_features(config, params, prompts, saes, selections, donor, **options)
 
 
 def patch_positions(

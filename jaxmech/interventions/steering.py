@@ -1,6 +1,6 @@
 """Steering: vectors added to the residual stream, swept over coefficients and directions in one program.
 
-`B` denotes prompts, `T` tokens, `L` layers, `D` the residual width, `K` selected features a layer, `S` sweep points.
+`B` denotes prompts, `T` tokens, `L` layers, `D` the residual width, `K` selected features per layer, `S` sweep points.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from flax import struct
 from scipy import optimize, stats
 
 from jaxmech.answers.prompts import Prompts
+from jaxmech.answers.score import Choices
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions.sweep import sweep
 from jaxmech.io.reprs import short_repr
@@ -31,11 +32,11 @@ def feature_direction(saes: SAE, selection: ed.Selection, dz: jax.Array) -> jax.
 def steer(
     config, params: Params, prompts: Prompts, vectors: jax.Array, *, site: str = "resid_post", everywhere: bool = False,
     **options,
-) -> np.ndarray:  # fmt: skip
-    """log s(a) [S,B,N] with vectors [S,L,D] added at the decision token, or at every token, worked examples and answers
-    included. `options` as for `sweep`."""
+) -> Choices:  # fmt: skip
+    """Choices, logprobs [S,B,N], with vectors [S,L,D] added at the decision token, or at every token, worked examples
+    and answers included. `options` as for `sweep`."""
     spans = ed.everywhere(config.n_layers) if everywhere else ed.at_last(config.n_layers, prompts.tokens.shape[1])
-    return sweep(config, params, prompts, AddVector(spans, site), vectors, **options).logprobs
+    return sweep(config, params, prompts, AddVector(spans, site), vectors, **options)
 
 
 @struct.dataclass
@@ -59,7 +60,7 @@ def language_cost(config, params: Params, tokens: jax.Array, mask: jax.Array, ve
       vectors: [S,L,D].
 
     Returns:
-      nll [S], mean negative log-likelihood in nats a token, and kl [S], mean KL(unsteered || steered) in nats a token.
+      nll [S], mean negative log-likelihood, and kl [S], mean KL(unsteered || steered), both in nats per token.
     """
     return _language_cost(config, params, *check_tokens(config, tokens, mask), vectors)
 

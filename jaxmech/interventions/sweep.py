@@ -94,7 +94,7 @@ def sweep(
         raise ValueError(f"chunk: expected at least one sweep point at a time, got {chunk}")
     if (size := chunk) is None:
         most = points_at_once(config, shared.parts, shapes)
-        size = math.ceil(total / math.ceil(total / most))  # as few chunks, and as few points computed in vain
+        size = math.ceil(total / math.ceil(total / most))  # as few chunks, and as few points computed for nothing
     if mesh is not None:
         size = math.ceil(size / mesh.shape["data"]) * mesh.shape["data"]
     order, layer, pieces = np.argsort(entry, kind="stable"), 0, []
@@ -184,7 +184,7 @@ def _prepare(config, params, prompts: Prompts, shapes: Edits, build, points) -> 
 
 
 def _only_after_layers(edits: Edits) -> bool:
-    """Whether all edits act behind a layer, on what it leaves: then that layer too is the same for all points."""
+    """Whether all edits act after a layer, on what it leaves: then that layer too is the same for all points."""
     return all(site == "resid_post" and edit.reads in (None, site) for site, group in edits.items() for edit in group)
 
 

@@ -101,7 +101,7 @@ class Norm(nn.Module):
 
 _BLOCK = 104
 """Causal attention takes about so many queries at a time, or a quarter of them where there are more than four times as
-many: keys behind them are not computed with. Shorter blocks cost a CPU more than they save."""
+many: keys after them are not computed with. Shorter blocks cost a CPU more than they save."""
 
 
 def _attend(config: ModelConfig, q, segments, masks, causal: bool, scale=None) -> jax.Array:

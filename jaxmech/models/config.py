@@ -85,7 +85,7 @@ class ModelConfig:
 
     def __post_init__(self):
         if len(self.is_local) != self.n_layers:
-            raise ValueError(f"is_local: expected {self.n_layers} entries, one a layer, got {len(self.is_local)}")
+            raise ValueError(f"is_local: expected {self.n_layers} entries, one per layer, got {len(self.is_local)}")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
         if any(self.is_local) and self.window is None:

@@ -281,10 +281,10 @@ def _likeliest(logits: jax.Array, weights: jax.Array, least: jax.Array) -> jax.A
 
 
 def draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
-    """One token a row by inversion: logits [B,V], uniform [B] in [0, 1) -> [B] int32.
+    """One token per row by inversion: logits [B,V], uniform [B] in [0, 1) -> [B] int32.
 
-    One random number a row instead of the Gumbel trick's V of them, which cost more than the model itself on a CPU. The
-    cumulative sum runs over blocks first, then inside one block.
+    One random number per row instead of the Gumbel trick's V of them, which cost more than the model itself on a CPU.
+    The cumulative sum runs over blocks first, then inside one block.
     """
     B, V = logits.shape
     size = max(1, round(V**0.5))

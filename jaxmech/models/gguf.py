@@ -29,7 +29,7 @@ QUANTISATIONS = (
 
 
 class _OutOfBytes(Exception):
-    """The header goes on beyond the bytes at hand."""
+    """The header continues beyond the bytes at hand."""
 
 
 class TensorInfo(NamedTuple):

@@ -209,7 +209,7 @@ def _add_special(backend, tokens: Sequence[str], kinds: Sequence[int]) -> None:
 
 
 def _add_ends(backend, metadata: Mapping[str, Any], tokens: Sequence[str], ids: Mapping[str, int]) -> None:
-    """Puts the beginning token before every text and the end token behind it, where the file wants that."""
+    """Puts the beginning token before every text and the end token after it, where the file wants that."""
     from tokenizers.processors import TemplateProcessing
 
     wanted = {"bos": adds_bos(metadata), "eos": metadata.get("tokenizer.ggml.add_eos_token", False)}

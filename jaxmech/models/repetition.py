@@ -38,13 +38,13 @@ def repetition(ids: jax.Array, mask: jax.Array | None = None, *, max_period: int
     1 - distinct-n of Li et al. 2016 (arXiv 1510.03055) but for their dividing by the number of tokens. A row with fewer
     than n tokens has no n-grams, and gets NaN.
 
-    A loop is a block of 1 to `max_period` tokens that stands at least twice in a row and goes on to the end, where the
-    last copy may be cut off; the longest one counts and, of several as long, that with the shortest period.
+    A loop is a block of 1 to `max_period` tokens that stands at least twice in a row and continues to the end, where
+    the last copy may be cut off; the longest one counts and, of several as long, that with the shortest period.
 
     Args:
       ids: [B,T] int, for example what `generate` returns.
       mask: [B,T] bool, True on tokens that count, which stand together; for example `until_end(ids, eos_ids)`, since
-        what `generate` repeats behind a row's end is not the model's. All by default.
+        what `generate` repeats after a row's end is not the model's. All by default.
     """
     mask = jnp.ones(ids.shape, bool) if mask is None else mask
     repeated = jnp.stack([1.0 - _distinct(ids, mask, n) for n in LENGTHS], axis=-1)

@@ -89,7 +89,7 @@ def rope_tables(rope: Rope | None, dim: int, positions: jax.Array) -> tuple[jax.
 def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotates the first dimensions of x [B,T,H,h], twice as many as cos has, in float32.
 
-    Their halves hold the pairs' two coordinates (HF's layout); the dimensions behind them stay.
+    Their halves hold the pairs' two coordinates (HF's layout); the dimensions after them stay.
     """
     half = cos.shape[-1]
     a, b, rest = jnp.split(x, [half, 2 * half], axis=-1)

@@ -57,7 +57,7 @@ def checked_ids(lm: LanguageModel, text: str) -> list[int]:
 
 
 def text_ids(lm: LanguageModel, text: str, *, bos: bool = True) -> list[int]:
-    """Token ids of a text, behind exactly one BOS if the model has one and it is wanted.
+    """Token ids of a text, after exactly one BOS if the model has one and it is wanted.
 
     Raises:
       ValueError: as `checked_ids`.
@@ -89,7 +89,7 @@ def require_tokenizer(tokenizer) -> None:
 
 
 def without_bos(row: list[int], bos_id: int) -> list[int]:
-    """The row behind its leading BOS tokens, however many there are."""
+    """The row after its leading BOS tokens, however many there are."""
     return row[next((i for i, token in enumerate(row) if token != bos_id), len(row)) :]
 
 

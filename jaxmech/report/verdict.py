@@ -370,8 +370,9 @@ def judge_transfer(r: Mapping[str, Any], said: Said, explore: bool) -> Claim:
             (task_name(best, g), f"{fm.points(g['slope'])} ({fm.interval(g['ci'])}), {fm.p_value(g['p_holm'])} (Holm)")
         )
     if moved:
+        verb = "moves" if len(moved) == 1 else "move"
         sentence = (
-            f"With the same direction, {len(moved)} of {len(signed)} other {said.tasks} move as expected with an "
+            f"With the same direction, {len(moved)} of {len(signed)} other {said.tasks} {verb} as expected with an "
             f"interval off 0 ({fm.listing([slope_of(name, signed[name]) for name in moved])}); "
             f"{len(confirmed) or 'none'} of them also {'moves' if len(confirmed) < 2 else 'move'} more than under "
             "random directions after Holm's correction."

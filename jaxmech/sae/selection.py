@@ -1,6 +1,6 @@
 """Which features, layers or positions: chosen by index or mask, checked, padded to arrays.
 
-`S` denotes sets, `L` layers, `K` selected features a layer.
+`S` denotes sets, `L` layers, `K` selected features per layer.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ class Context:
 
     @property
     def selected(self) -> pd.DataFrame:
-        """The selected features, one a row, strongest first."""
+        """The selected features, one per row, strongest first."""
         self.folder.stage("contrast")  # refused where it may not be read
         return self._once("selected", self.folder.table, "contrast", "selected")
 

@@ -27,7 +27,7 @@ CHUNK = 8
 
 
 class Side(NamedTuple):
-    """One pole of the test families, a pair a family: everything before the decision token is in the cache.
+    """One pole of the test families, a pair per family: everything before the decision token is in the cache.
 
     rows [B] of the prompt table; families [B]; prompts; values [B,N]; g [B]; resid [L,B,D].
     """
@@ -41,7 +41,7 @@ class Side(NamedTuple):
 
 
 def side(ctx: Context, condition: str) -> Side:
-    """Runs one prompt a family of a condition."""
+    """Runs one prompt per family of a condition."""
     rows = ctx.rows(condition, per_family=1)
     prompts, values = take(ctx.encoded[1], rows)
     prompts = before_last(ctx.lm.config, ctx.lm.params, prompts)
@@ -49,9 +49,9 @@ def side(ctx: Context, condition: str) -> Side:
     return Side(rows, ctx.families(rows), prompts, values, np.asarray(base.choices.expected(values)), base.resid)
 
 
-def expected(logprobs, values) -> np.ndarray:
-    """Expected score [..., B] from log s(a) [..., B, N]."""
-    return np.asarray(Choices(jnp.asarray(logprobs)).expected(values))
+def expected(choices: Choices, values) -> np.ndarray:
+    """Expected score [..., B] of choices [..., B, N]."""
+    return np.asarray(Choices(jnp.asarray(choices.logprobs)).expected(values))
 
 
 def stack_selections(ctx: Context, sets: list[list[tuple[int, int]]]) -> ed.Selection:

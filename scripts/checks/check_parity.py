@@ -122,7 +122,7 @@ def batch(texts: list[np.ndarray], side: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spread_error(got: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """Largest error of arrays [T,N], one a text, relative to the spread of all that is expected.
+    """Largest error of arrays [T,N], one per text, relative to the spread of all that is expected.
 
     Where a position has a larger spread of its own, that one counts: real models have first tokens whose residual
     stream is hundreds of times larger, and so is what float32 rounds away there.

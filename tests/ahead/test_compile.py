@@ -17,6 +17,8 @@ from jaxmech.ahead.hlo import cost
 from jaxmech.ahead.programs import PROGRAMS, Sizes
 from tests.conftest import tiny_config
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("libtpu", reason="compiling for a TPU needs the package libtpu, which is for x86 Linux")
 
 SIZES = Sizes(

@@ -11,6 +11,8 @@ from jaxmech.interventions import attribution as at
 from jaxmech.interventions import edits as ed
 from jaxmech.sae.collect import run_decision
 
+pytestmark = pytest.mark.slow
+
 AMOUNTS = ["0", "1", "5", "10"]
 BASE, DONOR = ["a stingy one $", "the mean man $"], ["a generous one $", "the kind man $"]
 VALUES = jnp.array([0.0, 0.1, 0.5, 1.0])

@@ -42,12 +42,12 @@ def sets(*pairs):
 
 def test_patching_a_prompt_with_itself_changes_nothing(lm, saes, runs):
     p, base = runs["base"]
-    got = pa.patch_features(lm.config, lm.params, p, saes, sets([(1, 3), (3, 5)], [(1, 0)]), base.resid)
+    got = pa.patch_features(lm.config, lm.params, p, saes, sets([(1, 3), (3, 5)], [(1, 0)]), base.resid).logprobs
     for each in got:
         np.testing.assert_allclose(each, base.choices.logprobs, atol=2e-5)
     for got in pa.patch_parts(
         lm.config, lm.params, p, saes, base.resid, jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
-    ):
+    ).logprobs:
         np.testing.assert_allclose(got, base.choices.logprobs, atol=2e-5)
 
 
@@ -63,7 +63,7 @@ def test_sets_are_set_to_the_donor_after_upstream_patches(lm, saes, runs):
     push = jnp.zeros((4, 2, 32)).at[3].set((then - now)[:, None] * sae.params["W_dec"][5])
     both = ed.merge(first, {"resid_post": (ed.add_vector(push, ed.at_last(4, 1, (3,))),)})
     want = ch.score(lm.config, lm.params, p, edits=both)[0].logprobs
-    got = pa.patch_features(lm.config, lm.params, p, saes, sets(chosen), donor.resid)[0]
+    got = pa.patch_features(lm.config, lm.params, p, saes, sets(chosen), donor.resid).logprobs[0]
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
@@ -86,7 +86,7 @@ def test_steering_sweep_equals_single_runs_and_traces_once(lm, runs):
     v = jax.random.normal(jax.random.key(0), (4, 32))
     alphas = np.array([-2.0, 0.0, 1.0])
     before = run_chunk._cache_size()
-    swept = st.steer(lm.config, lm.params, p, alphas[:, None, None] * v)
+    swept = st.steer(lm.config, lm.params, p, alphas[:, None, None] * v).logprobs
     st.steer(lm.config, lm.params, p, alphas[:, None, None] * (3 * v))
     assert run_chunk._cache_size() == before + 1
     np.testing.assert_allclose(swept[1], base.choices.logprobs, atol=1e-5)
@@ -112,8 +112,8 @@ def test_direct_effect_with_nothing_downstream_is_the_total(lm, saes, runs):
     early = int(np.abs(sae.encode(donor.resid[1]) - sae.encode(base.resid[1])).min(0).argmax())  # one that moves
     chosen = sets([(3, 5)], [(1, early)])
     sublayers = px.base_sublayers(lm.config, lm.params, p)
-    total = pa.patch_features(lm.config, lm.params, p, saes, chosen, donor.resid)
-    direct = px.direct_effects(lm.config, lm.params, p, saes, chosen, donor.resid, sublayers)
+    total = pa.patch_features(lm.config, lm.params, p, saes, chosen, donor.resid).logprobs
+    direct = px.direct_effects(lm.config, lm.params, p, saes, chosen, donor.resid, sublayers).logprobs
     np.testing.assert_allclose(direct[0], total[0], atol=1e-4)
     assert np.abs(total[1] - base.choices.logprobs).max() > 1e-3
     assert np.abs(direct[1] - total[1]).max() > 1e-3
@@ -122,10 +122,10 @@ def test_direct_effect_with_nothing_downstream_is_the_total(lm, saes, runs):
 def test_holding_a_set_at_base_takes_its_part_out(lm, saes, runs):
     (p, base), (_, donor) = runs["base"], runs["donor"]
     a, b = ed.select([(1, 3)], 4, 1), ed.select([(3, 5)], 4, 1)
-    free = px.mediated_effect(lm.config, lm.params, p, saes, a, ed.select([], 4, 1), donor.resid, base.resid)
-    want = pa.patch_features(lm.config, lm.params, p, saes, sets([(1, 3)]), donor.resid)[0]
+    free = px.mediated_effect(lm.config, lm.params, p, saes, a, ed.select([], 4, 1), donor.resid, base.resid).logprobs
+    want = pa.patch_features(lm.config, lm.params, p, saes, sets([(1, 3)]), donor.resid).logprobs[0]
     np.testing.assert_allclose(free, want, atol=1e-5)
-    held = px.mediated_effect(lm.config, lm.params, p, saes, a, b, donor.resid, base.resid)
+    held = px.mediated_effect(lm.config, lm.params, p, saes, a, b, donor.resid, base.resid).logprobs
     assert np.isfinite(held).all()
 
 

@@ -22,6 +22,8 @@ from jaxmech.io import progress as bars
 from jaxmech.models import convert
 from jaxmech.sae.training import SAETrainConfig
 
+pytestmark = pytest.mark.slow
+
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 

@@ -21,6 +21,8 @@ from jaxmech.models.families import gpt, llama
 from jaxmech.models.generate import generate
 from jaxmech.models.load import load_model
 
+pytestmark = pytest.mark.slow
+
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TINY = sorted(path.name for path in GOLDENS.glob("tiny-*"))
 TOLERANCE = 2e-4  # of the spread of what is compared

@@ -18,7 +18,7 @@ from jaxmech.models.load import load_model
 from jaxmech.models.saved import load_saved, save_model
 from jaxmech.models.sharding import make_mesh, param_shardings, shard_batch
 
-pytestmark = pytest.mark.devices
+pytestmark = [pytest.mark.devices, pytest.mark.slow]
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TIGHT = dict(rtol=2e-5, atol=2e-5)
 

@@ -16,6 +16,8 @@ from jaxmech.models.language_model import LanguageModel
 from jaxmech.sae.check import TEXT, check_sae
 from jaxmech.sae.module import SAE, SAEConfig, make_sae, param_shapes
 
+pytestmark = pytest.mark.slow
+
 D, F, K = 32, 64, 6
 LAYERS = (1, 2, 3)
 

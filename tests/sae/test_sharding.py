@@ -11,7 +11,7 @@ import pytest
 from jaxmech.models.sharding import make_mesh
 from jaxmech.sae.sharding import sae_shardings, shard_saes
 
-pytestmark = pytest.mark.devices
+pytestmark = [pytest.mark.devices, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("stacked", [True, False])

@@ -3,12 +3,15 @@
 import logging
 
 import numpy as np
+import pytest
 
 from jaxmech.io.settings import build
 from jaxmech.sae.formats import load_saes, save_saes
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.folder import RunFolder
 from jaxmech.study.run import run_study
+
+pytestmark = pytest.mark.slow
 
 
 def test_fidelity_is_measured_and_a_misfit_only_warned_of(small_study, tmp_path, caplog):

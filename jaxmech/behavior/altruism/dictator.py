@@ -32,7 +32,7 @@ COLUMNS = (*behavior.COLUMNS, "scenario", "word", "frame", "stake")
 
 
 class Bank(NamedTuple):
-    """prompts: one row a prompt; exclusions: one row a pair that failed, and why."""
+    """prompts: one row per prompt; exclusions: one row per pair that failed, and why."""
 
     prompts: pd.DataFrame
     exclusions: pd.DataFrame
@@ -47,7 +47,7 @@ class BankConfig(Checked):
 
     Attributes:
       selection, development, test: families in each split (34, 10 and 20 are in stock).
-      pairs: generous/selfish pairs a family; pair p uses `stance_words[p % len(stance_words)]`, and another opening
+      pairs: generous/selfish pairs per family; pair p uses `stance_words[p % len(stance_words)]`, and another opening
         sentence each time the words come round again.
       stakes: endowments; each family gets one of them, evenly over the families of a split.
       examples: worked examples in a prefix, even.
@@ -58,7 +58,7 @@ class BankConfig(Checked):
         one much. Without them a small model reads the examples as "nice words give": cheerful/gloomy then moves it
         more than generous/selfish does.
       intensifier: stands before every such word, here and in the controls; may be empty.
-      placebo_words: word pairs that say nothing about giving; one a family, evenly.
+      placebo_words: word pairs that say nothing about giving; one per family, evenly.
       valence_words: a (pleasant, unpleasant) pair.
       stance_frames: frames in which stance pairs are built ("give", "keep", "take"); "keep" and "take" get worked
         examples, hence a family, of their own.

@@ -122,7 +122,7 @@ def game_prompts(
     game: Game, *, families: int = 6, examples: int = 6, stake: int | None = None, seed: int = 0, tokenizer: Any = None,
     rendering: Rendering = PLAIN,
 ) -> pd.DataFrame:  # fmt: skip
-    """Prompts without any stance, one a wording.
+    """Prompts without any stance, one per wording.
 
     Args:
       families: wordings, the first ones of the game's stock.

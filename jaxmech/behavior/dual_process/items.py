@@ -37,7 +37,7 @@ class Generator:
 
     @property
     def numeric(self) -> bool:
-        """Whether answers are written in digits (behind a space) or in words."""
+        """Whether answers are written in digits (after a space) or in words."""
         return self.examples[0][1].isdigit()
 
 

@@ -90,7 +90,7 @@ def _gguf(config: ModelConfig) -> Table:
     return tn.gguf_table(config, {"norm": lambda x: x - np.float32(1)})  # llama.cpp stores 1 + w
 
 
-_SANDWICH = {  # Gemma 2 and 3: a norm before and one behind each sublayer
+_SANDWICH = {  # Gemma 2 and 3: a norm before and one after each sublayer
     **tn.HF_NAMES,
     "attn_norm": "input_layernorm",
     "attn_post_norm": "post_attention_layernorm",

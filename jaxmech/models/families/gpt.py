@@ -42,7 +42,7 @@ def _neox(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _third(i: int, heads: int, x: np.ndarray) -> np.ndarray:
-    """GPT-2 keeps kernels as [in, out], q, k and v one behind the other: [D, 3*H*h] -> [D, H, h]; [3*H*h] -> [H, h]."""
+    """GPT-2 keeps kernels as [in, out], q, k and v one after the other: [D, 3*H*h] -> [D, H, h]; [3*H*h] -> [H, h]."""
     return np.split(x, 3, axis=-1)[i].reshape(*x.shape[:-1], heads, -1)
 
 

@@ -219,7 +219,7 @@ def _one_a_layer(source, names: Sequence[str], layers: Collection[int] | None, s
     if twice := sorted({layer for layer in numbers if numbers.count(layer) > 1}):
         several = [name for name, layer in told.items() if layer == twice[0]]
         raise ValueError(f"{source}: several dictionaries of layer {', '.join(map(str, twice))} ({some(several)}); a "
-                         "stack has one a layer: give the folder that holds those of one kind alone, or name them, "
+                         "stack has one per layer: give the folder that holds those of one kind alone, or name them, "
                          "load_saes([...])")  # fmt: skip
     return sorted(told, key=lambda name: (told[name] is None, told[name] or 0, name))
 

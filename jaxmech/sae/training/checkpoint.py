@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 
 from jaxmech.io.files import disk_errors, plain, reason, require_space
 
-_REMEDY = "make room, or choose another folder; started again, the training goes on from its last checkpoint"
+_REMEDY = "make room, or choose another folder; started again, the training resumes from its last checkpoint"
 
 
 class Checkpoints:
@@ -51,7 +51,7 @@ class Checkpoints:
         except Exception as error:  # Orbax has many kinds
             raise ValueError(
                 f"checkpoint_dir: the checkpoint {self._folder / str(step)} is damaged ({reason(error)}); delete this "
-                "folder, and the training goes on from the checkpoint before it, if there is one"
+                "folder, and the training resumes from the checkpoint before it, if there is one"
             ) from error
 
     def require_space(self, state: Any) -> None:
@@ -64,14 +64,14 @@ class Checkpoints:
         require_space(self._folder, size + (1 << 20), _REMEDY)
 
     def save(self, step: int, state: Any, history: list[dict[str, Any]]) -> None:
-        """Returns when the copy is taken; the writing goes on behind the training.
+        """Returns when the copy is taken; it is written while the training continues.
 
         Raises:
           ValueError: the disk is full.
         """
         # Orbax reports a full disk from several threads at once, each with its stack: better not to let it start.
         self.require_space(state)
-        # A list of its own: it is written while the training goes on and adds to the one that was given.
+        # A list of its own: it is written while the training continues and adds to the one that was given.
         about = {"identity": self._identity, "history": list(history)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
         with disk_errors(self._folder, _REMEDY):

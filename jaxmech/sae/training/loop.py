@@ -83,7 +83,7 @@ def train_saes(
         log = stack.enter_context(closing(MetricsLog(log_dir, rows, tensorboard=tensorboard))) if log_dir else None
         logged = int(state.step)
         if progress and logged:
-            console().print(f"goes on from step {logged} of {config.steps}", highlight=False)
+            console().print(f"resumes from step {logged} of {config.steps}", highlight=False)
         bar = progress_bar("training SAEs", config.steps - logged, unit="step") if progress else None
         advance = stack.enter_context(bar) if bar else None
         for step in range(logged, config.steps):

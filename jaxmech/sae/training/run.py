@@ -97,7 +97,7 @@ class TrainSettings(SAETrainConfig):
 
 
 def run_training(settings: TrainSettings) -> tuple[Path, pd.DataFrame]:
-    """Trains, saves and measures; a training that was killed goes on, a finished one is only measured again.
+    """Trains, saves and measures; a training that was killed resumes, a finished one is only measured again.
 
     Returns:
       The folder with the dictionaries, and the table of their fidelity on held-out text.

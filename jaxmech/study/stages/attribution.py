@@ -54,7 +54,7 @@ def audited(ctx: Context, frame: pd.DataFrame, base: ef.Side, donor: ef.Side) ->
     audit = pd.concat([top.assign(group="top"), rest.assign(group="random")], ignore_index=True)
     points = ef.stack_selections(ctx, [[pair] for pair in ef.pairs_of(audit)])
     model = (ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes)
-    patch = partial(pa.patch_features, *model, resid=donor.resid)
+    patch = partial(pa.patch_features, *model, donor=donor.resid)
     g = ef.sweep_sets(patch, points, base.values, what="attribution audit")
     return audit.assign(patched=(g - base.g).mean(1))
 

@@ -127,7 +127,7 @@ def summary(test: pd.DataFrame, effects: pd.DataFrame, spread: pd.DataFrame, ctx
 
 
 def sampling_check(ctx: Context, test: pd.DataFrame) -> dict:
-    """Samples answers at temperature 1 for one pair a family and parses them, without ever imputing."""
+    """Samples answers at temperature 1 for one pair per family and parses them, without ever imputing."""
     n = ctx.config.gate.samples
     if n == 0:
         return {"samples": 0}

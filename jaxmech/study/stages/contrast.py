@@ -98,7 +98,7 @@ def stream_moments(
 
 
 def feature_table(ctx: Context, s: co.FeatureStats, m: Moments, permuted, chosen: co.Selected, budget) -> pd.DataFrame:
-    """One row a feature of every layer, dead ones included."""
+    """One row per feature of every layer, dead ones included."""
     layers, F = ctx.saes.config.layers, ctx.saes.config.d_sae
     tests = co.family_tests(s)
     norm = np.linalg.norm(np.asarray(ctx.saes.params["W_dec"]), axis=-1).reshape(-1)

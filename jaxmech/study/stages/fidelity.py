@@ -18,7 +18,7 @@ from jaxmech.study.folder import Outcome
 def run(ctx: Context) -> Outcome:
     """Fidelity on held-out text and at the decision tokens of the test families; whether the dictionaries fit at all.
 
-    The check warns, and the study goes on: what it found stands in the results, the manifest and the report.
+    The check warns, and the study continues: what it found stands in the results, the manifest and the report.
     """
     lm, saes, text = ctx.lm, ctx.saes, ctx.folder.arrays("text")
     check = check_sae(lm, saes)

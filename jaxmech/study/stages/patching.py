@@ -46,7 +46,7 @@ def run(ctx: Context) -> Outcome:
             return effect
 
         points = ef.stack_selections(ctx, [ef.pairs_of(ctx.selected), sets["control_selected"], *sets["random"]])
-        patch = partial(pa.patch_features, *model, saes, resid=donor.resid)
+        patch = partial(pa.patch_features, *model, saes, donor=donor.resid)
         g = ef.sweep_sets(patch, points, base.values, what=f"patching {direction}")
         observed = bar("selected features", "effect", g[0])
         bar("control-selected features", "control", g[1])
@@ -75,18 +75,18 @@ def references(ctx: Context, base: ef.Side, donor: ef.Side, bar) -> None:
     """Bars of reference: the whole residual, all features, the error alone, the mean difference, a sham donor."""
     config, params, saes = ctx.lm.config, ctx.lm.params, ctx.saes
     parts = {"whole residual": (1.0, 0.0), "all features": (0.0, 1.0), "reconstruction error only": (1.0, -1.0)}
-    logprobs = pa.patch_parts(config, params, base.prompts, saes, donor.resid, jnp.array(list(parts.values())))
-    for name, g in zip(parts, ef.expected(logprobs, base.values), strict=True):
+    choices = pa.patch_parts(config, params, base.prompts, saes, donor.resid, jnp.array(list(parts.values())))
+    for name, g in zip(parts, ef.expected(choices, base.values), strict=True):
         bar(name, "reference", g)
     direction = jnp.asarray(ctx.folder.arrays("contrast")["mean_difference"])
     unit = direction / jnp.maximum(jnp.linalg.norm(direction, axis=-1, keepdims=True), 1e-9)
     at = jnp.zeros(config.n_layers, bool).at[jnp.asarray(saes.config.layers)].set(True)
-    logprobs = pa.patch_vectors(config, params, base.prompts, unit[None], donor.resid, at, site=saes.config.site)
-    bar("mean-difference direction", "reference", ef.expected(logprobs, base.values)[0])
+    choices = pa.patch_vectors(config, params, base.prompts, unit[None], donor.resid, at, site=saes.config.site)
+    bar("mean-difference direction", "reference", ef.expected(choices, base.values)[0])
     sham = jnp.roll(base.resid, 1, axis=1)  # the next family's prompt of the same pole
     points = ef.stack_selections(ctx, [ef.pairs_of(ctx.selected)])
-    logprobs = pa.patch_features(config, params, base.prompts, saes, points, sham, chunk=ef.CHUNK)
-    bar("sham donor, same pole", "control", ef.expected(logprobs, base.values)[0])
+    choices = pa.patch_features(config, params, base.prompts, saes, points, sham, chunk=ef.CHUNK)
+    bar("sham donor, same pole", "control", ef.expected(choices, base.values)[0])
 
 
 def control_sets(ctx: Context, features: pd.DataFrame) -> dict:

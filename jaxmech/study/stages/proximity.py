@@ -29,7 +29,7 @@ def run(ctx: Context) -> Outcome:
         ctx, [ef.pairs_of(g) for g in groups.values()] + [[pair] for pair in ef.pairs_of(singles)]
     )
     model = (ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes)
-    patch, patch_frozen = (partial(run, *model, resid=donor.resid) for run in (pa.patch_features, px.direct_effects))
+    patch, patch_frozen = (partial(run, *model, donor=donor.resid) for run in (pa.patch_features, px.direct_effects))
     total = ef.sweep_sets(patch, points, base.values, what="total effects")
     direct = ef.sweep_sets(partial(patch_frozen, base=sublayers), points, base.values, what="direct effects")
     total, direct = total - base.g, direct - base.g
@@ -95,11 +95,11 @@ def mediation(ctx: Context, groups: dict, base: ef.Side, donor: ef.Side, total: 
         return None
     order, out, key = list(groups), {}, ctx.key("proximity.mediation")
     for name, other in (("s1", "s2"), ("s2", "s1")):
-        logprobs = px.mediated_effect(
+        choices = px.mediated_effect(
             ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes, ctx.selection(groups[name]),
             ctx.selection(groups[other]), donor.resid, base.resid,
         )  # fmt: skip
-        held = ef.by_family(ef.expected(logprobs, base.values) - base.g, base)
+        held = ef.by_family(ef.expected(choices, base.values) - base.g, base)
         ratio = ratio_of_sums(held, ef.by_family(total[order.index(name)], base), key=key)
         out[f"{name}_through_{other}"] = {"share": 1 - ratio.value, "ci": [1 - ratio.high, 1 - ratio.low]}
     return out

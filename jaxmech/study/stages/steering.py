@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.answers.score import before_last
+from jaxmech.answers.score import Choices, before_last
 from jaxmech.answers.trie import answer_ids
 from jaxmech.behavior.arithmetic import one_digit_sums
 from jaxmech.behavior.behavior import poles
@@ -65,7 +65,7 @@ def run(ctx: Context) -> Outcome:
 
 
 class Steered:
-    """Prompts of some conditions of the test families, one a family, to be steered at the decision token."""
+    """Prompts of some conditions of the test families, one per family, to be steered at the decision token."""
 
     def __init__(self, ctx: Context, *conditions: str):
         self.ctx, self.rows = ctx, np.concatenate([ctx.rows(name, per_family=1) for name in conditions])
@@ -74,8 +74,8 @@ class Steered:
         prompts, self.values = take(ctx.encoded[1], self.rows)
         self.prompts = before_last(ctx.lm.config, ctx.lm.params, prompts)
 
-    def sweep(self, vectors, *, what: str, chunk: int = ef.CHUNK) -> np.ndarray:
-        """log s(a) [S,B,N] for vectors [S,L,D]."""
+    def sweep(self, vectors, *, what: str, chunk: int = ef.CHUNK) -> Choices:
+        """Choices, logprobs [S,B,N], for vectors [S,L,D]."""
         lm, site = self.ctx.lm, self.ctx.saes.config.site_out
         with progress(what, len(vectors), unit="points") as advance:
             return st.steer(
@@ -88,8 +88,8 @@ class Steered:
                 advance=advance,
             )
 
-    def expected(self, logprobs) -> np.ndarray:
-        return ef.expected(logprobs, self.values)
+    def expected(self, choices: Choices) -> np.ndarray:
+        return ef.expected(choices, self.values)
 
 
 def direction(ctx: Context, features: pd.DataFrame | None = None) -> jax.Array:
@@ -99,10 +99,10 @@ def direction(ctx: Context, features: pd.DataFrame | None = None) -> jax.Array:
     return st.feature_direction(ctx.saes, selection, jnp.asarray(ctx.per_feature(selection, features, "dz")))
 
 
-def dose_table(prompts: Steered, alphas: np.ndarray, logprobs: np.ndarray) -> pd.DataFrame:
-    """A row a coefficient: mean score with its interval over families, mass, P(0), P(half), P(all)."""
+def dose_table(prompts: Steered, alphas: np.ndarray, doses: Choices) -> pd.DataFrame:
+    """A row per coefficient: mean score with its interval over families, mass, P(0), P(half), P(all)."""
     rows, key = [], prompts.ctx.key("steering.dose")
-    for alpha, each in zip(alphas, logprobs, strict=True):
+    for alpha, each in zip(alphas, doses.logprobs, strict=True):
         out = with_outcomes(pd.DataFrame(index=prompts.rows), each, np.asarray(prompts.values))
         effect = mean_effect(out["g"].to_numpy(), key=key)
         rows.append(
@@ -112,15 +112,15 @@ def dose_table(prompts: Steered, alphas: np.ndarray, logprobs: np.ndarray) -> pd
     return pd.DataFrame(rows)
 
 
-def family_slopes(alphas: np.ndarray, logprobs: np.ndarray, prompts: Steered, inside: np.ndarray) -> np.ndarray:
+def family_slopes(alphas: np.ndarray, doses: Choices, prompts: Steered, inside: np.ndarray) -> np.ndarray:
     """Least-squares slope of the score per unit of alpha, by family, [B]."""
-    return np.polyfit(alphas[inside], prompts.expected(logprobs[inside]), 1)[0]
+    return np.polyfit(alphas[inside], prompts.expected(doses)[inside], 1)[0]
 
 
 def costs(ctx: Context, vector: jax.Array, alphas: np.ndarray) -> pd.DataFrame:
     """Perplexity and KL on neutral text and arithmetic accuracy, steered at every token; whether all stay in bounds.
 
-    Bounds: perplexity + 10 %, KL 0.1 nat a token, accuracy - 2 points.
+    Bounds: perplexity + 10 %, KL 0.1 nat per token, accuracy - 2 points.
     """
     c, lm = ctx.config, ctx.lm
     arrays = ctx.folder.arrays("text")
@@ -140,7 +140,7 @@ def costs(ctx: Context, vector: jax.Array, alphas: np.ndarray) -> pd.DataFrame:
 
 
 def arithmetic(lm, items: int, *, key: jax.Array):
-    """Different one-digit sums behind three worked ones, and the first token of each right answer, [items]."""
+    """Different one-digit sums after three worked ones, and the first token of each right answer, [items]."""
     sums = one_digit_sums(items)
     pairs = rng_of(key).permutation(sums)[:items]
     texts = [f"2+3=5\n4+1=5\n1+7=8\n{a}+{b}=" for a, b in pairs]
@@ -149,7 +149,7 @@ def arithmetic(lm, items: int, *, key: jax.Array):
 
 
 def comparators(ctx: Context, neutral: Steered, vector: jax.Array) -> pd.DataFrame:
-    """Slopes of other directions at the same norm a layer: mean difference, random ones, random feature sets, S1, S2.
+    """Slopes of other directions at the same norm per layer: mean difference, random ones, random feature sets, S1, S2.
 
     Each is steered by one unit of coefficient and compared with no steering; attrs holds the p-values.
     """

@@ -61,13 +61,13 @@ def run(ctx: Context) -> Outcome:
 
 
 def played(ctx: Context, vectors: np.ndarray) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """All tasks' prompts, one a family, with expected score and mass [S,B] for vectors [S,L,D]."""
+    """All tasks' prompts, one per family, with expected score and mass [S,B] for vectors [S,L,D]."""
     tasks = [task.prompts.assign(task=name) for name, task in ctx.tasks.items()]
     table = pd.concat(tasks, ignore_index=True)
     prompts, values = take(encode_table(ctx.lm, table), np.arange(len(table)))
     prompts = before_last(ctx.lm.config, ctx.lm.params, prompts)
     with progress("transfer", len(vectors), unit="points") as advance:
-        logprobs = st.steer(
+        choices = st.steer(
             ctx.lm.config,
             ctx.lm.params,
             prompts,
@@ -76,4 +76,4 @@ def played(ctx: Context, vectors: np.ndarray) -> tuple[pd.DataFrame, np.ndarray,
             chunk=ef.CHUNK,
             advance=advance,
         )
-    return table, ef.expected(logprobs, values), np.exp(np.logaddexp.reduce(logprobs, axis=-1))
+    return table, ef.expected(choices, values), np.exp(np.logaddexp.reduce(choices.logprobs, axis=-1))

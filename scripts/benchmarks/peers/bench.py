@@ -145,7 +145,7 @@ class Bench:
 
     @cached_property
     def peer_saes(self) -> list[JumpReLUSAE]:
-        """The same weights as SAELens' objects, one a layer."""
+        """The same weights as SAELens' objects, one per layer."""
         saes = []
         for layer in range(self.lm.config.n_layers):
             metadata = SAEMetadata(hook_name=f"blocks.{layer}.hook_out")

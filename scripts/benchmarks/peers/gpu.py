@@ -194,7 +194,7 @@ def _decode(config, params, name: str, sizes: Sizes, runs: int, peak: dict[str, 
     part, _ = _timed(lambda: generate(few), runs)
     step = (float(np.median(whole)) - float(np.median(part))) / (n - few)
     read = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    if not config.tied:  # a step reads one row a prompt of the embedding
+    if not config.tied:  # a step reads one row per prompt of the embedding
         read -= params["embed"]["embedding"].nbytes
     seen = n + (few + n) / 2
     read += B * seen * config.n_layers * 2 * config.n_kv_heads * config.head_dim * 2
@@ -202,7 +202,7 @@ def _decode(config, params, name: str, sizes: Sizes, runs: int, peak: dict[str, 
     return Row(
         "gpu", f"{name}, decoding, {B} prompts", "", [step], compile_seconds=compiled,
         figures={"tokens/s": B / step, "TB/s": rate, **_shares(rate, peak, "TB/s")},
-        note=f"seconds a step, from {n} and {few} new tokens; weights and cache are read once a step",
+        note=f"seconds per step, from {n} and {few} new tokens; weights and cache are read once a step",
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ AMOUNTS = np.arange(len(ANSWERS), dtype=np.float32)
 
 
 class Tree:
-    """The prompts with all answers behind them as one tree of tokens, as HF's model takes it."""
+    """The prompts with all answers after them as one tree of tokens, as HF's model takes it."""
 
     def __init__(self, prompts: Prompts):
         tokens, mask, positions, within = (to_torch(np.asarray(a)) for a in lay_out(prompts))

@@ -126,7 +126,7 @@ def patching(bench: Bench) -> list[Row]:
     with torch.no_grad():
         return compare(
             "W3",
-            f"{K} features a layer from donors, last position, {config.n_layers} layers, {B} prompts of {T} tokens",
+            f"{K} features per layer from donors, last position, {config.n_layers} layers, {B} prompts of {T} tokens",
             partial(ours, prompts),
             [
                 Peer("SAELens, every position", patch.every_position, relative, 10, most=2,

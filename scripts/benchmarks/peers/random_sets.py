@@ -67,7 +67,7 @@ def random_sets(bench: Bench) -> list[Row]:
     return compare(
         "W7",
         f"{sizes.sets:,} sets of {FEATURES} features at layer {LAYER}, {PROMPTS} prompts of {T:.0f} tokens",
-        lambda: patch_features(config, params, prompts, saes, points, resid),
+        lambda: patch_features(config, params, prompts, saes, points, resid).logprobs,
         [
             peer("jaxmech, one set after another", prompts, 8, sizes.sampled),
             peer("the same, the prompts' cache kept", kept, None, 8 * sizes.sampled),

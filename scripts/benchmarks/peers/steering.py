@@ -33,7 +33,7 @@ def steered(vector: np.ndarray, coefficients: np.ndarray, n_layers: int, length:
 
 
 def needed_flops(config, prefixes: dict[str, int], lengths: list[tuple[int, int]], points: int, nodes: int, last: bool):
-    """Of a sweep that computes nothing twice: what lies before the edit once, what lies behind it at every point.
+    """Of a sweep that computes nothing twice: what lies before the edit once, what lies after it at every point.
 
     Args:
       prefixes: worked examples -> their tokens. lengths: of each prompt, tokens of its worked examples and of all.

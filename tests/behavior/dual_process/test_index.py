@@ -13,7 +13,7 @@ def items(seed=0, n=60):
 
 
 def arms(effects, seed=0, n=60):
-    """Two arms with planted standardised differences, one entry a feature: [(demand, instruction), ...]."""
+    """Two arms with planted standardised differences, one entry per feature: [(demand, instruction), ...]."""
     out = []
     for arm in range(2):
         rng, family, nothing = items(seed + arm, n)

@@ -16,7 +16,7 @@ COMMIT = "0123456789abcdef"
 
 
 class FakeHub:
-    """Repositories as folders; `fetched` lists the files asked for, one entry a call."""
+    """Repositories as folders; `fetched` lists the files asked for, one entry per call."""
 
     def __init__(self, root):
         self.root, self.fetched, self.listed = root, [], []

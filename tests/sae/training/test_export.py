@@ -13,6 +13,8 @@ from jaxmech.sae.training.export import export
 from jaxmech.sae.training.step import init_state, train_step
 from tests.sae.training.toy import KEY, SMALL, SPARSITY, sparse_data
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_export_equals_the_trained_form(kind, tmp_path):

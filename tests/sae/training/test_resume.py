@@ -22,6 +22,8 @@ from jaxmech.sae.training.metrics import MetricsLog
 from tests.conftest import tiny_config
 from tests.sae.training.toy import KEY, SMALL, fit, sparse_data
 
+pytestmark = pytest.mark.slow
+
 CONFIG = dataclasses.replace(SMALL, sparsity=(3, 5))
 
 
@@ -85,7 +87,7 @@ def test_a_full_disk_is_one_message_and_loses_nothing(tmp_path, monkeypatch):
 
     Usage = namedtuple("Usage", "free")
     monkeypatch.setattr(checkpoint, "require_space", require_some)
-    with pytest.raises(ValueError, match="GB are needed and 0.00 GB are free; make room, .* goes on from its last"):
+    with pytest.raises(ValueError, match="GB are needed and 0.00 GB are free; make room, .* resumes from its last"):
         run(tmp_path)
     room = iter([1000])
     with monkeypatch.context() as patch:  # and a disk that is full already says so before the first step

@@ -16,6 +16,8 @@ from jaxmech.sae.formats import load_saes
 from jaxmech.sae.training import loop, run
 from jaxmech.sae.training.run import TrainSettings, run_training
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Path(__file__).parents[3] / "configs" / "train-sae-gemma-3-270m.yaml"
 SMALL = [
     "text_count=12", "text_length=24", "layers=[1,3]", "d_sae=32", "sparsity=[2,4]", "steps=12", "batch=16",

@@ -11,7 +11,7 @@ from jaxmech.models.sharding import make_mesh
 from jaxmech.sae.training.step import batch_sharding, init_state, state_shardings, train_step
 from tests.sae.training.toy import KEY, SMALL, SPARSITY, fit, stream
 
-pytestmark = pytest.mark.devices
+pytestmark = [pytest.mark.devices, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("kind", ["batchtopk", "topk", "matryoshka", "jumprelu"])

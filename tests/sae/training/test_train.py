@@ -15,6 +15,8 @@ from jaxmech.sae.training.config import optimizer, sparsity_at
 from jaxmech.sae.training.step import init_state, train_step
 from tests.sae.training.toy import KEY, SMALL, SPARSITY, F, fit, sparse_data, stream
 
+pytestmark = pytest.mark.slow
+
 LONG = dataclasses.replace(SMALL, steps=400, lr=1e-2, dead_after=20, threshold_speed=1.0)
 
 
