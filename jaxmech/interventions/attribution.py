@@ -102,9 +102,7 @@ def residual_gradient(
             padding = mask[read[group]].any(0).argmax() // _BUCKET * _BUCKET
             early = (jnp.asarray(a[read[group], padding:]) for a in (tokens, mask))
             prefix = Prefix(*early, jnp.asarray(np.tile(np.arange(len(group)), turns)))
-            part = Prompts(
-                prompts.tokens[following], prompts.mask[following], prompts.trie.of(following), prefix=prefix
-            )
+            part = prompts.of(following)._replace(prefix=prefix)
             worth = values if jnp.ndim(values) == 1 else values[following]
             pieces.append(_shared_gradients(config, params, part, worth, site, remat))
             kept.append(following)

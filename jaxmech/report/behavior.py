@@ -37,9 +37,9 @@ from jaxmech.study.folder import RunFolder
 
 def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
     r, said = results["behavior"], Said.of(results)
-    shares = need(folder, "behavior", "distributions", ("condition", "share", "probability"))
-    effects = need(folder, "behavior", "effects", ("contrast", "shift_pp", "low_pp", "high_pp", "p", "d_z", "mass"))
-    asked = need(folder, "behavior", "prompts", ("family", "pair", "condition", "prefix", "query"))
+    shares = need(folder, "behavior", "distributions")
+    effects = need(folder, "behavior", "effects")
+    asked = need(folder, "behavior", "prompts")
     edges = r["edges"]
     blocks = [
         *pole_prompts(asked, said),

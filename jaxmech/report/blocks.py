@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from jaxmech.report import formats as fm
 from jaxmech.study.folder import RunFolder
+from jaxmech.study.tables import TABLES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,18 +109,18 @@ def level(blocks: Sequence[Any]) -> None:
             waiting = None
 
 
-def need(folder: RunFolder, stage: str, name: str, columns: Sequence[str] = ()) -> pd.DataFrame:
-    """A table that the report cannot do without.
+def need(folder: RunFolder, stage: str, name: str) -> pd.DataFrame:
+    """A table that the report cannot do without, with all the columns that its stage declares.
 
     Raises:
-      ValueError: the table or one of `columns` is missing; names it and the way out.
+      ValueError: the table or a column is missing; names it and the way out.
     """
     if not folder.has_table(stage, name):
         raise ValueError(
             f"report: the run has no table stages/{stage}/{name}.parquet; delete stages/{stage} and run the study again"
         )
     table = folder.table(stage, name)
-    if missing := [column for column in columns if column not in table]:
+    if missing := [column for column in TABLES[stage][name] if column not in table]:
         raise ValueError(
             f"report: stages/{stage}/{name}.parquet lacks the column {', '.join(missing)} (it has "
             f"{', '.join(table.columns)}); "

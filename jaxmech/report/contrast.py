@@ -79,16 +79,11 @@ CARDS = 12
 
 def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, Any], claim: Claim) -> Section:
     r, said = results["contrast"], Said.of(results)
-    features = need(folder, "contrast", "features", ("layer", "feature", "live", "d_z", "p", "stability", "auroc"))
-    used = need(
-        folder,
-        "contrast",
-        "selected",
-        ("layer", "feature", "dz", "d_z", "q", "auroc", "stability", "density", "control_d_z"),
-    )
-    criteria = need(folder, "contrast", "criteria", ("criterion", "alone", "remaining"))
-    budgets = need(folder, "contrast", "budgets", ("share", "features", "smallest_t"))
-    classes = need(folder, "dual_process", "classes", ("layer", "feature", "class"))
+    features = need(folder, "contrast", "features")
+    used = need(folder, "contrast", "selected")
+    criteria = need(folder, "contrast", "criteria")
+    budgets = need(folder, "contrast", "budgets")
+    classes = need(folder, "dual_process", "classes")
     layers = sorted(int(layer) for layer in features["layer"].unique())
     plus = int((used["dz"] > 0).sum())
     drawn = min(r["features_live"], BACKGROUND_POINTS + len(used))

@@ -32,23 +32,8 @@ from jaxmech.study.folder import RunFolder
 
 def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, Any], claim: Claim) -> Section:
     r = results["dual_process"]
-    table = need(
-        folder,
-        "dual_process",
-        "classes",
-        (
-            "layer",
-            "feature",
-            "class",
-            "demand",
-            "demand_low",
-            "demand_high",
-            "instruction",
-            "instruction_low",
-            "instruction_high",
-        ),
-    )
-    cuts = need(folder, "dual_process", "sensitivity", ("cut", "s1", "s2", "mixed", "neither", "silent"))
+    table = need(folder, "dual_process", "classes")
+    cuts = need(folder, "dual_process", "sensitivity")
     counts = {kind: r[kind] for kind in ("s2", "s1", "mixed", "neither", "silent")}
     void = (
         ""

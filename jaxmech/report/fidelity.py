@@ -38,14 +38,14 @@ SHARES = {
 
 
 def section(folder: RunFolder, fit: Claim) -> Section:
-    layers = need(folder, "fidelity", "layers", ("layer", "fvu", "l0", "dense"))
+    layers = need(folder, "fidelity", "layers")
     worst = layers.loc[layers["fvu"].idxmax()]
     lead = (
         f"The dictionaries leave {fm.percent(layers['fvu'].mean())} of the variance unexplained on average, at worst "
         f"{fm.percent(worst['fvu'])} in layer {worst['layer']:g}, with {fm.number(layers['l0'].mean(), 0)} "
         f"features active a token. {'' if fit.holds else 'Not all of them fit this model as they are declared.'}"
     )
-    histogram = need(folder, "fidelity", "density", ("layer", "low", "high", "features"))
+    histogram = need(folder, "fidelity", "density")
     names = {"fvu": "held-out text"} | ({"fvu_decision": "decision tokens"} if "fvu_decision" in layers else {})
     blocks = [
         Figure(
@@ -110,7 +110,7 @@ def section(folder: RunFolder, fit: Claim) -> Section:
 
 def checked(folder: RunFolder, warnings: Sequence[str]) -> list[Any]:
     """The check of the dictionaries against the model: its warnings, and its numbers."""
-    table = need(folder, "fidelity", "check", ("layer", "l0_declared", "l0", "fvu", "likely_cause"))
+    table = need(folder, "fidelity", "check")
     columns = {
         "layer": ("layer", text),
         "l0_declared": ("L0 declared", fm.significant),

@@ -27,9 +27,9 @@ DIRECTIONS = ("to_plus", "to_minus")
 
 def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
     r, attribution, said = results["patching"], results["attribution"], Said.of(results)
-    bars = need(folder, "patching", "bars", ("direction", "name", "kind", "recovered", "low", "high", "change_pp"))
-    null = need(folder, "patching", "null", ("direction", "recovered"))
-    audit = need(folder, "attribution", "audit", ("layer", "feature", "attribution", "patched", "group"))
+    bars = need(folder, "patching", "bars")
+    null = need(folder, "patching", "null")
+    audit = need(folder, "attribution", "audit")
     blocks = []
     for direction in DIRECTIONS:
         base, donor = (said.minus, said.plus) if direction == "to_plus" else (said.plus, said.minus)

@@ -31,8 +31,8 @@ PROXIMITY_RANGE = (-0.5, 1.5)
 
 def section(folder: RunFolder, results: Mapping[str, Any], claim: Claim) -> Section:
     r, said = results["proximity"], Said.of(results)
-    sets = need(folder, "proximity", "sets", ("set", "total_pp", "total_low", "total_high", "direct_pp", "indirect_pp"))
-    features = need(folder, "proximity", "features", ("layer", "feature", "class", "total", "direct", "proximity"))
+    sets = need(folder, "proximity", "sets")
+    features = need(folder, "proximity", "features")
     low, high = PROXIMITY_RANGE
     outside = int((~features["proximity"].dropna().between(low, high)).sum())
     undefined = int(features["proximity"].isna().sum())

@@ -41,26 +41,8 @@ COST_TOP = 3.0
 def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
     r, said = results["steering"], Said.of(results)
     low, high = usable = tuple(r["usable_range"])
-    dose = need(
-        folder,
-        "steering",
-        "dose",
-        (
-            "alpha",
-            "g",
-            "g_low",
-            "g_high",
-            "mass",
-            "p_zero",
-            "p_half",
-            "p_all",
-            "perplexity",
-            "kl",
-            "accuracy",
-            "usable",
-        ),
-    )
-    others = need(folder, "steering", "comparators", ("name", "kind", "slope_pp"))
+    dose = need(folder, "steering", "dose")
+    others = need(folder, "steering", "comparators")
     zero = float(dose.loc[dose["alpha"] == 0, "g"].iloc[0])
     if low < high:
         ends = [float(dose.loc[dose["alpha"] == alpha, "g"].iloc[0]) for alpha in usable]
@@ -137,7 +119,7 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
 
 def steered_prompts(folder: RunFolder, said: Said, r: Mapping[str, Any]) -> list[Prompts]:
     """A prompt of every condition that is steered, whole."""
-    asked = need(folder, "behavior", "prompts", ("family", "pair", "condition", "prefix", "query"))
+    asked = need(folder, "behavior", "prompts")
     steered = [*r["steered"], *(f"{name}:neutral" for name in r.get("specificity") or {})]
     rows = [first_prompt(asked, name) for name in steered]
     prompts = [Prompt(said.condition(row["condition"]), row["prefix"], row["query"]) for row in rows if row is not None]

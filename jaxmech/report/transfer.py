@@ -45,30 +45,11 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
     title = f"Other {said.tasks}"
     if not results["transfer"]:
         return Section("transfer", title, f"No other {said.tasks} were tried.", [])
-    table = need(
-        folder,
-        "transfer",
-        "tasks",
-        (
-            "task",
-            "label",
-            "expected_sign",
-            "families",
-            "baseline",
-            "slope_pp",
-            "low_pp",
-            "high_pp",
-            "p_random",
-            "p_holm",
-            "null_sd_pp",
-            "mass",
-            "human",
-        ),
-    )
+    table = need(folder, "transfer", "tasks")
     table = table.assign(label=[row.label or fm.name(row.task) for row in table.itertuples()])
     names = dict(zip(table["task"], table["label"], strict=True))
-    curves = need(folder, "transfer", "curves", ("task", "alpha", "score"))
-    prompts = need(folder, "transfer", "prompts", ("task", "prefix", "query"))
+    curves = need(folder, "transfer", "curves")
+    prompts = need(folder, "transfer", "prompts")
     beyond = int((table["slope_pp"].abs() > 1.96 * table["null_sd_pp"]).sum())
     columns = {
         "label": ("task", text),

@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from jaxmech.io import files
+from jaxmech.study.tables import check_tables
 
 
 class Outcome(NamedTuple):
@@ -83,7 +84,12 @@ class RunFolder:
         return read_json(file) if file.is_file() else None
 
     def save(self, name: str, outcome: Outcome, record: dict[str, Any]) -> None:
-        """Writes a stage atomically: into a hidden folder first, then renamed into place."""
+        """Writes a stage atomically: into a hidden folder first, then renamed into place.
+
+        Raises:
+          ValueError: a table without a column that the stage declares, or a folder that cannot be written to.
+        """
+        check_tables(name, outcome.tables)
         temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.path / "stages"))
         try:
             write_json(temporary / "results.json", outcome.results)

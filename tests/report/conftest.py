@@ -7,6 +7,7 @@ import pytest
 
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.folder import Outcome, RunFolder
+from jaxmech.study.tables import TABLES
 from tests.report import synthetic as made_of
 
 SCENARIOS = {
@@ -31,6 +32,14 @@ def run_of(tmp_path_factory):
     return make
 
 
+def filled_up(stage, tables):
+    """With the declared columns that a page does not look at."""
+    return {
+        name: frame.assign(**{column: None for column in TABLES[stage][name] if column not in frame})
+        for name, frame in tables.items()
+    }
+
+
 def build_run(path, scenario, seed=0):
     rng, folder = np.random.default_rng(seed), RunFolder(path)
     config = StudyConfig(model="gemma-3-270m", run_dir=str(path), transfer={"random_directions": scenario.directions})
@@ -51,7 +60,7 @@ def build_run(path, scenario, seed=0):
     records = {}
     for number, (name, outcome) in enumerate(stages.items()):
         records[name] = {"key": f"{number:016x}", "seconds": 7.5 * number + 1, "peak_gb": 2.0 + 0.1 * number}
-        folder.save(name, outcome, records[name])
+        folder.save(name, outcome._replace(tables=filled_up(name, outcome.tables)), records[name])
     manifest = {
         "study": "0123456789abcdef",
         "config": dataclasses.asdict(config),

@@ -208,9 +208,14 @@ def test_a_table_of_another_version_is_named(run_of, tmp_path):
     copy = RunFolder(tmp_path / "copy")
     for stage in folder.path.glob("stages/*"):
         tables = {file.stem: folder.table(stage.name, file.stem) for file in stage.glob("*.parquet")}
-        if stage.name == "steering":
-            tables["dose"] = tables["dose"].drop(columns="kl")
-        copy.save(stage.name, Outcome(folder.results(stage.name), tables), {"key": "0", "seconds": 1.0, "peak_gb": 1.0})
+        outcome = Outcome(folder.results(stage.name), tables)
+        copy.save(stage.name, outcome, {"key": "0", "seconds": 1.0, "peak_gb": 1.0})
+    without = folder.table("steering", "dose").drop(columns="kl")
+    with pytest.raises(ValueError, match="stage steering: table dose lacks the declared column kl"):
+        copy.save("steering", Outcome({}, {"dose": without}), {})
+    with pytest.raises(ValueError, match="stage steering: table doses is not declared"):
+        copy.save("steering", Outcome({}, {"doses": without}), {})
+    without.to_parquet(copy.stage("steering") / "dose.parquet")
     with pytest.raises(ValueError, match=r"steering/dose.parquet lacks the column kl"):
         write_report(copy, config, manifest)
 
