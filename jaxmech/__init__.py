@@ -7,7 +7,10 @@ out = jm.forward(lm.config, lm.params, tokens, mask=mask, taps=("resid_post",))
 dist = jm.choice_distribution(lm, ["..."], [str(a) for a in range(11)])
 """
 
-from jaxmech import behavior, contrast
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxmech import contrast
 from jaxmech.activations.saved import Activations, load_activations, save_activations
 from jaxmech.activations.stream import ActivationStream
 from jaxmech.answers.prompts import Prefix, Prompts, make_prompts
@@ -29,15 +32,44 @@ from jaxmech.models.saved import save_model
 from jaxmech.models.sharding import make_mesh, shard_batch
 from jaxmech.models.text import encode_prompts
 from jaxmech.sae import collect
-from jaxmech.sae.check import check_sae
-from jaxmech.sae.evaluate import evaluate_saes, loss_recovered
 from jaxmech.sae.formats import load_sae, load_saes, save_sae, save_saes
 from jaxmech.sae.module import SAE, SAEConfig
 from jaxmech.sae.sharding import shard_saes
 from jaxmech.sae.totals import feature_totals
-from jaxmech.sae.training import SAETrainConfig, train_saes
+
+if TYPE_CHECKING:
+    from jaxmech import behavior
+    from jaxmech.sae.check import check_sae
+    from jaxmech.sae.evaluate import evaluate_saes, loss_recovered
+    from jaxmech.sae.training import SAETrainConfig, train_saes
 
 quiet_without_chips()
+
+_WITH_TABLES = {
+    "behavior": "jaxmech.behavior",
+    "check_sae": "jaxmech.sae.check",
+    "evaluate_saes": "jaxmech.sae.evaluate",
+    "loss_recovered": "jaxmech.sae.evaluate",
+    "SAETrainConfig": "jaxmech.sae.training",
+    "train_saes": "jaxmech.sae.training",
+}
+"""What needs the extra `study` (pandas and others), and is imported when it is asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_TABLES:
+        raise AttributeError(f"module 'jaxmech' has no attribute {name!r}")
+    try:
+        module = importlib.import_module(_WITH_TABLES[name])
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("jaxmech"):
+            raise
+        raise ModuleNotFoundError(
+            f"jaxmech.{name} needs {error.name}; install what studies need: pip install 'jaxmech[study]'",
+            name=error.name,
+        ) from error
+    return module if _WITH_TABLES[name].endswith(f".{name}") else getattr(module, name)
+
 
 __all__ = [
     "ActivationStream",

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+try:
+    import typer
+except ModuleNotFoundError:
+    sys.exit("the jaxmech command needs what studies need: pip install 'jaxmech[study]'")
 from rich.console import Console
 from rich.text import Text
 

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from jaxmech.contrast.moments import Moments
-from jaxmech.contrast.statistics import auroc, benjamini_hochberg, paired_t, rng_of
+from jaxmech.contrast.statistics import auroc, benjamini_hochberg, paired_t
+from jaxmech.io.arguments import rng_of
 from jaxmech.io.reprs import short_repr
 from jaxmech.io.settings import Checked
 

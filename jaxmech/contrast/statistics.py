@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from scipy import special, stats
 
+from jaxmech.io.arguments import rng_of
+
 _COLUMNS = 16384  # features a block: few enough for the cache at some dozens of families, many enough for threads
 
 
@@ -32,11 +34,6 @@ def family_means(values: np.ndarray, families: np.ndarray) -> np.ndarray:
     sums = np.zeros((index.max() + 1, *np.shape(values)[1:]))
     np.add.at(sums, index, values)
     return sums / np.bincount(index).reshape(-1, *[1] * (sums.ndim - 1))
-
-
-def rng_of(key: jax.Array) -> np.random.Generator:
-    """NumPy's generator for a JAX key: the same key draws the same."""
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
 
 
 def resample(K: int, R: int, key: jax.Array) -> np.ndarray:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmech.contrast.statistics import rng_of
+from jaxmech.io.arguments import rng_of
 
 
 def matched_sets(

@@ -20,10 +20,10 @@ from flax import struct
 
 from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.score import Choices, score
-from jaxmech.contrast.statistics import rng_of
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions.patching import check_donors, patch_edit
 from jaxmech.interventions.sweep import sweep
+from jaxmech.io.arguments import rng_of
 from jaxmech.io.reprs import short_repr
 from jaxmech.models.decoder import Params
 from jaxmech.sae.module import SAE

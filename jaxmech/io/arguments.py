@@ -137,3 +137,8 @@ def _each(name: str, which: Any, end: int) -> Iterable:
     if not _goes_through(which):
         raise ValueError(f"{name}: expected a list of indices from 0 to {end - 1}, or a mask, got {which!r:.80}")
     return which
+
+
+def rng_of(key: jax.Array) -> np.random.Generator:
+    """NumPy's generator for a JAX key: the same key draws the same."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())

@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 Settings = TypeVar("Settings")
@@ -59,6 +57,9 @@ def load_settings(
       ValueError: the file is missing or no YAML, a key is unknown (the nearest one is named) or missing, or a value is
         of the wrong type.
     """
+    from omegaconf import OmegaConf  # of the extra `study`; settings given in Python do without
+    from omegaconf.errors import OmegaConfBaseException
+
     asked, path = path, find_config(path)
     if bad := [item for item in overrides if "=" not in item]:
         raise ValueError(f"overrides are written key=value, got {', '.join(map(repr, bad))}")

@@ -11,7 +11,7 @@ from jaxmech.contrast import flips
 from jaxmech.contrast import selection as co
 from jaxmech.contrast.flips import permutation_p, sign_flips
 from jaxmech.contrast.moments import batch_moments, correlation_with_g, empty_moments, merge_moments
-from jaxmech.contrast.statistics import rng_of
+from jaxmech.io.arguments import rng_of
 
 L, K, F = 2, 6, 5
 

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from jaxmech.contrast.statistics import rng_of
 from jaxmech.interventions import patching as pa
 from jaxmech.interventions.attribution import attribute, midpoints, path_gradient, residual_gradient
+from jaxmech.io.arguments import rng_of
 from jaxmech.study import effects as ef
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome

@@ -14,10 +14,11 @@ from jaxmech.answers.trie import answer_ids
 from jaxmech.behavior.arithmetic import one_digit_sums
 from jaxmech.behavior.behavior import poles
 from jaxmech.behavior.scoring import take, with_outcomes
-from jaxmech.contrast.statistics import mean_effect, p_from_normal_null, p_from_null, rng_of
+from jaxmech.contrast.statistics import mean_effect, p_from_normal_null, p_from_null
 from jaxmech.interventions import steering as st
 from jaxmech.interventions.controls import matched_sets, random_directions
 from jaxmech.interventions.sweep import in_chunks
+from jaxmech.io.arguments import rng_of
 from jaxmech.io.progress import progress
 from jaxmech.models.text import encode_prompts
 from jaxmech.sae.collect import run_decision
