@@ -256,6 +256,7 @@ def test_the_stream_visits_every_kept_token_once(lm, tokens, taps, tmp_path):
         ac.load_activations(tmp_path).stream(layers=(3, 3))
 
 
+@pytest.mark.slow
 def test_a_dictionary_trains_on_it(lm, tokens, tmp_path):
     data = save(lm, tokens, tmp_path, dtype="bfloat16").stream(batch_size=16)
     config = SAETrainConfig(kind="topk", d_sae=48, sparsity=4, steps=3)

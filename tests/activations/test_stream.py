@@ -34,6 +34,7 @@ def rows(x):
     return sorted(map(tuple, np.round(np.moveaxis(x, 1, 0).reshape(x.shape[1], -1), 3).tolist()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", SITES)
 def test_buffer_holds_every_kept_token_once(site):
     data = stream(site=site, forward_batch=3)

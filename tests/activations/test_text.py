@@ -58,6 +58,7 @@ def test_files(tmp_path):
         text.from_file(LM, tmp_path / "missing.txt", length=4)
 
 
+@pytest.mark.slow
 def test_samples():
     tokens, mask = text.sample_text(LM, 10, 12, jax.random.key(0), batch_size=4)
     assert tokens.shape == mask.shape == (10, 12)
@@ -75,6 +76,7 @@ def test_samples():
         text.sample_text(LM, 3, 4, jax.random.key(0), starts=["abc"])
 
 
+@pytest.mark.slow
 def test_draw(tmp_path):
     (tmp_path / "a.txt").write_text("abc")
     rows, origin = text.draw(LM, 5, 4, jax.random.key(0), file=tmp_path / "a.txt")

@@ -54,12 +54,14 @@ def naive(lm, prompt, strings, edits=None, goes_on=str.isdigit):
     return total
 
 
+@pytest.mark.slow
 def test_trie_equals_teacher_forcing(lm):
     got = ch.choice_distribution(lm, PROMPTS, AMOUNTS).logprobs
     want = [[naive(lm, p, [a]) for a in AMOUNTS] for p in PROMPTS]
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_several_strings_for_one_answer_and_edits(lm):
     choices = [("10", "ten"), ("5", "five", "5.0"), "0"]
     push = {"resid_post": (ed.add_vector(jnp.ones((4, 32)), ed.everywhere(4, (1, 2))),)}
@@ -69,6 +71,7 @@ def test_several_strings_for_one_answer_and_edits(lm):
     assert ch.choice_distribution(lm, PROMPTS, choices).logprobs.shape == (3, 3)
 
 
+@pytest.mark.slow
 def test_moving_the_prompt_into_the_cache_changes_nothing(lm):
     tokens, mask = jm.encode_prompts(lm, PROMPTS)
     prompts = jm.Prompts(tokens, mask, build_tries(lm, PROMPTS, [AMOUNTS] * 3, nodes=20))
@@ -82,6 +85,7 @@ def test_moving_the_prompt_into_the_cache_changes_nothing(lm):
     np.testing.assert_allclose(results[0], results[1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_mass_and_samples_agree(lm):
     n = 2000
     amounts = [str(a) for a in range(10)]
@@ -98,6 +102,7 @@ def test_mass_and_samples_agree(lm):
     assert abs(float(dist.mass[0]) - want.sum()) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_number_with_decimals_is_another_number(lm):
     """Points of their own, as they stand in this vocabulary; "1.5" beside "1" takes nothing from it."""
     for amounts in (["1", "2"], ["1", "1.5", "2", "10.25"]):
@@ -150,6 +155,7 @@ def test_one_trace_for_a_sweep(lm):
     assert ch._score_jit._cache_size() == before + 1
 
 
+@pytest.mark.slow
 def test_a_shared_prefix_is_the_text_before_the_prompt(lm):
     """Left-padded, in any order, and edited or not: as if it had stood in the prompt."""
     before = ["a b c\n", "longer one\n", "a b c\n"]

@@ -33,6 +33,7 @@ def streamed(z, g, family, batch):
     return moments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [24, 5, 1])
 def test_streaming_equals_all_at_once(batch):
     z, g, family = data()

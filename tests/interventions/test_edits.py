@@ -21,6 +21,7 @@ def single(saes, layer):
     return jax.tree.map(lambda a: a[saes.config.layers.index(layer)], saes)
 
 
+@pytest.mark.slow
 def test_neutral_edits_change_nothing(lm, tokens, saes):
     base = run(lm, tokens)
     resid = base.taps["resid_post"]
@@ -101,6 +102,7 @@ def test_projection_sets_one_direction(lm, tokens):
     np.testing.assert_allclose(got - (got @ u[2])[..., None] * u[2], x - (x @ u[2])[..., None] * u[2], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_frozen_sublayers_let_only_the_residual_through(lm, tokens):
     sites = ("attn_out", "mlp_out")
     base = forward(lm.config, lm.params, tokens, taps=(*sites, "resid_post")).taps

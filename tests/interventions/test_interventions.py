@@ -40,6 +40,7 @@ def sets(*pairs):
     return jax.tree.map(lambda *a: jnp.stack(a), *(ed.select(p, 4, 2) for p in pairs))
 
 
+@pytest.mark.slow
 def test_patching_a_prompt_with_itself_changes_nothing(lm, saes, runs):
     p, base = runs["base"]
     got = pa.patch_features(lm.config, lm.params, p, saes, sets([(1, 3), (3, 5)], [(1, 0)]), base.resid).logprobs

@@ -32,6 +32,7 @@ def test_sets():
     assert screens.each_pair(CHOSEN) == [[(1, 3), (3, 5)], [(1, 3), (1, 7)], [(3, 5), (1, 7)]]
 
 
+@pytest.mark.slow
 def test_one_sweep_in_both_directions_equals_single_runs(lm, saes, prompts):
     resid = run_decision(lm.config, lm.params, prompts).resid
     donors = screens.twins(resid)
@@ -55,6 +56,7 @@ def test_one_sweep_in_both_directions_equals_single_runs(lm, saes, prompts):
         screens.twins(resid[:, :3])
 
 
+@pytest.mark.slow
 def test_the_grid_equals_a_loop(lm, prompts):
     T = prompts.tokens.shape[1]
     donor = jax.random.normal(jax.random.key(0), (L, 4, T, D)) * 5
@@ -93,6 +95,7 @@ def test_nothing_to_screen_is_said(lm, saes, prompts):
         screens.screen(lm.config, lm.params, prompts, saes, [[(1, 3)]], donor[:, :2])
 
 
+@pytest.mark.slow
 def test_a_grid_takes_masks(lm, prompts):
     T = prompts.tokens.shape[1]
     donor = jax.random.normal(jax.random.key(0), (L, 4, T, D))

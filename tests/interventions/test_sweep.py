@@ -48,6 +48,7 @@ def spans(where, before=False, after=False, layers=range(L)):
     return ed.Spans(active[:, None] & before, where, active[:, None] & after)
 
 
+@pytest.mark.slow
 def test_directions_layers_and_positions_in_one_sweep_equal_each_alone(lm, prompts):
     T = prompts.tokens.shape[1]
     slot = np.arange(T)
@@ -67,6 +68,7 @@ def test_directions_layers_and_positions_in_one_sweep_equal_each_alone(lm, promp
     np.testing.assert_allclose(got.logprobs, one_by_one(lm, prompts, points), atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", ["resid_pre", "mlp_out", "resid_post"])
 def test_at_every_token_of_a_shared_prefix(lm, prompts, site):
     points = [{site: (add_vector(a * vector(0), everywhere(L, [layer])),)} for a, layer in ((1, 3), (-2, 1), (0, 2))]

@@ -53,6 +53,7 @@ def test_scan_equals_an_unrolled_loop(lm, tokens):
         np.testing.assert_allclose(got, resid["resid_post"][layer], **TIGHT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("T, cached", [(207, 0), (208, 3), (313, 0), (600, 7)])
 def test_causal_attention_in_blocks_equals_all_at_once(lm, T, cached):
     """A mask `within` that is causal, but of which nobody knows that it is, takes all keys at once."""
@@ -109,6 +110,7 @@ def test_sites_add_up(lm, tokens):
     np.testing.assert_allclose(jnp.mean(t["mlp_normed"] ** 2, axis=-1), 1.0, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{}, {"norm": "layer"}, {"pre_norms": False}])
 def test_every_site_can_be_edited(change):
     """Doubling a site doubles what is read there, and changes what the layer gives, whatever the norms."""
@@ -201,6 +203,7 @@ def test_what_the_mask_leaves_out_may_hold_anything(lm, tokens):
         forward(lm.config, lm.params, tokens, mask=np.asarray(tokens))
 
 
+@pytest.mark.slow
 def test_padding_takes_no_learned_positions(lm, tokens):
     config = tiny_config(learned_positions=True, rope=None, rope_local=None, max_positions=12, is_local=(False,) * 4)
     params = init_params(config, jax.random.key(0))

@@ -200,6 +200,7 @@ THETA = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
 CLASSES = (LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, Phi3Config, Olmo2Config, GemmaConfig, Gemma2Config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gguf", [False, True])
 @pytest.mark.parametrize(
     "hf",

@@ -87,6 +87,7 @@ def steering(saes, where):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
@@ -111,6 +112,7 @@ def test_steered_cached_decoding_equals_steered_recomputation(model, tokens, sae
         assert (np.asarray(got) != plain).mean() > 0.5 and min(len(set(row)) for row in plain.tolist()) > 2
 
 
+@pytest.mark.slow
 def test_padding_side_and_neighbours_do_not_matter(model, tokens):
     run = partial(write, model, max_new_tokens=6, temperature=1.0, top_p=0.95, key=KEY)
     whole = run(tokens, eos_ids=(-1,))
@@ -203,6 +205,7 @@ class Counted(ed.Add):
         return super().delta(x)
 
 
+@pytest.mark.slow
 def test_decoding_ends_with_the_last_row(model, tokens):
     told = []
     edits = {"resid_post": (Counted(vector=jnp.zeros((4, 1, 32)), told=told, spans=ed.everywhere(4)),)}
@@ -249,6 +252,7 @@ def test_equals_stay_together():
     np.testing.assert_array_equal(np.isfinite(filter_logits(jnp.zeros((1, 4)), None, 0.5))[0], [1, 1, 1, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("V", "share"), [(5000, 0.5), (262144, 0.0003)])
 def test_draw_inverts_the_distribution_and_never_leaves_the_set(V, share):
     B, rng, rows = 16, np.random.default_rng(0), np.arange(16)
@@ -319,6 +323,7 @@ def test_wrong_settings_are_named(lm, tokens, wrong, message):
         write(lm, tokens[0], max_new_tokens=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pad", [(0, 0), (3, 0), (0, 3)])
 def test_crossing_longropes_original_context_recomputes_the_text(pad):
     """One row crosses while decoding, one has crossed before; HF drops its cache there."""

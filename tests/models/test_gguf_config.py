@@ -148,6 +148,7 @@ def as_gguf(path, name, write_gguf):
     return write_gguf(path, tensors, architecture, facts), dataclasses.replace(config, family=architecture)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNSAID)
 def test_a_golden_model_through_gguf(name, tmp_path, write_gguf):
     path, expected = as_gguf(tmp_path / "model.gguf", name, write_gguf)

@@ -18,6 +18,7 @@ from jaxmech.models.families import config_from_hf, table_for
 PUBLISHED = json.loads((Path(__file__).parents[1] / "goldens" / "published.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameter_count(name):
     config = config_from_hf(PUBLISHED[name]["config"])
@@ -26,6 +27,7 @@ def test_parameter_count(name):
     assert set(flatten(shapes)) <= {rule.path for rule in table_for(config).rules}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_shapes_go_through(name):
     config = config_from_hf(PUBLISHED[name]["config"])

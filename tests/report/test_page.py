@@ -79,6 +79,7 @@ def page_of(run_of):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["finding", "null", "no_behaviour", "fallback", "coarse"])
 def test_every_scenario_gives_a_whole_page_that_loads_nothing(page_of, run_of, name):
     page = page_of(name)

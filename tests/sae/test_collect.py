@@ -74,6 +74,7 @@ def code(sae, x):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["jumprelu", "topk", "abstopk", "one dictionary"])
 def test_moments_equal_a_plain_loop(lm, saes, alone, name):
     saes, (resid, g) = kind(saes, name), alone
@@ -111,6 +112,7 @@ def test_moments_equal_the_formula_over_all_codes_at_once(lm, saes):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
 def test_the_batch_itself_comes_back(lm, saes, site):
     p = next(batches(lm))[0]
@@ -147,6 +149,7 @@ def test_codes_exist_for_one_layer_at_a_time(lm, saes):
     assert codes and max(map(np.prod, codes)) == 2 * BATCH * F
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", ["resid_post", "attn_z"])
 def test_residuals_of_shared_worked_examples_are_those_of_whole_texts(lm, site):
     before = ["the kind one can give $5\n", "the mean one can keep $10\n"]

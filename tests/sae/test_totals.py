@@ -14,6 +14,7 @@ def whole(sae, x):
     return f.sum(-2), (f != 0).sum(-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tile", [{}, {"rows": 4, "features": 8}, {"rows": 5, "features": 20}, {"rows": 15, "features": 1}]
 )

@@ -49,11 +49,21 @@ def word_lm():
     return LanguageModel("tiny", config, params, PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>"))
 
 
+@pytest.fixture(scope="session")
+def small_settings():
+    """`small_settings(run_dir)` -> a study of seconds."""
+    return _small
+
+
 @pytest.fixture
 def small_study(tmp_path, monkeypatch, word_lm):
     monkeypatch.setattr(Context, "lm", property(lambda self: word_lm))
+    return _small(tmp_path / "run")
+
+
+def _small(run_dir) -> StudyConfig:
     return StudyConfig(
-        model="tiny", run_dir=str(tmp_path / "run"),
+        model="tiny", run_dir=str(run_dir),
         bank=dict(selection=6, development=1, test=6, pairs=1, examples=2, stakes=[10, 20]), gate=dict(samples=1),
         text=dict(count=6, length=24),
         dictionaries=dict(layers=[0, 2], batch=64, train=dict(d_sae=48, sparsity=8, steps=12)),

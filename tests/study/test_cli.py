@@ -125,6 +125,7 @@ def test_short_names_version_and_files_of_the_other_command(monkeypatch, capsys,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_imports_from_the_folder_above_the_clone():
     """Where the clone's own folder looks like a package of its name; without PYTHONPATH only if it is installed."""
     root = Path(jaxmech.__file__).parents[1]
@@ -146,6 +147,7 @@ def _installed() -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_an_interrupted_process_says_how_to_resume_and_ends(tmp_path):
     """Also where the signal finds the main thread in a call that does not return to Python."""
     code = (

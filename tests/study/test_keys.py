@@ -31,6 +31,7 @@ def tree(tmp_path):
     return change
 
 
+@pytest.mark.slow
 def test_a_changed_constant_recomputes_what_is_made_of_it(tree):
     assert tree("contrast/selection.py", "auroc: float = 0.85", "auroc: float = 0.86") == {"contrast"}
     assert tree("study/stages/transfer.py") == {"transfer"}

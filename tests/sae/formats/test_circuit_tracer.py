@@ -61,6 +61,7 @@ def check(sae, w, k=None):
     np.testing.assert_allclose(sae(x), y, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d_out", [D, D - 1])
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("threshold", [False, True])

@@ -68,6 +68,7 @@ def ours(kind, p, x, **changes):
     return jax.value_and_grad(lambda p: OBJECTIVES[kind](config, p, x, sparsity, 1.0).loss)(p)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradient(kind):
     p, x = problem(kind)

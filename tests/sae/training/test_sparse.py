@@ -37,6 +37,7 @@ def agree(ours, dense):
         np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, k", [("topk", 4), ("topk", 1), ("batchtopk", 4), ("batchtopk", 0.5)])
 def test_sparse_is_dense(kind, k):
     ours, dense = both(kind, k)

@@ -1,0 +1,129 @@
+"""Each stage of one study on a tiny model, against what its tables must be by definition."""
+
+import chex
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxmech.behavior.behavior import poles
+from jaxmech.behavior.scoring import allocate, encode_table
+from jaxmech.sae.collect import run_decision
+from jaxmech.sae.formats import load_saes
+from jaxmech.study import run as runner
+from jaxmech.study.context import Context
+from jaxmech.study.folder import RunFolder
+from jaxmech.study.tables import TABLES
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def finished(word_lm, tmp_path_factory, small_settings):
+    """The configuration and the folder of a whole study, and its context."""
+    config = small_settings(tmp_path_factory.mktemp("study") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Context, "lm", property(lambda self: word_lm))
+        folder = RunFolder(runner.run_study(config))
+        yield config, folder, Context(config)
+
+
+def test_every_declared_table_is_there(finished):
+    _, folder, _ = finished
+    for stage, tables in TABLES.items():
+        assert {file.stem for file in folder.stage(stage).glob("*.parquet")} == set(tables), stage
+
+
+def test_behavior(finished, word_lm):
+    _, folder, context = finished
+    prompts, effects = (folder.table("behavior", name) for name in ("prompts", "effects"))
+    wide = prompts.pivot_table(index="family", columns="condition", values="g")
+    for row in effects.itertuples():
+        plus, minus = poles(None if row.contrast == "poles" else row.contrast)
+        assert row.shift_pp == pytest.approx(100 * (wide[plus] - wide[minus]).mean()) and row.families == 6
+    spread = folder.table("behavior", "distributions")
+    np.testing.assert_allclose(spread.groupby("condition")["probability"].sum(), 1.0, rtol=1e-5)
+    table, encoded = context.encoded
+    again = allocate(word_lm, table, encoded, batch=5)  # another batch, the same numbers
+    np.testing.assert_allclose(again["g"], prompts["g"], atol=1e-5)
+    chex.assert_shape(encoded.values, (len(table), 11))
+
+
+def test_text_and_dictionaries(finished, word_lm):
+    config, folder, context = finished
+    arrays, results = folder.arrays("text"), folder.results("text")
+    assert len(arrays["heldout_tokens"]) == results["held_out_rows"] == 1
+    assert results["training_tokens"] == arrays["mask"].sum()
+    assert results["development_prompts"] == len(context.prompts("development", "plus", "minus", "neutral"))
+    saes = load_saes(folder.stage("dictionaries") / "saes")
+    chex.assert_shape(saes.params["W_dec"], (2, config.dictionaries.train.d_sae, word_lm.config.d_model))
+    assert folder.table("dictionaries", "training")["step"].max() == config.dictionaries.train.steps
+
+
+def test_contrast(finished, word_lm):
+    """A feature's mean difference, by encoding every pair's decision tokens."""
+    config, folder, context = finished
+    features, saes = folder.table("contrast", "features"), context.saes
+    codes = {}
+    for pole in ("plus", "minus"):
+        table = context.prompts("selection", pole).sort_values(["family", "pair"])
+        prompts = encode_table(word_lm, table.reset_index(drop=True)).prompts
+        resid = run_decision(word_lm.config, word_lm.params, prompts).resid
+        codes[pole] = np.asarray(saes.encode(resid[np.array(saes.config.layers)]))
+    chex.assert_shape(codes["plus"], (2, 6, config.dictionaries.train.d_sae))
+    want = (codes["plus"] - codes["minus"]).mean(1).reshape(-1)
+    np.testing.assert_allclose(features["dz"], want, atol=1e-3, rtol=1e-3)
+    np.testing.assert_allclose(features["fires_plus"], (codes["plus"] > 0).mean(1).reshape(-1), atol=1e-6)
+    remaining = folder.table("contrast", "criteria")["remaining"]
+    assert (remaining.diff().dropna() <= 0).all() and remaining.iloc[-1] == features["selected"].sum()
+    budget = folder.table("contrast", "budgets").set_index("share").loc[config.selection.budget, "features"]
+    assert features["in_budget"].sum() == budget
+
+
+def test_dual_process(finished):
+    _, folder, _ = finished
+    classes, items = (folder.table("dual_process", name) for name in ("classes", "items"))
+    selected = folder.table("contrast", "selected")
+    assert (classes[["layer", "feature"]].to_numpy() == selected[["layer", "feature"]].to_numpy()).all()
+    assert items["p_correct"].between(0, 1).all() and (items.groupby("item").size() == 4).all()
+    counts = folder.table("dual_process", "sensitivity").drop(columns="cut").sum(axis=1)
+    assert (counts == len(selected)).all()
+
+
+def test_patching_and_proximity(finished):
+    config, folder, _ = finished
+    bars, null = (folder.table("patching", name) for name in ("bars", "null"))
+    assert (null.groupby("direction").size() == config.patching.random_sets).all()
+    for _, part in bars.groupby("direction"):
+        assert part["name"].is_unique and (part["kind"] == "effect").sum() == 1
+    sets = folder.table("proximity", "sets")
+    np.testing.assert_allclose(sets["direct_pp"] + sets["indirect_pp"], sets["total_pp"], atol=1e-6)
+    moved = bars[(bars["direction"] == "to_plus") & (bars["kind"] == "effect")]["change_pp"].iloc[0]
+    assert sets.loc[sets["set"] == "all", "total_pp"].iloc[0] == pytest.approx(moved, abs=1e-3)  # the same patch
+
+
+def test_attribution(finished):
+    _, folder, _ = finished
+    frame, audit = (folder.table("attribution", name) for name in ("attribution", "audit"))
+    chex.assert_shape(frame[["attribution", "integrated"]].to_numpy(), (2 * 48, 2))
+    assert np.isfinite(frame[["attribution", "integrated"]]).all(axis=None) and frame["attribution"].any()
+    top = audit[audit["group"] == "top"]["attribution"].abs()
+    assert top.min() >= audit[audit["group"] == "random"]["attribution"].abs().max()
+    assert not audit.duplicated(["layer", "feature"]).any()
+
+
+def test_steering_and_transfer(finished, word_lm):
+    config, folder, context = finished
+    dose = folder.table("steering", "dose").set_index("alpha")
+    neutral = folder.table("behavior", "prompts").query("condition == 'neutral'")
+    assert dose.loc[0.0, "g"] == pytest.approx(neutral.groupby("family")["g"].first().mean(), abs=1e-4)
+    others = folder.table("steering", "comparators")
+    counts = others[others["kind"] == "null"]["name"].value_counts()
+    assert counts["matched random features"] == config.patching.random_sets
+    assert counts["random directions"] == config.steering.random_directions
+    chex.assert_shape(folder.arrays("steering")["direction"], (3, word_lm.config.d_model))
+    tasks = folder.table("transfer", "tasks").set_index("task")
+    assert tasks["home"].sum() == 1 and set(tasks.index) == set(context.tasks)
+    for name, task in context.tasks.items():
+        alone = allocate(word_lm, task.prompts, encode_table(word_lm, task.prompts))
+        assert tasks.loc[name, "baseline"] == pytest.approx(alone["g"].mean(), abs=1e-4)
+    assert isinstance(folder.table("transfer", "curves"), pd.DataFrame)
