@@ -25,6 +25,7 @@ import numpy as np
 
 from jaxmech.answers.prompts import Prompts, make_prompts
 from jaxmech.answers.trie import Trie
+from jaxmech.io.arguments import Array
 from jaxmech.io.reprs import concrete, described, extent
 from jaxmech.models.checks import check_groups
 from jaxmech.models.decoder import KV, Output, Params, forward, next_positions, unembed
@@ -35,7 +36,7 @@ from jaxmech.models.language_model import LanguageModel
 class Choices(NamedTuple):
     """logprobs [B,N]: log s(a), unnormalised."""
 
-    logprobs: jax.Array
+    logprobs: Array
 
     def __repr__(self) -> str:
         mass = f", mass {extent(self.mass)}" if concrete(self.logprobs) else ""
