@@ -235,7 +235,7 @@ class _Family:
         """Pairs (two rows) and single prompts (one row), still unchecked."""
         prefix = self.prefix()
         for control, pair, asked in self._asked():
-            conditions = behavior.poles(control)[: len(asked)] if len(asked) == 2 else (control,)
+            conditions = behavior.poles(control) if control is None or len(asked) == 2 else (control,)
             yield [
                 self._row(prefix, condition, pair, word, question)
                 for condition, (word, question) in zip(conditions, asked, strict=True)
