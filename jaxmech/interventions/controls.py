@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmech.io.arguments import Array
+
 
 def matched_sets(
     selection: list[tuple[int, int]],
@@ -58,7 +60,7 @@ def matched_sets(
     return out
 
 
-def random_directions(key: jax.Array, like: jax.Array, count: int) -> jax.Array:
+def random_directions(key: jax.Array, like: Array, count: int) -> jax.Array:
     """[count,L,D] Gaussian directions with the norm of `like` [L,D] at every layer."""
     noise = jax.random.normal(key, (count, *like.shape))
     return noise / jnp.linalg.norm(noise, axis=-1, keepdims=True) * jnp.linalg.norm(like, axis=-1, keepdims=True)

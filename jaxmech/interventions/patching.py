@@ -65,7 +65,7 @@ def patch_features(
     """
     check_donors(config, prompts, resid, saes.config.site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
-    return sweep(config, params, prompts, PatchFeatures(saes, resid, spans), selections, **options).logprobs
+    return np.asarray(sweep(config, params, prompts, PatchFeatures(saes, resid, spans), selections, **options).logprobs)
 
 
 def patch_vectors(
@@ -75,7 +75,9 @@ def patch_vectors(
     """log s(a) [S,B,N] with the component along unit directions [S,L,D] set to the donor's, at layers [L] bool."""
     check_donors(config, prompts, resid, site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], layers)
-    return sweep(config, params, prompts, PatchDirection(resid, spans, site), directions, **options).logprobs
+    return np.asarray(
+        sweep(config, params, prompts, PatchDirection(resid, spans, site), directions, **options).logprobs
+    )
 
 
 @struct.dataclass
@@ -103,7 +105,7 @@ def patch_parts(
     """
     check_donors(config, prompts, resid, saes.config.site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], saes.config.layers)
-    return sweep(config, params, prompts, PatchParts(saes, resid, spans), parts, **options).logprobs
+    return np.asarray(sweep(config, params, prompts, PatchParts(saes, resid, spans), parts, **options).logprobs)
 
 
 @struct.dataclass

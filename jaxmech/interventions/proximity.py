@@ -23,6 +23,7 @@ from jaxmech.answers.score import score
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions.patching import check_donors, patch_edit
 from jaxmech.interventions.sweep import sweep
+from jaxmech.io.arguments import Array
 from jaxmech.io.reprs import short_repr
 from jaxmech.models.decoder import Params
 from jaxmech.sae.module import SAE
@@ -63,7 +64,7 @@ def direct_effects(
     check_donors(config, prompts, resid, saes.config.site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
     build = PatchFrozen(saes, resid, spans, base)
-    return sweep(config, params, prompts, build, selections, **options).logprobs
+    return np.asarray(sweep(config, params, prompts, build, selections, **options).logprobs)
 
 
 @struct.dataclass
@@ -85,7 +86,7 @@ class PatchFrozen:
 @partial(jax.jit, static_argnums=0)
 def mediated_effect(
     config, params: Params, prompts: Prompts, saes: SAE, patched: ed.Selection, held: ed.Selection, resid, base_resid
-) -> jax.Array:
+) -> Array:
     """log s(a) [B,N] with `patched` set to the donor's values while `held` stays at the base run's values."""
     for donor in (resid, base_resid):
         check_donors(config, prompts, donor, saes.config.site)
