@@ -20,6 +20,8 @@ from jaxmech.answers.trie import build_tries
 from jaxmech.io.arguments import Array
 from jaxmech.io.reprs import short_repr
 from jaxmech.io.tables import each_row
+from jaxmech.models.config import ModelConfig
+from jaxmech.models.decoder import Params
 from jaxmech.models.language_model import LanguageModel
 from jaxmech.models.text import encode_prompts, token_ids
 
@@ -65,7 +67,7 @@ def take(encoded: Encoded, rows: Sequence[int] | np.ndarray) -> tuple[Prompts, j
 
 
 @partial(jax.jit, static_argnums=0)
-def _score(config, params, prompts: Prompts) -> Array:
+def _score(config: ModelConfig, params: Params, prompts: Prompts) -> Array:
     return score(config, params, prompts)[0].logprobs
 
 

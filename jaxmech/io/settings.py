@@ -210,7 +210,7 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
         raise ValueError(said) from error
 
 
-def _refuse_other_kind(kind: type, found, asked: str | Path, others: Mapping[str, type]) -> None:
+def _refuse_other_kind(kind: type, found: Any, asked: str | Path, others: Mapping[str, type]) -> None:
     def strangers(one: type) -> int:
         return len(set(found) - {field.name for field in dataclasses.fields(one)} - set(getattr(one, "MOVED", ())))
 

@@ -132,7 +132,7 @@ class BankConfig(Checked):
                 "valence_words), which would let the model copy an answer; use other words in the worked examples"
             )
 
-    def _check_choices(self, name: str, allowed: tuple[str, ...]):
+    def _check_choices(self, name: str, allowed: tuple[str, ...]) -> None:
         unknown = [value for value in getattr(self, name) if value not in allowed]
         if unknown:
             raise ValueError(f"{name}: expected some of {', '.join(allowed)}; got {', '.join(unknown)}")
