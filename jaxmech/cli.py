@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 try:
     import typer
@@ -40,14 +40,14 @@ def options(
     """What stands before a command."""
 
 
-def _study(config: Path, overrides: list[str] | None):
+def _study(config: Path, overrides: list[str] | None) -> Any:
     from jaxmech.sae.training.run import TrainSettings
     from jaxmech.study.config import load_config
 
     return load_config(config, overrides or [], {"jaxmech train-sae": TrainSettings})
 
 
-def _check(settings, until: str | None = None) -> None:
+def _check(settings: Any, until: str | None = None) -> None:
     from jaxmech.study.checks import check_study
 
     check_study(settings, until)

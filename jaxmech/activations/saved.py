@@ -148,7 +148,8 @@ class _Writer:
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], widths: Mapping[str, int], tokens, mask):
-        self._folder, self._facts, self._pending = folder, facts, None
+        self._folder, self._facts = folder, facts
+        self._pending: tuple[int, list[Any]] | None = None
         with disk_errors(folder, _REMEDY):
             folder.mkdir(parents=True, exist_ok=True)
             self.done = _begun(folder, facts)
@@ -167,7 +168,7 @@ class _Writer:
         self.settle()
         stop = start + next(iter(block.values())).shape[1]
         # Not copied first: nobody touches the block again.
-        keep = {"can_reference_source_data_indefinitely": True}
+        keep: dict[str, Any] = {"can_reference_source_data_indefinitely": True}
         writes = [self._arrays[s][:, start:stop].write(_bits(x), **keep) for s, x in block.items()]
         self._pending = (stop, writes)
 
@@ -252,7 +253,7 @@ def _write_table(path: Path, x: np.ndarray, names: Sequence[str]) -> None:
 
 def _open(path: Path, *, metadata: Mapping[str, Any] | None = None) -> ts.TensorStore:
     """Opens an array, or makes it where `metadata` are given."""
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/"}}
+    spec: dict[str, Any] = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/"}}
     # Zeros are written too, so that a file that is gone is an error and never an array of zeros.
     spec |= {"fill_missing_data_reads": False, "store_data_equal_to_fill_value": True}
     if metadata is None:

@@ -112,7 +112,7 @@ class BatchStream:
 
     def _current(self, b: int) -> jax.Array:
         if getattr(self, "_held", (None, None))[0] != b:
-            self._held = (None, None)  # let go of the old buffer before the new one is made
+            self._held: tuple[Any, Any] = (None, None)  # let go of the old buffer before the new one is made
             buffer = self.buffer(b)
             if not (finite := np.asarray(finite_layers(buffer))).all():
                 layer = self.layers[int(np.flatnonzero(~finite)[0])]
@@ -278,7 +278,8 @@ def token_rows(config: ModelConfig, tokens, mask) -> tuple[np.ndarray, np.ndarra
     shape, other = np.shape(tokens), None if mask is None else np.shape(mask)
     if len(shape) != 2 or 0 in shape or other not in (None, shape):
         raise ValueError(f"tokens, mask: expected two arrays [n,T], got shapes {shape} and {other}")
-    return tuple(map(np.asarray, check_tokens(config, tokens, mask)))
+    tokens, mask = check_tokens(config, tokens, mask)
+    return np.asarray(tokens), np.asarray(mask)
 
 
 def behind_first(mask: np.ndarray, n: int) -> np.ndarray:

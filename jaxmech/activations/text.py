@@ -51,7 +51,8 @@ def pack_texts(lm: LanguageModel, texts: Iterable[str], *, length: int, limit: i
     limit = None if limit is None else whole_number("limit", limit, 1)
     body = length - len(bos)
     between = [lm.config.eos_ids[0]] if lm.config.eos_ids else checked_ids(lm, "\n\n")
-    rows, rest = [], []
+    rows: list[list[int]] = []
+    rest: list[int] = []
     for text in texts:
         rest += checked_ids(lm, text) + between
         while len(rest) >= body and (limit is None or len(rows) < limit):

@@ -133,7 +133,9 @@ def cost(text: str, *, trips: int = 1) -> Cost:
     computations, entry = parse(text)
     flops = traffic = 0.0
     collectives: dict[str, dict[str, float]] = {}
-    gathered, channels, loops = [], {}, set()
+    gathered: list[tuple[int, str]] = []
+    channels: dict[str, tuple[str, str]] = {}
+    loops: set[str] = set()
     for name, weight, fused in _runs(computations, entry, trips, loops):
         here = computations[name]
         for i in here.values():
@@ -201,12 +203,13 @@ def _product_flops(i: Instruction, here: Computation) -> float:
     left, right = (here[name].results[0].dims for name in i.operands[:2])
     out = i.results[0].dims
     if i.op == "dot":
-        dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)
-        return 2.0 * math.prod(out) * math.prod(left[int(d)] for d in dims[1].split(",") if d)
-    a, b, c = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest).groups()
+        dims = re.findall(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)[0]
+        return 2.0 * math.prod(out) * math.prod(left[int(d)] for d in dims.split(",") if d)
+    a, b, c = re.findall(r"dim_labels=(\w+)_(\w+)->(\w+)", i.rest)[0]
     groups = re.search(r"batch_group_count=(\d+)", i.rest)
     per_place = right[b.index("i")] * out[c.index("f")] * left[a.index("b")] / (int(groups[1]) if groups else 1)
-    window = dict(re.findall(r"(\w+)=([\w\-]+)", (re.search(r"window=\{([^}]*)\}", i.rest) or [0, ""])[1]))
+    inside = re.search(r"window=\{([^}]*)\}", i.rest)
+    window = dict(re.findall(r"(\w+)=([\w\-]+)", inside[1] if inside else ""))
     places = 1
     for n, axis in enumerate(sorted(set(a) - {"b", "f"})):
         places *= _places(window, n, left[a.index(axis)], right[b.index(axis)], out[c.index(axis)])

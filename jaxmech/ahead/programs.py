@@ -85,8 +85,8 @@ def sweep_program(config: ModelConfig, mesh: Mesh, sizes: Sizes) -> Program:
     shared = jax.eval_shape(partial(set_out, config, cut=sizes.tokens - sizes.window), params, prompts)
     shared = jax.tree.map(lambda leaf: _put(leaf, _place_shared(leaf, config, mesh)), shared)
     L, K, D = config.n_layers, sizes.selected, config.d_model
-    chosen = {"W_enc": (L, D, K), "b_enc": (L, K), "threshold": (L, K), "W_dec": (L, K, D), "shift": (L, K)}
-    chosen = {name: _spread(mesh, shape, spec=PartitionSpec()) for name, shape in chosen.items()}
+    shapes = {"W_enc": (L, D, K), "b_enc": (L, K), "threshold": (L, K), "W_dec": (L, K, D), "shift": (L, K)}
+    chosen = {name: _spread(mesh, shape, spec=PartitionSpec()) for name, shape in shapes.items()}
     start = _spread(mesh, (), jnp.int32, PartitionSpec())
     args = (config, params, shared, start, Partial(_move_features, chosen), _spread(mesh, (sizes.points,)))
     return Program("sweep", run_chunk, args, {"model": params}, (L,), trips=L)
@@ -145,7 +145,7 @@ def training_program(config: ModelConfig, mesh: Mesh, sizes: Sizes) -> Program:
 
     def start(x):
         still = np.zeros((config.n_layers, config.d_model), np.float32)
-        stream = SimpleNamespace(layers=range(config.n_layers), d_in=config.d_model, batch_size=sizes.rows,
+        stream: Any = SimpleNamespace(layers=range(config.n_layers), d_in=config.d_model, batch_size=sizes.rows,
                                  statistics=lambda: (still, still + 1), batch=lambda _: x)  # fmt: skip
         return init_state(train, stream, jax.random.key(0))
 
@@ -165,12 +165,13 @@ PROGRAMS: Mapping[str, Callable[[ModelConfig, Mesh, Sizes], Program]] = {
 }
 
 
-def _put(leaf, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+def _put(leaf, sharding: NamedSharding) -> Any:
+    """The shape that stands in for an array."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _spread(mesh: Mesh, shape, dtype=jnp.float32, spec: PartitionSpec | None = None) -> jax.ShapeDtypeStruct:
-    """By default the rows of a batch over the mesh's data axis."""
+def _spread(mesh: Mesh, shape, dtype=jnp.float32, spec: PartitionSpec | None = None) -> Any:
+    """The shape that stands in for an array; by default the rows of a batch over the mesh's data axis."""
     spec = PartitionSpec(MESH_AXES["batch"]) if spec is None else spec
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
@@ -189,7 +190,9 @@ def _params(config: ModelConfig, mesh: Mesh, sizes: Sizes):
 def _saes(config: ModelConfig, mesh: Mesh, sizes: Sizes) -> SAE:
     """JumpReLU dictionaries of all layers, in float32."""
     facts = SAEConfig(config.d_model, sizes.features, layers=tuple(range(config.n_layers)))
-    leaves = {n: jax.ShapeDtypeStruct((config.n_layers, *s), jnp.float32) for n, s in sae_shapes(facts).items()}
+    leaves: dict[str, Any] = {
+        n: jax.ShapeDtypeStruct((config.n_layers, *s), jnp.float32) for n, s in sae_shapes(facts).items()
+    }
     saes = SAE(leaves, facts)
     return jax.tree.map(_put, saes, sae_shardings(saes, mesh))
 

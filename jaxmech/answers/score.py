@@ -25,6 +25,7 @@ import numpy as np
 
 from jaxmech.answers.prompts import Prompts, make_prompts
 from jaxmech.answers.trie import Trie
+from jaxmech.io.arguments import Array
 from jaxmech.io.reprs import concrete, described, extent
 from jaxmech.models.checks import check_groups
 from jaxmech.models.decoder import KV, Output, Params, forward, next_positions, unembed
@@ -35,7 +36,7 @@ from jaxmech.models.language_model import LanguageModel
 class Choices(NamedTuple):
     """logprobs [B,N]: log s(a), unnormalised."""
 
-    logprobs: jax.Array
+    logprobs: Array
 
     def __repr__(self) -> str:
         mass = f", mass {extent(self.mass)}" if concrete(self.logprobs) else ""
@@ -219,10 +220,11 @@ def cache_prefix(
             part, real = run(prefix.tokens[rows], mask=prefix.mask[rows]).cache, np.arange(min(batch, count - start))
             parts.append(jax.tree.map(lambda axis, leaf, real=real: jnp.take(leaf, real, axis), _ROWS, part))
         cache = jax.tree.map(lambda axis, *leaves: jnp.concatenate(leaves, axis), _ROWS, *parts)
+    assert cache is not None
     return prompts._replace(prefix=None, cache=(cache._replace(rows=prefix.rows),))
 
 
-_ROWS = KV(1, 1, 0, 0)
+_ROWS = KV._make((1, 1, 0, 0, None))
 """The axis of a cache's arrays along which its rows stand."""
 
 
@@ -236,6 +238,7 @@ def cache_before(config, params: Params, prompts: Prompts, position: int) -> Pro
         config, params, prompts.tokens[:, :position], mask=prompts.mask[:, :position], cache=prompts.cache,
         logits="none", return_cache=True,
     )  # fmt: skip
+    assert early.cache is not None
     return prompts._replace(
         tokens=prompts.tokens[:, position:], mask=prompts.mask[:, position:], cache=(*prompts.cache, early.cache)
     )

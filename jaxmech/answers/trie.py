@@ -59,7 +59,7 @@ class Trie(NamedTuple):
 
     def of(self, rows: np.ndarray | jax.Array) -> Trie:
         """The tries of some rows."""
-        return Trie(*(a[rows] for a in self[:-1]), self.kinds)
+        return Trie._make([*(a[rows] for a in self[:-1]), self.kinds])
 
 
 def build_tries(

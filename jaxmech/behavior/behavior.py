@@ -172,7 +172,7 @@ def check_prompts(prompts: pd.DataFrame, row: str = "prompt", columns: Sequence[
         raise ValueError(f"{row}s: none has the condition {' or '.join(none)}, of which a behaviour is made")
 
 
-def _fault(row: Mapping[str, Any]) -> str:
+def _fault(row: Mapping[Any, Any]) -> str:
     answers, score = row["answers"], row["score"]
     if not isinstance(row["query"], str) or not row["query"]:
         return f"query: expected a text that ends right before the answer, got {row['query']!r}"
@@ -223,7 +223,7 @@ def shared_prefix(texts: Iterable[str]) -> str:
     return texts[0][: texts[0].rfind("\n", 0, max(same, 0)) + 1]
 
 
-def split_of(families: Sequence[str]) -> dict[str, str]:
+def split_of(families: Iterable[str]) -> dict[str, str]:
     """A split for each family, by a hash of its name: half select, a tenth develop, the rest test.
 
     A family keeps its split whatever others there are, as long as there are enough: where selection or test would have

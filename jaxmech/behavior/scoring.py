@@ -17,7 +17,11 @@ import pandas as pd
 from jaxmech.answers.prompts import Prefix, Prompts, check_apart, check_length
 from jaxmech.answers.score import Choices, cache_prefix, score
 from jaxmech.answers.trie import build_tries
+from jaxmech.io.arguments import Array
 from jaxmech.io.reprs import short_repr
+from jaxmech.io.tables import each_row
+from jaxmech.models.config import ModelConfig
+from jaxmech.models.decoder import Params
 from jaxmech.models.language_model import LanguageModel
 from jaxmech.models.text import encode_prompts, token_ids
 
@@ -42,7 +46,7 @@ def encode_table(lm: LanguageModel, table: pd.DataFrame, *, batch: int = 4) -> E
     Raises:
       ValueError: prefix and query do not tokenise apart, or an answer cannot be written after a query.
     """
-    for row in table.itertuples():
+    for row in each_row(table):
         check_apart(lm.tokenizer, row.prefix, row.query)
     prefixes, index = np.unique(table["prefix"].to_numpy(str), return_inverse=True)
     longest = max(len(token_ids(lm.tokenizer, q)) for q in table["query"])
@@ -63,7 +67,7 @@ def take(encoded: Encoded, rows: Sequence[int] | np.ndarray) -> tuple[Prompts, j
 
 
 @partial(jax.jit, static_argnums=0)
-def _score(config, params, prompts: Prompts) -> jax.Array:
+def _score(config: ModelConfig, params: Params, prompts: Prompts) -> Array:
     return score(config, params, prompts)[0].logprobs
 
 

@@ -124,7 +124,10 @@ def criteria(s: FeatureStats, rule: Rule) -> dict[str, np.ndarray]:
 
 def flip_families(s: FeatureStats, flip: np.ndarray) -> FeatureStats:
     """The statistics if in the families `flip` [K] plus and minus had been the other way round."""
-    swap = lambda a, b: np.where(flip[:, None], b, a)  # noqa: E731
+
+    def swap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.where(flip[:, None], b, a)
+
     return s._replace(
         difference=swap(s.difference, -s.difference),
         plus=swap(s.plus, s.minus),

@@ -45,7 +45,8 @@ def mean_effect(means: np.ndarray, *, key: jax.Array, R: int = 4000) -> Effect:
     """The mean of family means [K], a cluster-bootstrap interval and the Wilcoxon signed-rank p (two-sided)."""
     draws = means[resample(len(means), R, key)].mean(1)
     p = stats.wilcoxon(means).pvalue if np.any(means != 0) else 1.0
-    return Effect(float(means.mean()), *map(float, np.percentile(draws, [2.5, 97.5])), float(p))
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Effect(float(means.mean()), float(low), float(high), float(p))
 
 
 def ratio_of_sums(numerator: np.ndarray, denominator: np.ndarray, *, key: jax.Array, R: int = 4000) -> Effect:
@@ -106,7 +107,8 @@ def paired_t(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(block, range(0, flat.shape[1], _COLUMNS)))
-    return tuple(a.reshape(shape) if shape else a[0] for a in out)
+    shaped: list[np.ndarray] = [a.reshape(shape) if shape else a[0] for a in out]
+    return shaped[0], shaped[1], shaped[2]
 
 
 def two_sided_p(t: np.ndarray, df: int) -> np.ndarray:

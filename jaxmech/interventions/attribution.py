@@ -100,8 +100,8 @@ def residual_gradient(
             group = np.resize(by_length[start : start + chunk], min(chunk, len(read)))
             following = np.stack([np.resize(followers[g], turns) for g in group], axis=1).ravel()
             padding = mask[read[group]].any(0).argmax() // _BUCKET * _BUCKET
-            early = (jnp.asarray(a[read[group], padding:]) for a in (tokens, mask))
-            prefix = Prefix(*early, jnp.asarray(np.tile(np.arange(len(group)), turns)))
+            early, real = (jnp.asarray(a[read[group], padding:]) for a in (tokens, mask))
+            prefix = Prefix(early, real, jnp.asarray(np.tile(np.arange(len(group)), turns)))
             part = prompts.of(following)._replace(prefix=prefix)
             worth = values if jnp.ndim(values) == 1 else values[following]
             pieces.append(_shared_gradients(config, params, part, worth, site, remat))
@@ -131,7 +131,7 @@ def decision_gradient(
     spans = ed.at_last(config.n_layers, 1)
 
     def outcome(vector):
-        edits = {site: (ed.Add(vector=vector, spans=spans),)}
+        edits: ed.Edits = {site: (ed.Add(vector=vector, spans=spans),)}
         return score(config, params, prompts, edits=edits, remat=remat)[0].expected(values).sum()
 
     return jax.grad(outcome)(jnp.zeros((config.n_layers, len(prompts.tokens), config.width(site)), jnp.float32))
@@ -160,6 +160,7 @@ def _shared_gradients(config, params, prompts, values, site, remat):
             config, params, prefix.tokens, mask=prefix.mask, edits={site: (_nudge(vector),)}, logits="none",
             return_cache=True, remat=remat, ends_apart=True,
         )  # fmt: skip
+        assert out.cache is not None
         return (out.cache.k, out.cache.v), out.cache
 
     nothing = jnp.zeros((config.n_layers, *prefix.tokens.shape, config.width(site)), jnp.float32)

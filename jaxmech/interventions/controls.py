@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmech.io.arguments import rng_of
+from jaxmech.io.arguments import Array, rng_of
 
 
 def matched_sets(
@@ -60,7 +60,7 @@ def matched_sets(
     return out
 
 
-def random_directions(key: jax.Array, like: jax.Array, count: int) -> jax.Array:
+def random_directions(key: jax.Array, like: Array, count: int) -> jax.Array:
     """[count,L,D] Gaussian directions with the norm of `like` [L,D] at every layer."""
     noise = jax.random.normal(key, (count, *like.shape))
     return noise / jnp.linalg.norm(noise, axis=-1, keepdims=True) * jnp.linalg.norm(like, axis=-1, keepdims=True)

@@ -90,15 +90,15 @@ def patch_positions(
       ValueError: a donor of other shape, a layer or a position that does not exist.
     """
     (B, T), L = prompts.tokens.shape, config.n_layers
-    layers = np.arange(L) if layers is None else as_indices("layers", layers, L)
-    positions = np.arange(T) if positions is None else as_indices("positions", positions, T)
-    if not layers.size or not positions.size:
+    rows = np.arange(L) if layers is None else as_indices("layers", layers, L)
+    slots = np.arange(T) if positions is None else as_indices("positions", positions, T)
+    if not rows.size or not slots.size:
         raise ValueError("layers, positions: expected at least one of each, or there is nothing to patch")
     if donor.ndim != 4 or donor.shape[:3] != (L, B, T):
         raise ValueError(f"donor: expected [L,B,T,D] with L, B, T = {L}, {B}, {T}, got shape {donor.shape}")
-    grid = np.array([(layer, position) for layer in layers for position in positions], np.int32)
+    grid = np.array([(layer, slot) for layer in rows for slot in slots], np.int32)
     logprobs = sweep(config, params, prompts, ReplaceAt(donor, site), grid, **options).logprobs
-    return Choices(logprobs.reshape(len(layers), len(positions), *logprobs.shape[1:]))
+    return Choices(logprobs.reshape(len(rows), len(slots), *logprobs.shape[1:]))
 
 
 @struct.dataclass

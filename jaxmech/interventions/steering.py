@@ -17,6 +17,7 @@ from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.score import Choices
 from jaxmech.interventions import edits as ed
 from jaxmech.interventions.sweep import sweep
+from jaxmech.io.arguments import Array
 from jaxmech.io.reprs import short_repr
 from jaxmech.models.checks import check_tokens
 from jaxmech.models.decoder import Params, forward
@@ -30,7 +31,7 @@ def feature_direction(saes: SAE, selection: ed.Selection, dz: jax.Array) -> jax.
 
 
 def steer(
-    config, params: Params, prompts: Prompts, vectors: jax.Array, *, site: str = "resid_post", everywhere: bool = False,
+    config, params: Params, prompts: Prompts, vectors: Array, *, site: str = "resid_post", everywhere: bool = False,
     **options,
 ) -> Choices:  # fmt: skip
     """Choices, logprobs [S,B,N], with vectors [S,L,D] added at the decision token, or at every token, worked examples
@@ -52,7 +53,7 @@ class AddVector:
         return {self.site: (ed.add_vector(vector, self.spans),)}
 
 
-def language_cost(config, params: Params, tokens: jax.Array, mask: jax.Array, vectors: jax.Array):
+def language_cost(config, params: Params, tokens: Array, mask: Array, vectors: Array):
     """What steering at every token costs on text.
 
     Args:
@@ -71,7 +72,9 @@ def _language_cost(config, params, tokens, mask, vectors):
 
     def logprobs(vector):
         edits = None if vector is None else {"resid_post": (ed.add_vector(vector, ed.everywhere(config.n_layers)),)}
-        return jax.nn.log_softmax(forward(config, params, tokens, mask=mask, edits=edits, logits="all").logits[:, :-1])
+        logits = forward(config, params, tokens, mask=mask, edits=edits, logits="all").logits
+        assert logits is not None
+        return jax.nn.log_softmax(logits[:, :-1])
 
     def mean(v):
         return (v * counted).sum() / counted.sum()
@@ -86,7 +89,7 @@ def _language_cost(config, params, tokens, mask, vectors):
     return jax.lax.map(one, vectors)
 
 
-def next_token(config, params: Params, tokens: jax.Array, mask: jax.Array, vectors: jax.Array) -> jax.Array:
+def next_token(config, params: Params, tokens: Array, mask: Array, vectors: Array) -> jax.Array:
     """The likeliest next token [S,B] of each row with vectors [S,L,D] added at every token."""
     return _next_token(config, params, *check_tokens(config, tokens, mask), vectors)
 
@@ -96,7 +99,9 @@ def _next_token(config, params, tokens, mask, vectors):
 
     def one(vector):
         edits = {"resid_post": (ed.add_vector(vector, ed.everywhere(config.n_layers)),)}
-        return forward(config, params, tokens, mask=mask, edits=edits).logits.argmax(-1)
+        logits = forward(config, params, tokens, mask=mask, edits=edits).logits
+        assert logits is not None
+        return logits.argmax(-1)
 
     return jax.lax.map(one, vectors)
 

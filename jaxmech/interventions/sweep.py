@@ -12,9 +12,10 @@ are as large as the device's memory allows and run one after another in the same
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -80,7 +81,8 @@ def sweep(
         with progress("sweep", _count(edits if points is None else points), unit="points") as advance:
             return sweep(config, params, prompts, edits, points, chunk=chunk, mesh=mesh, advance=advance)
     if points is None:
-        build, points = Partial(_as_given), edits
+        build: Any = Partial(_as_given)
+        points = edits
     else:
         build = Partial(edits) if jax.tree_util.all_leaves([edits]) else edits  # a plain function is no pytree
     total = _count(points)
@@ -220,7 +222,7 @@ def set_out(config, params, prompts: Prompts, cut: int | None) -> Shared:
         positions = next_positions(prefix.mask, ())
         parts = (Part(embed(config, params, prefix.tokens, positions), positions, prefix.mask),)
     tokens, mask, positions, within = lay_out(prompts)
-    rows = prefix.rows if parts else None
+    rows = prefix.rows if parts and prefix is not None else None
     last = Part(embed(config, params, tokens, positions), positions, mask, within, prompts.cache, rows)
     return Shared((*parts, last), prompts.trie, cut or 0)
 
@@ -229,7 +231,8 @@ def set_out(config, params, prompts: Prompts, cut: int | None) -> Shared:
 def _take_to(config, params, shared: Shared, layer, to) -> Shared:
     """The same, from in front of layer `layer` to in front of `to`, unedited."""
     xs = run_layers(config, params, shared.parts, [{}] * len(shared.parts), start=layer, stop=to)
-    return shared.replace(parts=tuple(part._replace(x=x) for part, x in zip(shared.parts, xs, strict=True)))
+    parts = tuple(part._replace(x=x) for part, x in zip(shared.parts, xs, strict=True))
+    return dataclasses.replace(shared, parts=parts)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -243,7 +246,7 @@ def run_chunk(
     def one(point):
         edits = build(point)
         by_part = [on_prefix(edits), with_answers(from_slot(edits, shared.cut), window, M)][-len(shared.parts) :]
-        parts = shared.parts
+        parts: Sequence[Part] = shared.parts
         if _only_after_layers(edits):
             parts = [p._replace(x=_edited(p.x, e, layer - 1)) for p, e in zip(parts, by_part, strict=True)]
         return run_layers(config, params, parts, by_part, start=layer)[-1][:, window - 1 :]

@@ -13,6 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+Array = jax.Array | np.ndarray
+"""Where either will do."""
+
 
 def plain(value: Any) -> Any:
     """The Python number of a scalar of NumPy, JAX or torch, a tuple of these for several; anything else as it is."""

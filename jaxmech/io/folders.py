@@ -24,7 +24,7 @@ def walk(folder: Path) -> Below:
       ValueError: a folder that may not be read.
     """
 
-    def unreadable(error: OSError):
+    def unreadable(error: OSError) -> None:
         raise ValueError(f"{error.filename} could not be read ({error.strerror})") from error
 
     found = Below([], [], [])

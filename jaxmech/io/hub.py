@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def fetch(repo: str, patterns: Sequence[str], revision: str | None = None, ignore: Sequence[str] = ()) -> Path:
@@ -17,13 +18,12 @@ def fetch(repo: str, patterns: Sequence[str], revision: str | None = None, ignor
       ValueError: no such repository or revision, no access, or no connection and nothing in the cache.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns),
                                       ignore_patterns=list(ignore) or None))  # fmt: skip
-    # OSError and the HTTP library's own error, whichever library that is.
-    except (HFValidationError, *HfHubHTTPError.__bases__) as error:
+    except (HFValidationError, *_http_errors()) as error:
         raise _unreachable(repo, revision, error) from error
 
 
@@ -36,7 +36,6 @@ def list_files(repo: str, revision: str | None = None) -> list[str]:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -50,7 +49,7 @@ def list_files(repo: str, revision: str | None = None) -> list[str]:
         return sorted(HfApi().list_repo_files(repo, revision=commit))
     except (GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise _unreachable(repo, revision, error) from error
-    except HfHubHTTPError.__bases__ as error:
+    except _http_errors() as error:
         with contextlib.suppress(LocalEntryNotFoundError):
             folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
             return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -66,16 +65,23 @@ def revision(repo: str, kind: str = "model") -> str | None:
     """
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name
 
     try:
         return HfApi().repo_info(repo, repo_type=kind, timeout=10).sha
     except HFValidationError:
         return None
-    except HfHubHTTPError.__bases__:
+    except _http_errors():
         kept = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=kind) / "refs" / "main"
         return kept.read_text().strip() if kept.is_file() else None
+
+
+def _http_errors() -> Any:
+    """OSError and the HTTP library's own error, whichever library that is: a tuple for `except`."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__bases__
 
 
 def _unreachable(repo: str, revision: str | None, error: Exception) -> ValueError:

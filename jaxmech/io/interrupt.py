@@ -60,5 +60,5 @@ def interruptible(advice: str) -> Iterator[None]:
         woken.close()
 
 
-def _stop(*_) -> None:
+def _stop(*_: object) -> None:
     raise KeyboardInterrupt

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from html import escape
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import rich.progress as rp
 from rich.console import Console
@@ -79,7 +79,7 @@ def _silent(n: int = 1, note: str = "") -> None:
     """Shows nothing."""
 
 
-def _bar(what: str, total: int | None, **options) -> tuple[rp.Progress, rp.TaskID]:
+def _bar(what: str, total: int | None, **options: Any) -> tuple[rp.Progress, rp.TaskID]:
     columns = (
         f"[bold]{what}",
         rp.BarColumn(),
@@ -104,8 +104,12 @@ def _after_a_while(start: Callable[[], None]) -> Iterator[None]:
         timer.join()
 
 
+_Update = Callable[[int, float, str], None]
+"""Told how much is done, how much a second, and a note."""
+
+
 @contextmanager
-def _in_terminal(out: Console, what: str, total: int | None):
+def _in_terminal(out: Console, what: str, total: int | None) -> Iterator[_Update]:
     bar, task = _bar(what, total, console=out, transient=True)
     try:
         with _after_a_while(bar.start):
@@ -116,7 +120,7 @@ def _in_terminal(out: Console, what: str, total: int | None):
 
 
 @contextmanager
-def _in_notebook(out: Console, what: str, total: int | None):
+def _in_notebook(out: Console, what: str, total: int | None) -> Iterator[_Update]:
     """By IPython alone: rich itself shows no bar there without ipywidgets."""
     from IPython.display import display
 
@@ -149,7 +153,7 @@ def _in_notebook(out: Console, what: str, total: int | None):
 
 
 @contextmanager
-def _in_lines(out: Console, what: str, total: int | None):
+def _in_lines(out: Console, what: str, total: int | None) -> Iterator[_Update]:
     last = time.monotonic()
 
     def update(done: int, rate: float, note: str) -> None:

@@ -17,12 +17,15 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import numpy as np
 from yaml import YAMLError
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 _CONFIGS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
 """Where the configurations that come with jaxmech are: beside this file when installed, in a clone a floor up."""
@@ -37,7 +40,8 @@ class Checked:
     MOVED: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self):
-        for name, value in _typed(type(self), {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}):
+        fields = dataclasses.fields(cast("DataclassInstance", self))
+        for name, value in _typed(type(self), {field.name: getattr(self, field.name) for field in fields}):
             object.__setattr__(self, name, value)
 
 
@@ -72,7 +76,7 @@ def load_settings(
         if not OmegaConf.is_dict(found):
             raise ValueError(f"{path}: expected lines of key: value")
         _refuse_other_kind(kind, found, asked, others or {})
-        given = OmegaConf.to_container(OmegaConf.merge(found, changes), resolve=True)
+        given: Any = OmegaConf.to_container(OmegaConf.merge(found, changes), resolve=True)
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise ValueError(f"{path}: {key}{str(error).splitlines()[0]}") from error
@@ -113,7 +117,7 @@ def _default(field: dataclasses.Field) -> Any:
     return None if field.default is dataclasses.MISSING else field.default
 
 
-_PLAIN = {
+_PLAIN: dict[type, tuple[Any, str]] = {
     str: (str | os.PathLike, "a string"),
     bool: (bool | np.bool_, "true or false"),
     int: (numbers.Integral, "a whole number"),
@@ -143,7 +147,7 @@ def _value(name: str, value: Any, hint: Any) -> Any:
         if len(entry) != len(value):
             raise ValueError(f"{name}: expected {len(entry)} entries in {list(value)!r}")
         return origin(_value(name, one, kind) for one, kind in zip(value, entry, strict=True))
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if isinstance(value, hint):
             return value
         keys = ", ".join(f"{name}.{field.name}" for field in dataclasses.fields(hint))
@@ -207,7 +211,7 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
         raise ValueError(said) from error
 
 
-def _refuse_other_kind(kind: type, found, asked: str | Path, others: Mapping[str, type]) -> None:
+def _refuse_other_kind(kind: type, found: Any, asked: str | Path, others: Mapping[str, type]) -> None:
     def strangers(one: type) -> int:
         return len(set(found) - {field.name for field in dataclasses.fields(one)} - set(getattr(one, "MOVED", ())))
 

@@ -7,7 +7,9 @@ the hidden width of the feed-forward sublayer, `S` keys of a segment.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ residual stream, that is after post-norms. Where both sublayers read the layer's
 `resid_pre + attn_out`, and the feed-forward sublayer does not see it.
 """
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -55,6 +57,11 @@ def _by_runs(x, kernel):
     return jax.lax.optimization_barrier(parts).sum(0).astype(x.dtype)[None, None]
 
 
+def _named(init, axes: tuple[str, ...]) -> Any:
+    """An initializer whose parameter keeps its axes' names; Any, as `self.param` hands it out without its box."""
+    return nn.with_logical_partitioning(init, axes)
+
+
 class _Linear(nn.Module):
     """An einsum with a kernel of `shape` whose logical axes are `axes`; the bias spans its last `bias_dims` axes."""
 
@@ -66,14 +73,14 @@ class _Linear(nn.Module):
     @nn.compact
     def __call__(self, x):
         init, zeros, n = nn.initializers.normal(0.02), nn.initializers.zeros_init(), self.bias_dims
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape)
+        kernel = self.param("kernel", _named(init, self.axes), self.shape)
         product = partial(jnp.einsum, self.equation, precision=precision(x.dtype))
         if x.shape[0] * x.shape[1] > 1:
             y = product(x, kernel)
         else:
             y = jax.lax.platform_dependent(x, kernel, cpu=_by_runs, default=product)
         if n:
-            y += self.param("bias", nn.with_logical_partitioning(zeros, self.axes[-n:]), self.shape[-n:])
+            y += self.param("bias", _named(zeros, self.axes[-n:]), self.shape[-n:])
         return y
 
 
@@ -87,14 +94,14 @@ class Norm(nn.Module):
     def __call__(self, x, visit=lambda normed: normed):
         """`visit` is shown x normed, before gain and bias, and gives it back, edited."""
         c, over, shape = self.config, tuple(range(-len(self.axes), 0)), x.shape[-len(self.axes) :]
-        init = nn.with_logical_partitioning(nn.initializers.constant(1.0 - c.norm_offset), self.axes)
+        init = _named(nn.initializers.constant(1.0 - c.norm_offset), self.axes)
         scale = c.norm_offset + self.param("scale", init, shape).astype(jnp.float32)
         wide = x.astype(jnp.float32)
         if c.norm == "layer":
             wide = wide - jnp.mean(wide, over, keepdims=True)
         wide = visit(wide * jax.lax.rsqrt(jnp.mean(wide**2, over, keepdims=True) + c.norm_eps)) * scale
         if c.norm == "layer":
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes)
+            zeros = _named(nn.initializers.zeros_init(), self.axes)
             wide = wide + self.param("bias", zeros, shape).astype(jnp.float32)
         return wide.astype(x.dtype)
 
@@ -164,8 +171,8 @@ class _Attention(nn.Module):
 
         q, k, v = project("q", c.n_heads, "heads"), project("k", c.n_kv_heads, "kv"), project("v", c.n_kv_heads, "kv")
         if c.qk_norm is not None:
-            axes = [("head_dim",)] * 2 if c.qk_norm == "head" else [("heads", "head_dim"), ("kv", "head_dim")]
-            q, k = Norm(c, axes[0], name="q_norm")(q), Norm(c, axes[1], name="k_norm")(k)
+            normed = [("head_dim",)] * 2 if c.qk_norm == "head" else [("heads", "head_dim"), ("kv", "head_dim")]
+            q, k = Norm(c, normed[0], name="q_norm")(q), Norm(c, normed[1], name="k_norm")(k)
         if c.rope is not None:
             q, k = apply_rope(q, *cos_sin), apply_rope(k, *cos_sin)
         z = _attend(c, q, [*cached, (k, v)], masks, causal, scale)

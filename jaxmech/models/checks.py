@@ -81,7 +81,7 @@ def longest_text(config: ModelConfig, mask: jax.Array, cache: Sequence[KV] = ())
     return int(sum(np.asarray(m, bool).sum(1) for m in masks).max())
 
 
-def check_edits(config: ModelConfig, edits, shape: tuple[int, int]) -> None:
+def check_edits(config: ModelConfig, edits, shape: tuple[int, ...]) -> None:
     """Refuses edits that cannot act on tokens of `shape` [B,T]: no groups, an unknown site, arrays of another size."""
     check_groups(edits)
     check_sites(set(edits or ()))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -248,7 +248,7 @@ def _forward(
     else:
         x, (seen, kv) = jax.lax.scan(sparing(layer), part.x, (params["layers"], *xs))
     out = _read_out(config, params, x, mask, logits)
-    return Output(out, seen, KV(*kv, part.positions, mask) if return_cache else None, x)
+    return Output(out, seen, KV(kv[0], kv[1], part.positions, mask) if return_cache else None, x)
 
 
 def _at_layer(stacked, index):
@@ -283,7 +283,8 @@ def run_layers(
 
     def layer(index, xs):
         params_l, facts, cached, edits_l = _at_layer(stacked, index)
-        out, earlier = [], []
+        out: list[jax.Array] = []
+        earlier: list[tuple[jax.Array, jax.Array]] = []
         for i, part in enumerate(parts):
             before = [(k[part.rows], v[part.rows]) for k, v in earlier]
             part = part._replace(x=xs[i])
@@ -356,6 +357,7 @@ def _position_tables(config: ModelConfig, part: Part, before: Sequence[Part] = (
     width = config.rotary_dim or config.head_dim
     tables = [(rope_tables(config.rope, width, positions), whole)]
     if any(config.is_local):
+        assert config.window is not None  # ModelConfig refuses it
         near = tuple(m & (d < config.window) for m, d in zip(whole, distances, strict=True))
         tables.append((rope_tables(config.rope_local or config.rope, width, positions), near))
     return tables
@@ -368,7 +370,7 @@ def _read_out(config: ModelConfig, params: Params, x, mask, logits: str | int):
     if logits == "last":
         last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)
-    elif logits != "all":
+    elif isinstance(logits, int):
         x = x[:, -logits:]
     out = unembed(config, params, x)
     return out[:, 0] if logits == "last" else out
@@ -380,7 +382,7 @@ _FEW_ROWS = 96
 
 def unembed(config: ModelConfig, params: Params, x: jax.Array) -> jax.Array:
     """Logits [...,V], float32, of residuals [...,D] after the last layer: final norm, unembedding, softcap."""
-    x = Norm(config).apply({"params": params["final_norm"]}, x)
+    x = cast(jax.Array, Norm(config).apply({"params": params["final_norm"]}, x))
     kernel = params["embed"]["embedding"] if config.tied else params["unembed"]["kernel"]
     product = partial(jnp.einsum, precision=precision(x.dtype), preferred_element_type=jnp.float32)
     if not config.tied:

@@ -10,7 +10,7 @@ site that is absent costs nothing. Edits made of dictionaries are in `jaxmech.in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,10 @@ class Spans:
     answer: jax.Array
 
     __repr__ = short_repr
+
+    if TYPE_CHECKING:  # struct.dataclass adds it
+
+        def replace(self, **changes: Any) -> Self: ...
 
     def from_slot(self, cut: int) -> Spans:
         """The same for a prompt without its first `cut` slots."""
@@ -80,9 +84,14 @@ class Edit:
 
     __repr__ = short_repr
 
+    if TYPE_CHECKING:  # struct.dataclass adds it
+
+        def replace(self, **changes: Any) -> Self: ...
+
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        cls.__repr__ = short_repr  # or the dataclass would make one of its own, which prints whole arrays
+        # Or the dataclass would make one of its own, which prints whole arrays.
+        cls.__repr__ = short_repr  # type: ignore[method-assign, assignment]
 
     def change(self, x: jax.Array) -> jax.Array:
         """x' - x where the edit acts, float32 [B,T,D] or what broadcasts to it, from x [B,T,D] of one layer."""
@@ -108,6 +117,7 @@ class Edit:
                 f"edits.{type(self).__name__}: {per_token[0]} has a value for each prompt token and says nothing "
                 "of the worked examples; take spans.replace(prefix=None), or give one value for all"
             )
+        assert self.spans.prefix is not None  # `on_prefix` leaves others out
         return self.replace(spans=self.spans.replace(prompt=self.spans.prefix[..., None]))
 
     def for_answers(self) -> Edit:

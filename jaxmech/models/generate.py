@@ -8,7 +8,7 @@ serves many prompt lengths, numbers of new tokens and sampling settings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -99,7 +99,7 @@ def generate(
         if cache:
             raise ValueError("cache: with it the text would cross the model's original context while decoding, where "
                              "longrope changes what was cached; pass the whole text as tokens")  # fmt: skip
-        run = _generate_recomputing
+        run: Callable[..., jax.Array] = _generate_recomputing
     else:
         run = partial(_generate, cache=tuple(cache))
     check_edits(config, edits, tokens.shape)
@@ -167,17 +167,19 @@ def _check_length(config: ModelConfig, mask, cache, max_new_tokens: int) -> None
 @partial(jax.jit, static_argnames=("config", "room"))
 def _generate(config, params, tokens, mask, edits, rules, ends, steps, room, cache):
     prompt = forward(config, params, tokens, mask=mask, edits=edits, cache=cache, return_cache=True)
+    own = prompt.cache
+    assert own is not None
     later = {site: tuple(edit.for_answers() for edit in group) for site, group in edits.items()}
 
     def follow(ids, step, buffer):
         last = jax.lax.dynamic_slice_in_dim(ids, step - 1, 1, 1)
-        out = forward(config, params, last, edits=later, cache=(*cache, prompt.cache, buffer), return_cache=True)
+        out = forward(config, params, last, edits=later, cache=(*cache, own, buffer), return_cache=True)
         return out.logits, jax.tree.map(
             lambda whole, new, axis: jax.lax.dynamic_update_slice_in_dim(whole, new, step - 1, axis),
-            buffer, out.cache, KV(2, 2, 1, 1),
+            buffer, out.cache, KV._make((2, 2, 1, 1, None)),
         )  # fmt: skip
 
-    return _decode(prompt.logits, follow, _empty_like(prompt.cache, room), rules, ends, steps, room)
+    return _decode(prompt.logits, follow, _empty_like(own, room), rules, ends, steps, room)
 
 
 @partial(jax.jit, static_argnames=("config", "room"))
@@ -243,6 +245,7 @@ def _pick(logits: jax.Array, rules: _Rules, step: jax.Array | int) -> jax.Array:
     """The next token of each row, from logits [B,V]: [B] int32, `_NONE` where the largest is not finite."""
 
     def uniform(row):
+        assert rules.key is not None
         return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(rules.key, row), step))
 
     if rules.temperature is None:

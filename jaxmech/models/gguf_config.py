@@ -185,7 +185,7 @@ def _llama3(keys: _Keys, theta: float, head_dim: int) -> dict[str, Any]:
     """
     divisors = keys.file.read(_ROPE_FREQS).ravel()
     factor, low, high, original = float(f"{divisors.max():.5g}"), 1.0, 4.0, 8192
-    scaling = {
+    scaling: dict[str, Any] = {
         "rope_type": "llama3",
         "factor": factor,
         "low_freq_factor": low,

@@ -32,13 +32,12 @@ class _Split(NamedTuple):
     bos: bool = False
 
 
-_LLAMA3 = _Split(
+_LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    whole=True,
-    bos=True,
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_QWEN2 = _Split(_LLAMA3.expression.replace("{1,3}", ""), composed=True)
+_LLAMA3 = _Split(_LLAMA3_WORDS, whole=True, bos=True)
+_QWEN2 = _Split(_LLAMA3_WORDS.replace("{1,3}", ""), composed=True)
 _TEKKEN = _Split(
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -99,7 +98,7 @@ def adds_bos(metadata: Mapping[str, Any]) -> bool:
     """Whether the file wants the beginning token put before a text."""
     if (flag := metadata.get("tokenizer.ggml.add_bos_token")) is not None:
         return flag
-    split = _SPLITS.get(metadata.get("tokenizer.ggml.pre"))
+    split = _SPLITS.get(metadata.get("tokenizer.ggml.pre", ""))
     return metadata.get("tokenizer.ggml.model") == "llama" or (split is not None and split.bos)
 
 
@@ -186,7 +185,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]):
     backend = Tokenizer(BPE(vocab=vocab, merges=merges, ignore_merges=split.whole))
     if split.composed:
         backend.normalizer = normalizers.NFC()
-    steps = [pre_tokenizers.Digits(individual_digits=True)] if split.digits else []
+    steps: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.Digits(individual_digits=True)] if split.digits else []
     if split.expression is not None:
         steps.append(pre_tokenizers.Split(Regex(split.expression), behavior="isolated"))
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split.expression is None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ def inverse_frequencies(rope: Rope, dim: int, long: bool = False) -> np.ndarray:
       ValueError: the scaling is of another kind.
     """
     freq = 1.0 / rope.theta ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
-    scaling = dict(rope.scaling)
+    scaling: dict[str, Any] = dict(rope.scaling)
     kind = scaling.get("rope_type", "default")
     if kind == "linear":
         freq = freq / scaling["factor"]
@@ -76,7 +77,7 @@ def rope_tables(rope: Rope | None, dim: int, positions: jax.Array) -> tuple[jax.
     if rope is None:
         one = jnp.ones((*positions.shape, 1, dim // 2), jnp.float32)
         return one, jnp.zeros_like(one)
-    scaling = dict(rope.scaling)
+    scaling: dict[str, Any] = dict(rope.scaling)
     freq = jnp.asarray(inverse_frequencies(rope, dim))
     if scaling.get("rope_type") == "longrope":
         passed = positions.max(axis=1)[:, None, None, None] >= scaling["original_max_position_embeddings"]

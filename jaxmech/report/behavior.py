@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from jaxmech.io.tables import each_row
 from jaxmech.report import formats as fm
 from jaxmech.report.blocks import (
     Figure,
@@ -109,7 +110,8 @@ def pole_prompts(asked: pd.DataFrame, said: Said) -> list[Any]:
     )  # fmt: skip
     pair = [Prompt(titled(row, said), row["prefix"], row["query"]) for row in (plus, minus)]
     rest = [name for name in asked["condition"].unique() if name not in ("plus", "minus")]
-    rows = [[said.condition(name), " ".join(first_prompt(asked, name)["query"].split())] for name in sorted(rest)]
+    firsts = {name: first_prompt(asked, name) for name in sorted(rest)}
+    rows = [[said.condition(name), " ".join(one["query"].split())] for name, one in firsts.items() if one is not None]
     others = Table("What the other prompts ask.", ("condition", "question"), rows, folded=True)
     return [Prompts(caption, pair, folded=False), *([others] if rows else [])]
 
@@ -124,7 +126,8 @@ def strongest_control(effects: pd.DataFrame, said: Said) -> str:
     controls = effects[~np.array(still)]
     if controls.empty:
         return "No control was tried."
-    top = controls.loc[controls["shift_pp"].abs().idxmax()]
+    strongest: Any = controls["shift_pp"].abs().idxmax()
+    top = controls.loc[strongest]
     label = said.contrast(top["contrast"]).lower()
     return f"The largest control shift is that of “{label}”, {fm.points(top['shift_pp'])}."
 
@@ -183,7 +186,7 @@ def draw_shifts(effects: pd.DataFrame, said: Said) -> go.Figure:
             kind="effect" if row.contrast == "poles" or said.controls[row.contrast].moves else "control",
             note=f", {fm.p_value(row.p)}",
         )
-        for row in effects.itertuples()
+        for row in each_row(effects)
     ]
     out = forest(rows, x=f"shift of the {said.outcome}, pp")
     return out.for_each_trace(lambda t: t.update(name=said.varies) if t.name != "control" else None)

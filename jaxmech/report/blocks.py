@@ -157,6 +157,6 @@ def short_p(value: Any) -> str:
     return fm.p_value(value).removeprefix("p").lstrip(f"{fm.NBSP} =")
 
 
-def first_prompt(asked: pd.DataFrame, condition: str) -> dict[str, Any] | None:
+def first_prompt(asked: pd.DataFrame, condition: str) -> dict[Any, Any] | None:
     part = asked[asked["condition"] == condition].sort_values(["family", "pair"], kind="stable")
     return part.iloc[0].to_dict() if len(part) else None

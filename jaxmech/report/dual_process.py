@@ -43,7 +43,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
     facts = flat(r.get("behavior") or {})
     low, high = cuts.iloc[0], cuts.iloc[-1]
     lexical = int(table["lexical"].fillna(False).sum()) if "lexical" in table else 0
-    blocks = [
+    blocks: list[Any] = [
         Figure(
             "classes",
             draw_class_counts(counts),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -39,7 +39,8 @@ SHARES = {
 
 def section(folder: RunFolder, fit: Claim) -> Section:
     layers = need(folder, "fidelity", "layers")
-    worst = layers.loc[layers["fvu"].idxmax()]
+    at: Any = layers["fvu"].idxmax()
+    worst = layers.loc[at]
     lead = (
         f"The dictionaries leave {fm.percent(layers['fvu'].mean())} of the variance unexplained on average, at worst "
         f"{fm.percent(worst['fvu'])} in layer {worst['layer']:g}, with {fm.number(layers['l0'].mean(), 0)} "
@@ -47,7 +48,7 @@ def section(folder: RunFolder, fit: Claim) -> Section:
     )
     histogram = need(folder, "fidelity", "density")
     names = {"fvu": "held-out text"} | ({"fvu_decision": "decision tokens"} if "fvu_decision" in layers else {})
-    blocks = [
+    blocks: list[Any] = [
         Figure(
             "fvu",
             draw_by_layer(layers, names, y="variance unexplained, %", scale=100),
@@ -102,7 +103,9 @@ def section(folder: RunFolder, fit: Claim) -> Section:
                     "dictionaries/training",
                 )
             )
-    columns = {column: (column.replace("_", " "), text if column == "layer" else fm.significant) for column in layers}
+    columns: dict[str, tuple[str, Callable[[Any], str]]] = {
+        column: (column.replace("_", " "), text if column == "layer" else fm.significant) for column in layers.columns
+    }
     blocks.append(Table("All measures by layer.", *cells(layers, columns), folded=True))
     blocks += checked(folder, folder.results("fidelity")["check"]["warnings"])
     return Section("fidelity", "Dictionaries", lead, blocks)

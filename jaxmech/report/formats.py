@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 UNDEFINED = "n/a"
 NBSP = "\u00a0"
 """Keeps a number and its unit on one line."""
 
 
-def known(value: float | None) -> bool:
+def known(value: float | None) -> TypeGuard[float]:
     """Whether a number is there and finite; undefined numbers come back from JSON as None."""
     return value is not None and math.isfinite(value)
 
@@ -50,9 +51,10 @@ def points(value: float | None) -> str:
 
 def interval(pair: Sequence[float | None] | None, digits: int = 1, *, scale: float = 1.0) -> str:
     """[0.21, 0.34] with scale 100 -> "21.0 to 34.0"."""
-    if pair is None or not all(known(v) for v in pair):
+    if pair is None:
         return UNDEFINED
-    return " to ".join(number(scale * v, digits) for v in pair)
+    shown = [number(scale * v, digits) for v in pair if known(v)]
+    return " to ".join(shown) if len(shown) == len(pair) else UNDEFINED
 
 
 def coefficient(value: float) -> str:

@@ -40,7 +40,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], claim: Claim) -> Sect
     left = [part for part in left if part]
     depth = fm.listing([f"{fm.name(kind)} {fm.number(value, 1)}" for kind, value in r["effect_weighted_depth"].items()])
     one = r["sets"]["all"]
-    blocks = [
+    blocks: list[Any] = [
         Figure(
             "effects",
             draw_proximity_sets(sets, said),

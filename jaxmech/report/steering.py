@@ -66,7 +66,7 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
         else ""
     )
     shaded = " Shaded: the usable range." if low < high else ""
-    blocks = [
+    blocks: list[Any] = [
         Figure(
             "dose",
             draw_dose(dose, usable, said),
@@ -140,7 +140,7 @@ def costs_caption(dose: pd.DataFrame) -> str:
 def comparators_caption(r: Mapping[str, Any], others: pd.DataFrame) -> str:
     null = others[others["kind"] == "null"]
     ranges = [
-        f"{len(part)} {name.replace('random features', 'random feature sets')} from "
+        f"{len(part)} {str(name).replace('random features', 'random feature sets')} from "
         f"{fm.number(part['slope_pp'].min(), 1)} to "
         f"{fm.number(part['slope_pp'].max(), 1)}"
         for name, part in null.groupby("name")

@@ -6,6 +6,7 @@ Text, grid and background colours are left out: the page sets them from its own 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -45,7 +46,7 @@ FEATURE = "layer %{customdata[0]}, feature %{customdata[1]}"
 
 
 def figure(
-    traces: Sequence[go.Figure], *, x: str = "", y: str = "", height: int = 340, phone: int | None = None, **layout
+    traces: Sequence[Any], *, x: str = "", y: str = "", height: int = 340, phone: int | None = None, **layout: Any
 ) -> go.Figure:
     """A figure with axis titles, its legend below, and its height on a phone in `layout.meta`."""
     out = go.Figure(list(traces))

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from jaxmech.io.tables import each_row
 from jaxmech.report import formats as fm
 from jaxmech.report.blocks import Figure, Prompt, Prompts, Section, Table, cells, fixed, need, short_p, text
 from jaxmech.report.style import (
@@ -46,7 +47,8 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
     if not results["transfer"]:
         return Section("transfer", title, f"No other {said.tasks} were tried.", [])
     table = need(folder, "transfer", "tasks")
-    table = table.assign(label=[row.label or fm.name(row.task) for row in table.itertuples()])
+    labels = [label or fm.name(task) for task, label in table[["task", "label"]].to_numpy(str)]
+    table = table.assign(label=labels)
     names = dict(zip(table["task"], table["label"], strict=True))
     curves = need(folder, "transfer", "curves")
     prompts = need(folder, "transfer", "prompts")
@@ -92,7 +94,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
 def task_prompts(asked: pd.DataFrame, names: Mapping[str, str]) -> Prompts:
     """A prompt of every task, whole."""
     first = asked.groupby("task", sort=False).first().reset_index()
-    prompts = [Prompt(names[row.task], row.prefix, row.query) for row in first.itertuples()]
+    prompts = [Prompt(names[row.task], row.prefix, row.query) for row in each_row(first)]
     return Prompts("A prompt of each, whole: nothing in it names a pole of the behaviour.", prompts)
 
 
@@ -108,7 +110,7 @@ def draw_tasks(table: pd.DataFrame) -> go.Figure:
             kind="effect",
             note=f", {fm.p_value(row.p_holm)} (Holm)",
         )
-        for label, row in zip(labels, table.itertuples(), strict=True)
+        for label, row in zip(labels, each_row(table), strict=True)
     ]
     out = forest(rows, x="score change, pp per unit")
     band = go.Bar(
@@ -134,11 +136,11 @@ def draw_task_curves(curves: pd.DataFrame, names: Mapping[str, str]) -> go.Figur
             go.Scatter(
                 x=part["alpha"],
                 y=100 * part["score"],
-                name=names[name],
+                name=names[str(name)],
                 mode="lines+markers",
                 line=dict(color=TASK_COLOURS[number % len(TASK_COLOURS)]),
                 marker=dict(symbol=TASK_SYMBOLS[number % len(TASK_SYMBOLS)], size=9),
-                hovertemplate=f"{names[name]}, coefficient %{{x}}: score %{{y:.1f}} %<extra></extra>",
+                hovertemplate=f"{names[str(name)]}, coefficient %{{x}}: score %{{y:.1f}} %<extra></extra>",
             )
         )
     return figure(traces, x="coefficient", y="score, %", height=400, phone=420)

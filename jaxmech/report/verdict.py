@@ -6,7 +6,7 @@ comes from the numbers alone, so the page and the terminal say the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxmech.report import formats as fm
@@ -217,12 +217,12 @@ def by_chance(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return f"{fm.number(r['expected_false'], 2)} on average over {draws} (at most {r['expected_false_max']})"
 
 
-def above(pair, p: float | None) -> bool:
+def above(pair: Sequence[float | None], p: float | None) -> bool:
     """Whether an interval lies above 0 and its p counts."""
     return fm.known(pair[0]) and pair[0] > 0 and fm.known(p) and p < LEVEL
 
 
-def shortfall(pair, p: float | None, sets: int) -> str:
+def shortfall(pair: Sequence[float | None], p: float | None, sets: int) -> str:
     """Why an effect does not count; too few random sets are no evidence that they do as well."""
     if not fm.known(pair[0]) or not fm.known(pair[1]):
         return "is undefined"

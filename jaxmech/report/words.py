@@ -44,5 +44,5 @@ class Said(Words):
             word = self.pole(pole)
             return word[:1].upper() + word[1:]
         known = self.controls.get(control, Control())
-        word = dict(zip(("plus", "minus"), known.poles, strict=True)).get(pole)
-        return f"{self.contrast(control)}: {word}" if word else self.contrast(control)
+        named = dict(zip(("plus", "minus"), known.poles, strict=True)).get(pole)
+        return f"{self.contrast(control)}: {named}" if named else self.contrast(control)

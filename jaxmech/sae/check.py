@@ -250,7 +250,8 @@ class _Trial(NamedTuple):
 
 def _by_skipping(saes: SAE, seen: _Seen, found: _Fit) -> list[_Cause | None]:
     """The number of skipped first tokens, for each dictionary that it explains."""
-    config, causes = saes.config, [None] * len(saes.config.layers)
+    config = saes.config
+    causes: list[_Cause | None] = [None] * len(config.layers)
     faulty = [_faults(*facts) for facts in zip(found.fvu, found.l0, config.l0, strict=True)]
     if not any(faulty):
         return causes

@@ -51,7 +51,9 @@ def residuals(config, params: Params, prompts: Prompts, *, site: str = "resid_po
     [L,B,P+T,D], as in `residual_gradient`. Padding holds whatever came out there.
     """
     early, own = _read(config, params, prompts, site)
-    return own if early is None else jnp.concatenate([early[:, prompts.prefix.rows], own], axis=2)
+    if early is None or prompts.prefix is None:
+        return own
+    return jnp.concatenate([early[:, prompts.prefix.rows], own], axis=2)
 
 
 @partial(jax.jit, static_argnames=("config", "site"))
@@ -66,7 +68,7 @@ def distinct_residuals(
     """
     early, own = _read(config, params, prompts, site)
     parts = [(own, prompts.mask.astype(jnp.int32))]
-    if early is not None:
+    if early is not None and prompts.prefix is not None:
         followers = jnp.bincount(prompts.prefix.rows, length=early.shape[1])
         parts.insert(0, (early, prompts.prefix.mask * followers[:, None]))
     x = jnp.concatenate([a.reshape(len(a), -1, a.shape[-1]) for a, _ in parts], axis=1)
@@ -79,6 +81,7 @@ def _read(config, params: Params, prompts: Prompts, site: str) -> tuple[jax.Arra
     if (prefix := prompts.prefix) is None:
         return None, run(prompts.tokens, mask=prompts.mask, cache=prompts.cache).taps[site]
     early = run(prefix.tokens, mask=prefix.mask, return_cache=True)
+    assert early.cache is not None
     cache = (early.cache._replace(rows=prefix.rows),)
     return early.taps[site], run(prompts.tokens, mask=prompts.mask, cache=cache).taps[site]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sized
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,8 @@ def evaluate_saes(sae: SAE, batches: Iterable[jax.Array | tuple[jax.Array, jax.A
 
 def _evaluate(sae: SAE, batches: Iterable) -> Fidelity:
     maths = SAE(sae.params, _maths(sae.config))
-    n, mean, square, error, means, fired, centre = 0, 0.0, 0.0, 0.0, 0.0, 0.0, None
+    zero: Any = 0.0  # until the first batch says the shapes
+    n, mean, square, error, means, fired, centre = 0, zero, zero, zero, zero, zero, None
     for number, batch in enumerate(batches):
         x, target = _pair(sae, batch)
         centre = jnp.asarray(target, jnp.float32).mean(1) if centre is None else centre
@@ -119,8 +120,9 @@ def density_histogram(found: Fidelity, per_decade: int = 2) -> pd.DataFrame:
 
 def _maths(config: SAEConfig) -> SAEConfig:
     """What matters to the numbers alone, so that dictionaries that differ in the rest share one compiled program."""
-    rest = {"site": "resid_post", "site_out": "resid_post", "skip_first": 0, "l0": (), "model": None, "source": None}
-    return dataclasses.replace(config, layers=tuple(range(len(config.layers))), units="unknown", **rest)
+    rest: dict[str, Any] = {"site": "resid_post", "site_out": "resid_post", "skip_first": 0, "l0": ()}
+    rest |= {"model": None, "source": None, "units": "unknown"}
+    return dataclasses.replace(config, layers=tuple(range(len(config.layers))), **rest)
 
 
 def _pair(sae: SAE, batch) -> tuple[jax.Array, jax.Array]:
@@ -292,6 +294,7 @@ def _changed(config, site, params, clean, donor, where, layer, tokens, mask, kep
     donor = jnp.broadcast_to(donor, (config.n_layers, *donor.shape))
     edit = Replace(donor=donor, spans=at_positions(config.n_layers, where, at))
     logits = forward(config, params, tokens, mask=mask, edits={site: (edit,)}, logits="all").logits
+    assert logits is not None
     # KL = sum p (log p - log q), the two normalisers taken out of the sum.
     kl = jnp.sum(jax.nn.softmax(clean) * (clean - logits), -1)
     kl += jax.nn.logsumexp(logits, axis=-1) - jax.nn.logsumexp(clean, axis=-1)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from flax import linen as nn
 from flax import struct
 
 from jaxmech.io import reprs
-from jaxmech.io.arguments import number, numbers_or_none, whole_number, whole_numbers
+from jaxmech.io.arguments import Array, number, numbers_or_none, whole_number, whole_numbers
 from jaxmech.sae.topk import largest
 
 ACTIVATIONS = ("relu", "jumprelu", "topk", "abstopk", "batchtopk")
@@ -56,14 +57,14 @@ class SAEConfig:
 
     d_in: int
     d_sae: int
-    d_out: int | None = None
+    d_out: int = None  # type: ignore[assignment]  # d_in, set below
     activation: str = "jumprelu"
     k: float | None = None
     subtract_b_dec: bool = True
     normalize: str = "none"
     skip: bool = False
     site: str = "resid_post"
-    site_out: str | None = None
+    site_out: str = None  # type: ignore[assignment]  # site, set below
     layers: tuple[int, ...] = (0,)
     l0: tuple[float | None, ...] = ()
     skip_first: int = 1
@@ -148,8 +149,10 @@ def activate(config: SAEConfig, pre: jax.Array, threshold: jax.Array | None = No
     if config.activation == "relu":
         return jax.nn.relu(pre)
     if config.activation == "jumprelu":  # asked this way round, a NaN is let through
+        assert threshold is not None
         return jnp.where(pre <= threshold, 0.0, jax.nn.relu(pre))
     rows = pre.reshape(-1, config.d_sae)
+    assert config.k is not None
     if config.activation == "batchtopk":
         kept = largest(jax.lax.stop_gradient(rows), int(config.k * len(rows)))
         return jnp.where(kept | jnp.isnan(rows), rows, 0.0).reshape(pre.shape)
@@ -199,6 +202,7 @@ class SparseCoder(nn.Module):
         y = matmul(f.astype(jnp.float32), self.W_dec) + self.b_dec
         if not self.config.needs_input:
             return y
+        assert x is not None
         x, scale, shift = normalise(self.config.normalize, x.astype(jnp.float32))
         y = y + matmul(x, self.W_skip) if self.config.skip else y
         return y if scale is None else y * scale + shift
@@ -217,6 +221,10 @@ class SAE:
 
     params: Mapping[str, jax.Array]
     config: SAEConfig = struct.field(pytree_node=False)
+
+    if TYPE_CHECKING:  # struct.dataclass adds it
+
+        def replace(self, **changes: Any) -> Self: ...
 
     def __repr__(self) -> str:
         c = self.config
@@ -295,13 +303,13 @@ class SAE:
         return jax.vmap(one)(self.params, *arrays) if lead else one(self.params, *arrays)
 
 
-def make_sae(params: Mapping[str, jax.Array | np.ndarray], config: SAEConfig) -> SAE:
+def make_sae(params: Mapping[str, Array], config: SAEConfig) -> SAE:
     """An SAE of `params`, all shape mismatches refused at once.
 
     A config of one layer makes a single dictionary or, if the leaves lead with 1, a stack of one.
     """
     expected = param_shapes(config)
-    lead = (len(config.layers),) if len(config.layers) > 1 or np.ndim(params.get("W_dec")) == 3 else ()
+    lead = (len(config.layers),) if len(config.layers) > 1 or np.ndim(params.get("W_dec", 0)) == 3 else ()
     faults = [f"{name}: missing" for name in expected if name not in params]
     faults += [f"{name}: unknown" for name in params if name not in expected]
     for name in expected.keys() & params.keys():

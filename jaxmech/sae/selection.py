@@ -22,7 +22,7 @@ _TWICE = "feature ({}, {}) is listed twice, and would act twice; list each featu
 class Selection(NamedTuple):
     """Chosen features, padded to K a layer. index [L,K] int32; valid [L,K], False on padding."""
 
-    index: jax.Array
+    index: jax.Array  # type: ignore[assignment]  # a tuple has a method of that name
     valid: jax.Array
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmech.interventions import edits as ed
+from jaxmech.io.tables import each_row
 from jaxmech.models.decoder import Tap, forward
 from jaxmech.models.text import encode_prompts
 from jaxmech.study.context import Context
@@ -98,7 +99,7 @@ def lexical(ctx: Context, cards: pd.DataFrame) -> np.ndarray:
     """Whether each card's feature fires on its own trigger tokens in unrelated text, in at least half of the cases."""
     out, selection = [], ctx.selection(cards)
     texts, owners = [], []
-    for i, card in enumerate(cards.itertuples()):
+    for i, card in enumerate(each_row(cards)):
         for token in dict.fromkeys(card.top_tokens):
             texts += [frame.format(token if token.startswith(" ") else f" {token}") for frame in FRAMES]
             owners += [(i, frame.split("{}")[0]) for frame in FRAMES]
@@ -109,9 +110,9 @@ def lexical(ctx: Context, cards: pd.DataFrame) -> np.ndarray:
     order = {(row.layer, row.feature): k for k, row in enumerate(selection_order(cards))}
     fired: list[list[bool]] = [[] for _ in range(len(cards))]
     for j, (i, head) in enumerate(owners):
-        card = cards.iloc[i]
+        owner = cards.iloc[i]
         at = int(np.asarray(mask)[j].argmax()) + len(ctx.lm.tokenizer(head, add_special_tokens=False).input_ids) + 1
-        fired[i].append(bool((z[j, at : at + 2, order[card.layer, card.feature]] > 0).any()))
+        fired[i].append(bool((z[j, at : at + 2, order[owner.layer, owner.feature]] > 0).any()))
     for each in fired:
         out.append(bool(each) and float(np.mean(each)) >= 0.5)
     return np.array(out)

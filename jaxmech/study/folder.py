@@ -104,8 +104,8 @@ class RunFolder:
             write_json(temporary / "key.json", record)
             shutil.rmtree(self.stage(name), ignore_errors=True)
             temporary.rename(self.stage(name))
-            for folder in outcome.done_with:
-                shutil.rmtree(folder, ignore_errors=True)
+            for done in outcome.done_with:
+                shutil.rmtree(done, ignore_errors=True)
         except (OSError, SafetensorError) as error:  # safetensors reports a full disk by an error of its own
             shutil.rmtree(temporary, ignore_errors=True)
             reason = getattr(error, "strerror", None) or error

@@ -108,7 +108,8 @@ class Settings:
 def stage_keys(config: StudyConfig) -> dict[str, str]:
     """Each stage's hash: of its settings, of the files and revisions that these name, of the version and the source
     that it is made of, and of the hashes of the stages it reads."""
-    settings, keys = dataclasses.asdict(config), {}
+    settings = dataclasses.asdict(config)
+    keys: dict[str, str] = {}
     settings["model"] = (config.model, contents(config.model))
     settings["behavior"] = (config.behavior, _behavior(config.behavior))
     settings["dictionaries"]["path"] = (config.dictionaries.path, contents(config.dictionaries.path))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from jinja2 import UndefinedError
 
@@ -22,7 +23,7 @@ from jaxmech.study.keys import STAGES, Stage, stage_keys, with_ancestors
 try:
     import resource
 except ImportError:  # Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 
 _SECTIONS = {"contrast": "selection"}
@@ -119,7 +120,7 @@ def finish(config: StudyConfig, folder: RunFolder, report) -> None:
     """
     if finished(config, folder, report):
         return
-    records = {stage.name: folder.key(stage.name) for stage in STAGES}
+    records: dict[str, Any] = {stage.name: folder.key(stage.name) for stage in STAGES}
     results = {_SECTIONS.get(stage.name, stage.name): folder.results(stage.name) for stage in STAGES}
     results["stages"] = {name: record["seconds"] for name, record in records.items()}
     manifest = {

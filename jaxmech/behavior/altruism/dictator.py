@@ -132,7 +132,7 @@ class BankConfig(Checked):
                 "valence_words), which would let the model copy an answer; use other words in the worked examples"
             )
 
-    def _check_choices(self, name: str, allowed: tuple[str, ...]):
+    def _check_choices(self, name: str, allowed: tuple[str, ...]) -> None:
         unknown = [value for value in getattr(self, name) if value not in allowed]
         if unknown:
             raise ValueError(f"{name}: expected some of {', '.join(allowed)}; got {', '.join(unknown)}")
@@ -235,7 +235,7 @@ class _Family:
         """Pairs (two rows) and single prompts (one row), still unchecked."""
         prefix = self.prefix()
         for control, pair, asked in self._asked():
-            conditions = behavior.poles(control)[: len(asked)] if len(asked) == 2 else (control,)
+            conditions = behavior.poles(control) if control is None or len(asked) == 2 else (control,)
             yield [
                 self._row(prefix, condition, pair, word, question)
                 for condition, (word, question) in zip(conditions, asked, strict=True)

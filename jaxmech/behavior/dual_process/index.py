@@ -22,7 +22,7 @@ CLASSES = ("s2", "s1", "mixed", "silent", "neither")
 class Arm(NamedTuple):
     """index, se [K], pooled over families; families [A,K], their own differences."""
 
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]  # a tuple has a method of that name
     se: np.ndarray
     families: np.ndarray
 

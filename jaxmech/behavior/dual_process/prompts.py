@@ -55,7 +55,8 @@ def build_items(per_generator: int = 16, seed: int = 0, rendering: Rendering = P
 
 def _distinct(generator: Generator, count: int, seed: int) -> list[tuple[int, Twins]]:
     """Items whose conflict questions all differ, wordings in turn."""
-    random, seen, out = qa.rng("dual process", seed, generator.name), set(), []
+    random, seen = qa.rng("dual process", seed, generator.name), set()
+    out: list[tuple[int, Twins]] = []
     missed = 0
     while len(out) < count and missed < 50 * (len(out) + 20):  # draws in a row without a new item: there are no more
         missed += 1

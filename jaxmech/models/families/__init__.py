@@ -56,9 +56,10 @@ def table_for(config: ModelConfig, gguf: bool = False) -> Table:
       ValueError: GGUF files of the family are not read.
     """
     family = FAMILIES[config.family]
-    if gguf and family.gguf_table is None:
+    table = family.gguf_table if gguf else family.table
+    if table is None:
         raise ValueError(f"GGUF files of {family.name} are not supported; use its safetensors")
-    return (family.gguf_table if gguf else family.table)(config)
+    return table(config)
 
 
 def _by_type(model_type: Any) -> Family:

@@ -125,7 +125,7 @@ def model_config(family: Family, hf: Mapping[str, Any]) -> ModelConfig:
 
 
 def _renamed(family: Family, hf: Mapping[str, Any]) -> dict[str, Any]:
-    renamed = {}
+    renamed: dict[str, Any] = {}
     for key, value in hf.items():
         name = family.renames.get(key, key)
         if value is not None and renamed.get(name) not in (None, value):

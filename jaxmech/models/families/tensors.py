@@ -53,7 +53,7 @@ def layer_rules(config: ModelConfig, prefix: str, names: Mapping[str, str], fix:
       fix: part or "norm" -> transform that makes the stored values Hugging Face's, applied first.
     """
     H, G, fix = config.n_heads, config.n_kv_heads, fix or {}
-    kernels = {
+    kernels: dict[str, tuple[Transform, Transform]] = {
         "attn/q": (partial(split_out, H), partial(split_heads, H)),
         "attn/k": (partial(split_out, G), partial(split_heads, G)),
         "attn/v": (partial(split_out, G), partial(split_heads, G)),

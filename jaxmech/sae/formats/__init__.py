@@ -101,7 +101,7 @@ def load_saes(
     with progress("reading dictionaries", len(found), unit="layers") as advance:
         given = ((place, Given(site, place.layer, k, model, batch_topk)) for place in counted(found, advance))
         saes = [_read(*one) for one in given]
-    by_layer = {}
+    by_layer: dict[int, SAE] = {}
     for sae, place in zip(saes, found, strict=True):
         number = sae.config.layers[0]
         if number in by_layer:

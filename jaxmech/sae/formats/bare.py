@@ -36,8 +36,13 @@ _OPENAI = {
     "pre_bias": ("b_dec", False),
 }
 _OPENAI_STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
-_OPENAI_SITES = {"resid_post_mlp": "resid_post", "resid_delta_mlp": "mlp_out", "resid_post_attn": "resid_mid",
-                 "resid_delta_attn": "attn_out", "mlp_post_act": None}  # fmt: skip
+_OPENAI_SITES: dict[str, str | None] = {
+    "resid_post_mlp": "resid_post",
+    "resid_delta_mlp": "mlp_out",
+    "resid_post_attn": "resid_mid",
+    "resid_delta_attn": "attn_out",
+    "mlp_post_act": None,
+}
 _OPENAI_K = 32
 _QWEN = {"W_enc": ("W_enc", True), "b_enc": ("b_enc", False), "W_dec": ("W_dec", True), "b_dec": ("b_dec", False)}
 
@@ -84,15 +89,15 @@ def _goodfire(path: Path, tensors: dict[str, np.ndarray], given: Given):
 
 def _openai(path: Path, tensors: dict[str, np.ndarray], given: Given):
     place = re.search(rf"({'|'.join(_OPENAI_SITES)})(_v\w+)?/autoencoders/(\d+)\.pt$", described(path))
-    first = bool(place) and not str(place[2]).startswith("_v5")
+    first = place is not None and not str(place[2]).startswith("_v5")
     default = "ReLU" if first else "TopK"
-    activation, after, k = (tensors.pop(name, None) for name in
-                            ("activation", "activation_state_dict.postact_fn", "activation_state_dict.k"))  # fmt: skip
-    activation = default if activation is None else str(activation)
+    said, after, stored = (tensors.pop(name, None) for name in
+                           ("activation", "activation_state_dict.postact_fn", "activation_state_dict.k"))  # fmt: skip
+    activation = default if said is None else str(said)
     if activation not in ("ReLU", "TopK") or str("ReLU" if after is None else after) != "ReLU":
         raise ValueError(f"{path}: activation: expected ReLU, or TopK followed by ReLU, got {activation}, {after}")
     top = activation == "TopK"
-    k = agree(path, "k", None if k is None else int(k), given.k) if top else None
+    k = agree(path, "k", None if stored is None else int(stored), given.k) if top else None
     d_sae, d_in = matrix_shape(path, tensors, "encoder.weight")
     config = SAEConfig(
         d_in=d_in,
@@ -123,7 +128,7 @@ def _qwen(path: Path, tensors: dict[str, np.ndarray], given: Given):
         k=k,
         subtract_b_dec=False,
         site=agree(path, "site", cfg.get("hook_point", "resid_post"), given.site),
-        layers=(agree(path, "layer", int(re.search(r"\d+", path.name)[0]), given.layer),),
+        layers=(agree(path, "layer", int(re.findall(r"\d+", path.name)[0]), given.layer),),
         l0=(k,),
         model=agree(path, "model", model, given.model),
     )

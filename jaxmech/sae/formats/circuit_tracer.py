@@ -55,28 +55,30 @@ def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
         raise ValueError(f"{path}: {CONFIG}: {'; '.join(faults)}")
     if path.is_dir():
         raise ValueError(f"{path}: expected layer_0.safetensors, layer_1.safetensors, ... beside {CONFIG}")
+    layer = layer_of(path)
+    assert layer is not None  # `matches`
     site, site_out = (_site(cfg, key, path) for key in ("feature_input_hook", "feature_output_hook"))
     tensors = read_tensors(path)
-    k = tensors.pop("k", None)
+    stored, k = tensors.pop("k", None), None
     d_sae, d_in = matrix_shape(path, tensors, "W_enc")
     activation = cfg.get("activation") or "jumprelu"
     if activation == "jumprelu" and "activation_function.threshold" not in tensors:
         activation = "relu"
     refuse_rank(path, given._replace(k=None) if activation == "topk" else given, activation)
     if activation == "topk":
-        k = agree(path, "k", None if k is None else int(k), cfg.get("k"))
+        k = agree(path, "k", None if stored is None else int(stored), cfg.get("k"))
         k = agree(path, "k", k, given.k, needed=True)
     config = SAEConfig(
         d_in=d_in,
         d_sae=d_sae,
         d_out=matrix_shape(path, tensors, "W_dec")[1],
         activation=activation,
-        k=k if activation == "topk" else None,
+        k=k,
         subtract_b_dec=False,
         skip="W_skip" in tensors,
         site=agree(path, "site", site, given.site, needed=True),
         site_out=site_out or "mlp_out",
-        layers=(agree(path, "layer", layer_of(path), given.layer),),
+        layers=(agree(path, "layer", layer, given.layer),),
         model=agree(path, "model", cfg.get("model_name"), given.model),
     )
     weights = assemble(path, tensors, _RULES, param_shapes(config))
@@ -94,7 +96,7 @@ def _config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         return {}
     try:
-        cfg = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+        cfg: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
     except (YAMLError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder / CONFIG} is damaged ({error}); download or copy it again") from None
     return cfg if isinstance(cfg, dict) and "model_kind" in cfg else {}

@@ -80,8 +80,8 @@ def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
         raise ValueError(f"{where}: {'; '.join(faults)}")
     kind, tensors = _CLASSES[trainer["dict_class"]], read_tensors(file)
     ranked = kind.batch or kind.activation == "topk"
-    k, learnt = tensors.pop("k", None) if ranked else None, tensors.pop("threshold", None) if kind.batch else None
-    k = agree(path, "k", None if k is None else int(k), trainer.get("k")) if ranked else None
+    stored, learnt = tensors.pop("k", None) if ranked else None, tensors.pop("threshold", None) if kind.batch else None
+    k = agree(path, "k", None if stored is None else int(stored), trainer.get("k")) if ranked else None
     k = agree(path, "k", k, given.k, needed=kind.activation == "topk" or given.batch_topk)
     model = agree(where, "model", trainer.get("lm_name"), given.model)
     site, layer = _locate(where, content, trainer, given, model)

@@ -7,9 +7,9 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 
@@ -30,6 +30,12 @@ class Given(NamedTuple):
     batch_topk: bool = False
 
 
+@overload
+def agree(where: str | Path, name: str, said: T | None, given: T | None, needed: Literal[True]) -> T: ...
+@overload
+def agree(where: str | Path, name: str, said: T, given: T | None) -> T: ...
+@overload
+def agree(where: str | Path, name: str, said: T | None, given: T | None, needed: bool) -> T | None: ...
 def agree(where: str | Path, name: str, said: T | None, given: T | None, needed: bool = False) -> T | None:
     """What the file says, or else the caller.
 
@@ -38,7 +44,7 @@ def agree(where: str | Path, name: str, said: T | None, given: T | None, needed:
     """
     if said is None and given is None and needed:
         raise ValueError(f"{where}: nothing in it says its {name}; say it: load_sae(..., {name}=)")
-    same = _same_model if name == "model" else lambda a, b: a == b
+    same: Callable[[Any, Any], bool] = _same_model if name == "model" else lambda a, b: a == b
     if said is not None and given is not None and not same(said, given):
         raise ValueError(f"{where}: {name}: the files say {said!r}, asked for {given!r}")
     return given if said is None else said

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def _read_second(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAECo
         if kind in ("crosscoder", "clt"):
             raise ValueError(f"{path}: a {_LONG[kind]}, which reads or writes several layers; not supported")
     tensors = read_tensors(path / SECOND)
-    if np.ndim(tensors.get("w_dec")) == 3:
+    if np.ndim(tensors.get("w_dec", 0)) == 3:
         raise ValueError(
             f"{path}: w_dec has an axis of layers: a crosscoder or a cross-layer transcoder; not supported"
         )
@@ -126,10 +126,10 @@ def _places(cfg: dict[str, Any], folder: str | None, name: str):
         faults.append(f"architecture: expected 'jump_relu', got {cfg.get('architecture')!r}")
     if cfg.get("type", "sae") not in ("sae", "transcoder"):
         faults.append(f"type: expected 'sae' or 'transcoder', got {cfg['type']!r}")
-    site, site_out = _SITES_2.get(folder, (None, None))
+    site, site_out = _SITES_2[folder] if folder in _SITES_2 else (None, None)
     layer = _last(r"layer_(\d+)", name)
     # An SAE's configuration names its output too, or leaves it empty.
-    points = {"hf_hook_point_in": site, "hf_hook_point_out": site_out}
+    points: dict[str, str | None] = {"hf_hook_point_in": site, "hf_hook_point_out": site_out}
     for key, expected in points.items():
         if not cfg.get(key):
             continue
@@ -149,7 +149,7 @@ def _model(named: str | None, name: str) -> str | None:
     repo = re.search(r"gemma-scope-2-(\w+-(?:pt|it))(?=/|$)", name)
     if named is None and repo is None:
         return None
-    model = (named or f"gemma-3-{repo[1]}").removeprefix("google/").replace("gemma-v3", "gemma-3")
+    model = (named or f"gemma-3-{cast(re.Match, repo)[1]}").removeprefix("google/").replace("gemma-v3", "gemma-3")
     return "google/" + ("gemma-3-270m" if model == "gemma-3-270m-pt" else model)
 
 

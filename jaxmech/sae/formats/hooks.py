@@ -69,7 +69,8 @@ def locate(
       ValueError: the names contradict each other or the caller, or nothing settles the site or the layer.
     """
     found = {f"{key} {name!r}": site_of(name, model) for key, name in names.items()}
-    sites, layers = ({place[i] for place in found.values()} - {None} for i in range(2))
+    sites = {site for site, _ in found.values() if site is not None}
+    layers = {layer for _, layer in found.values() if layer is not None}
     if len(layers) > 1 or (len(sites) > 1 and given.site not in sites):
         raise ValueError(
             f"{where}: its hook names contradict each other: {', '.join(found)}; if one is right, {remedy}"

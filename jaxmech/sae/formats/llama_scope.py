@@ -63,7 +63,7 @@ def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
         raise ValueError(f"{path / CONFIG}: {'; '.join(faults)}")
     site, layer = site_of(str(cfg["hook_point_in"]))
     site_out, layer_out = site_of(str(cfg["hook_point_out"]))
-    if None in (site, site_out) or layer != layer_out:
+    if site is None or site_out is None or layer != layer_out:
         raise ValueError(f"{path / CONFIG}: hook_point_in {cfg['hook_point_in']!r}, hook_point_out "
                          f"{cfg['hook_point_out']!r}: expected two known sites of one layer")  # fmt: skip
     top_k = cfg.get("top_k")

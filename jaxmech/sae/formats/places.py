@@ -205,12 +205,13 @@ def _choose(
 def _one_a_layer(source, names: Sequence[str], layers: Collection[int] | None, single: bool) -> list[str]:
     told = {name: layer_of(name) for name in names}
     if len(names) > 1 and any(layer is not None for layer in told.values()):
-        told = {name: layer for name, layer in told.items() if layer is not None}
+        known = {name: layer for name, layer in told.items() if layer is not None}
         if layers is not None:
-            if missing := sorted(set(layers) - set(told.values())):
+            if missing := sorted(set(layers) - set(known.values())):
                 raise ValueError(f"{source}: nothing for layer {', '.join(map(str, missing))}; it has layers "
-                                 f"{', '.join(map(str, sorted(set(told.values()))))}")  # fmt: skip
-            told = {name: layer for name, layer in told.items() if layer in layers}
+                                 f"{', '.join(map(str, sorted(set(known.values()))))}")  # fmt: skip
+            known = {name: layer for name, layer in known.items() if layer in layers}
+        told = {**known}
     if single and len(told) > 1:
         which = "the path of one" if layers else "load_sae(..., layer=) or the path of one"
         raise ValueError(f"{source}: holds {len(told)} dictionaries ({some(told)}); say which: {which}; a stack over "

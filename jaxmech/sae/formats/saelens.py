@@ -10,6 +10,7 @@ gate (a gated dictionary is a JumpReLU one), `rescale_acts_by_decoder_norm`, a f
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +96,7 @@ _OF_TRAINING = set(
 """Keys of every version's trainer that say nothing of what the dictionary computes."""
 
 _CENTRED = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
-_CORRECTED = {
+_CORRECTED: dict[str, dict[str, Any]] = {
     "Mistral-7B-Residual-Stream-SAEs": {"normalize_activations": "constant_norm_rescale"},
     "GPT2-Small-SAEs-Reformatted": _CENTRED,
     "GPT2-Small-Feature-Splitting-Experiment-Layer-8": _CENTRED,
@@ -117,7 +118,7 @@ def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
     """
     where = path / CONFIG_FILE
     repo = next((repo for repo in _CORRECTED if f"/{repo}/" in f"{described(path)}/"), None)
-    cfg, faults = _current(read_config(where) | _CORRECTED.get(repo, {}))
+    cfg, faults = _current(read_config(where) | _CORRECTED.get(repo or "", {}))
     faults += _faults(cfg, given)
     scale = None if faults else _input_scale(path, cfg, faults)
     if faults:
@@ -145,7 +146,7 @@ def _current(cfg: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             cfg["normalize_activations"] = _FOLDED if cfg["normalize_activations"] else "none"
         if "hook_z" in str(cfg["metadata"].get("hook_name")):
             cfg.setdefault("reshape_activations", "hook_z")
-    kind = KINDS.get(cfg.get("architecture"))
+    kind = KINDS.get(cfg.get("architecture", ""))
     cfg["normalize_activations"] = cfg.get("normalize_activations") or "none"
     cfg.setdefault("reshape_activations", "none")
     cfg.setdefault("apply_b_dec_to_input", not (kind and kind.transcoder))
@@ -155,7 +156,8 @@ def _current(cfg: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _faults(cfg: dict[str, Any], given: Given) -> list[str]:
     """Everything else wrong with a config."""
-    name, metadata = cfg.get("architecture"), cfg["metadata"]
+    name: Any = cfg.get("architecture")
+    metadata = cfg["metadata"]
     faults = [f"{key}: unknown key" for key in cfg if key not in _KEYS | _OF_TRAINING]
     if name in _REFUSED:
         faults.append(f"architecture: {name!r} is not supported: {_REFUSED[name]}")
@@ -240,12 +242,12 @@ def _config(where: Path, cfg: dict[str, Any], given: Given) -> SAEConfig:
     k = agree(where, "k", batch_k if given.batch_topk else cfg.get("k") if kind.ranked else None, given.k)
     rank = kind.activation in ("topk", "abstopk") or given.batch_topk
     l0 = metadata.get("l0")
-    slice_ = metadata.get("seqpos_slice") or ()
+    slice_: Sequence[Any] = metadata.get("seqpos_slice") or ()
     start = slice_[0] if len(slice_) > 1 else 0
     return SAEConfig(
         d_in=cfg["d_in"],
         d_sae=cfg["d_sae"],
-        d_out=cfg.get("d_out"),
+        d_out=cfg["d_in"] if cfg.get("d_out") is None else cfg["d_out"],
         activation="batchtopk" if given.batch_topk else kind.activation,
         k=k if rank else None,
         subtract_b_dec=cfg["apply_b_dec_to_input"],

@@ -97,6 +97,7 @@ def _cfg(c: SAEConfig, architecture: str) -> dict[str, Any]:
         config["d_out"] = c.d_out
         metadata["hook_name_out"] = HOOKS[c.site_out].format(c.layers[0])
     if kind.ranked:
+        assert c.k is not None
         config |= {"k": c.k if architecture in BATCH_TOPK else int(c.k), "rescale_acts_by_decoder_norm": False}
     return config
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 _CANONICAL_L0 = 100
@@ -126,6 +126,7 @@ class Known(NamedTuple):
         if self.l0 == "canonical":
             higher = (self.repo, place) == _CANONICAL_HIGHER
             return there[min(there, key=lambda l0: (abs(l0 - _CANONICAL_L0), -l0 if higher else l0))]
+        assert self.l0 is not None  # suites with several L0 ask for one in their short names
         wanted = int(self.l0.removeprefix("near-"))
         if self.l0.startswith("near-"):
             return there[min(there, key=lambda l0: (abs(l0 - wanted), l0))]
@@ -146,12 +147,15 @@ def find(short: str) -> Known | None:
     for suite in SUITES:
         if match := re.fullmatch(suite.name, short):
             fields = match.groupdict()
-            inside = re.sub(r"\{(\w+)\}", lambda field, of=fields: re.escape(of[field[1]]), suite.inside)
-            return Known(short, suite.repo.format(**fields), inside, fields.get("l0"))
+            return Known(short, suite.repo.format(**fields), _filled_in(suite.inside, fields), fields.get("l0"))
     if re.match(r"gemma-scope|llama-scope|qwen-scope|eleuther/|gpt2-small-oai", short):
         raise ValueError(f"source: {short!r} is no short name of a suite; they are like "
                          f"{', '.join(suite.example for suite in SUITES)}; nearest: {nearest(short, 0.0)}")  # fmt: skip
     return None
+
+
+def _filled_in(pattern: str, fields: Mapping[str, str]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda field: re.escape(fields[field[1]]), pattern)
 
 
 def nearest(source: str, cutoff: float = 0.6) -> str | None:
@@ -162,4 +166,4 @@ def nearest(source: str, cutoff: float = 0.6) -> str | None:
 
 def _layer(name: str) -> int:
     """Of a dictionary's path in any of these repositories."""
-    return int(re.search(r"(?:layers?[._]?|-L)(\d+)", name)[1])
+    return int(re.findall(r"(?:layers?[._]?|-L)(\d+)", name)[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,11 +34,12 @@ def assemble(
       ValueError: naming every unknown, missing, double and mis-shaped tensor, and every one with values that are not
         finite (a threshold of +inf is a feature that never fires, which some trainers write on purpose).
     """
-    found, faults = {}, []
+    found: dict[str, Any] = {}
+    faults = []
     for name, value in tensors.items():
         if name in ignore:
             continue
-        canonical, transposed = rules.get(name, (None, False))
+        canonical, transposed = rules.get(name, ("", False))
         if canonical not in shapes:
             faults.append(f"{name}: unknown tensor")
         elif canonical in found:

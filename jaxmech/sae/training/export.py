@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxmech.activations.stream import BatchStream
+from jaxmech.io.arguments import Array
 from jaxmech.sae.module import SAE, SAEConfig, make_sae
 from jaxmech.sae.training.config import SAETrainConfig
 from jaxmech.sae.training.step import TrainState, corrected
@@ -48,7 +49,7 @@ def _stack(config: SAETrainConfig, state: TrainState, stream: BatchStream, row: 
     )
 
 
-def canonical(config: SAETrainConfig, params: dict[str, np.ndarray], threshold: np.ndarray) -> dict[str, np.ndarray]:
+def canonical(config: SAETrainConfig, params: dict[str, np.ndarray], threshold: Array) -> dict[str, np.ndarray]:
     """A kind's own parameters [L',...] as E, b_enc, W_dec, b_dec and, for JumpReLU, threshold [L',F].
 
     Args:

@@ -71,7 +71,8 @@ def train_saes(
         raise ValueError("log_dir: tensorboard=True needs a folder to write to")
     mesh = checked_mesh(mesh, config, stream)
     checkpoints = Checkpoints(checkpoint_dir, _identity(config, stream, key)) if checkpoint_dir else None
-    state, rows = init_state(config, stream, key), []
+    state = init_state(config, stream, key)
+    rows: list[dict[str, Any]] = []
     if mesh is not None:
         state = jax.device_put(state, state_shardings(config, state, mesh))
     with ExitStack() as stack:

@@ -30,14 +30,14 @@ class Terms(NamedTuple):
     """loss: what is minimised, a scalar; error: x - y, [B,D]; and of the code: which features fired, [F], how many
     entries are active, and the smallest of them (inf if there is none)."""
 
-    loss: jax.Array
+    loss: jax.Array | float
     error: jax.Array
     fired: jax.Array
     active: jax.Array
     smallest: jax.Array
 
 
-def _terms(loss: jax.Array, error: jax.Array, code: jax.Array) -> Terms:
+def _terms(loss: jax.Array | float, error: jax.Array, code: jax.Array) -> Terms:
     """For a code [B,F]."""
     fires = code > 0
     return Terms(loss, error, fires.any(0), fires.sum(dtype=jnp.int32), jnp.min(jnp.where(fires, code, jnp.inf)))
@@ -122,7 +122,8 @@ def matryoshka(config: SAETrainConfig, p: Params, x: jax.Array, k: jax.Array, gu
     """
     pre = encode(config, p, x)
     code = jnp.where(kept(config, jax.lax.stop_gradient(pre), k, guess), pre, 0.0)
-    error, loss, start = x - p["b_dec"], 0.0, 0
+    loss: jax.Array | float = 0.0
+    error, start = x - p["b_dec"], 0
     for width in config.widths:
         error -= product(config)(code[:, start:width], p["W_dec"][start:width])
         loss, start = loss + jnp.mean(error**2), width

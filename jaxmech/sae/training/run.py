@@ -62,7 +62,6 @@ class TrainSettings(SAETrainConfig):
     model: str
     run_dir: str
     sparsity: Any  # a number or a list of numbers, which OmegaConf cannot say
-    prefixes: list[int] = dataclasses.field(default_factory=list)
     dtype: str = "float32"
     seed: int = 0
     text_file: str | None = None

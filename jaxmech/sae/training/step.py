@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -62,13 +64,14 @@ def init_state(config: SAETrainConfig, stream: BatchStream, key: jax.Array) -> T
     # A layer's draws depend on the layer alone, not on which others are trained beside it.
     keys = jax.vmap(partial(jax.random.fold_in, init_key))(jnp.asarray(stream.layers))
     rows = jax.vmap(lambda k: jax.random.normal(k, (F, D), jnp.float32))(keys)
+    normalised: Callable[..., jax.Array] = jax.vmap(partial(normalise, config))
     if config.init == "data":
         needed = -(-F // stream.batch_size)
         data = np.concatenate([np.asarray(stream.batch(i)) for i in range(needed)], axis=1)[:, :F]
         # A little noise keeps tokens that occur twice from making the same feature twice.
-        rows = 0.1 * rows + jax.vmap(partial(normalise, config))(data, mean, scale)
+        rows = 0.1 * rows + normalised(data, mean, scale)
     rows = rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
-    first = jax.vmap(partial(normalise, config))(stream.batch(0), mean, scale)
+    first = normalised(stream.batch(0), mean, scale)
     sparsity = jnp.asarray(config.sparsities, jnp.float32)
     params = jax.vmap(jax.vmap(partial(_init_params, config), (None, 0, 0)), (0, None, None))(sparsity, first, rows)
     lanes = (len(config.sparsities), L)
@@ -144,8 +147,8 @@ def train_step(
         metrics["threshold"] = jnp.exp(params["log_threshold"]).mean(-1)
     else:
         metrics["threshold"] = corrected(config, threshold, step).astype(jnp.float32)
-    state = state.replace(
-        step=step, params=params, optimizer=opt, silent=silent, last=last, threshold=threshold, l0=l0
+    state = dataclasses.replace(
+        state, step=step, params=params, optimizer=opt, silent=silent, last=last, threshold=threshold, l0=l0
     )  # fmt: skip
     if mesh is not None:
         state = jax.lax.with_sharding_constraint(state, state_shardings(config, state, mesh))

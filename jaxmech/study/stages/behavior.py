@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 import pandas as pd
@@ -67,9 +69,8 @@ def distributions(scored: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
     """Mean probability of each score, by condition: columns condition, share, probability."""
     rows = []
     for condition, part in scored.groupby("condition"):
-        probs = np.exp(
-            np.stack(part["logprobs"]) - np.logaddexp.reduce(np.stack(part["logprobs"]), axis=1, keepdims=True)
-        )
+        logprobs = np.stack(list(part["logprobs"]))
+        probs = np.exp(logprobs - np.logaddexp.reduce(logprobs, axis=1, keepdims=True))
         shares = np.round(values[part.index], 4)
         for share in np.unique(shares):
             rows.append(
@@ -80,7 +81,8 @@ def distributions(scored: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
 
 def summary(test: pd.DataFrame, effects: pd.DataFrame, spread: pd.DataFrame, ctx: Context) -> dict:
     """The numbers of results.json's `behavior`, and the gate."""
-    gate, by = ctx.config.gate, effects.set_index("contrast") if len(effects) else effects
+    gate = ctx.config.gate
+    by: Any = effects.set_index("contrast") if len(effects) else effects
     gating = [name for name in ctx.behavior.gating if name in ctx.behavior.paired("test")]
     if missing := [name for name in ("poles", *gating) if name not in by.index]:
         lost = ctx.behavior.words.varies if "poles" in missing else missing[0]
@@ -147,13 +149,13 @@ def sampling_check(ctx: Context, test: pd.DataFrame) -> dict:
     frame = pd.DataFrame(out, columns=["row", "score", "reason"])
     frame["condition"] = test.loc[frame["row"], "condition"].to_numpy()
     result: dict = {"samples": len(frame)}
-    for condition, part in frame.groupby("condition"):
-        valid = part["score"].dropna().astype(float)
+    for condition, group in frame.groupby("condition"):
+        valid = group["score"].dropna().astype(float)
         result[condition] = {
-            "valid": len(valid) / len(part),
+            "valid": len(valid) / len(group),
             "mean": float(valid.mean()) if len(valid) else None,
             "standard_error": float(valid.std(ddof=1) / np.sqrt(len(valid))) if len(valid) > 1 else None,
-            "exact_mean": float(test.loc[part["row"].unique(), "g"].mean()),
-            "invalid": part["reason"].dropna().value_counts().to_dict(),
+            "exact_mean": float(test.loc[group["row"].unique(), "g"].mean()),
+            "invalid": group["reason"].dropna().value_counts().to_dict(),
         }
     return result

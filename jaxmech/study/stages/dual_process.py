@@ -74,9 +74,9 @@ def answered(ctx: Context, items: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarra
     )
     # The selection lists features by layer, then in the order of `selected` within the layer.
     order = ctx.selected.reset_index().sort_values("layer", kind="stable")["index"].to_numpy()
-    z = np.concatenate(z)
-    out = np.empty_like(z)
-    out[:, order] = z
+    listed = np.concatenate(z)
+    out = np.empty_like(listed)
+    out[:, order] = listed
     return items, out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,7 +46,9 @@ def run(ctx: Context) -> Outcome:
     # As for the sets: only where the total effect's interval excludes 0, or a ratio to almost nothing would rule.
     rows = [effect_row(te, de, base, intervals) for te, de in zip(total[n:], direct[n:], strict=True)]
     each["proximity"] = pd.to_numeric(pd.Series([row["pi"] for row in rows], index=each.index))
-    results = {"sets": {row["set"]: {k: v for k, v in row.items() if k != "set"} for row in table.to_dict("records")}}
+    results: dict[str, Any] = {
+        "sets": {row["set"]: {k: v for k, v in row.items() if k != "set"} for row in table.to_dict("records")}
+    }
     results |= {key: results["sets"]["all"][key] for key in ("total_pp", "direct_pp", "pi")}
     results["effect_weighted_depth"] = weighted_depth(each)
     results["s2_minus_s1_within_layers"] = layer_matched(each, ctx.key("proximity.permutations"))
@@ -69,10 +72,10 @@ def effect_row(total: np.ndarray, direct: np.ndarray, base: ef.Side, key: jax.Ar
 
 def weighted_depth(each: pd.DataFrame) -> dict[str, float]:
     """Mean layer of each class, weighted by |total effect|."""
-    out = {}
+    out: dict[str, float] = {}
     for name, part in each.groupby("class"):
         weight = part["total"].abs()
-        out[name] = float((part["layer"] * weight).sum() / weight.sum()) if weight.sum() > 0 else float("nan")
+        out[str(name)] = float((part["layer"] * weight).sum() / weight.sum()) if weight.sum() > 0 else float("nan")
     return out
 
 

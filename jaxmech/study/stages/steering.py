@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ def run(ctx: Context) -> Outcome:
     slopes = family_slopes(alphas, doses, neutral, inside if inside.sum() >= 2 else np.abs(alphas) <= 1)
     slope = mean_effect(slopes, key=ctx.key("steering.slope"))
     specific = specificity(ctx, vector)
-    results = {
+    results: dict[Any, Any] = {
         "steered": list(on),
         "slope_pp": 100 * slope.value,
         "slope_ci": [100 * slope.low, 100 * slope.high],
@@ -183,7 +184,7 @@ def comparators(ctx: Context, neutral: Steered, vector: jax.Array) -> pd.DataFra
     frame = pd.DataFrame(
         [dict(name=n, kind=k, slope_pp=100 * s.mean()) for (n, k, _), s in zip(named, slopes, strict=True)]
     )
-    observed = frame.loc[0, "slope_pp"]
+    observed: Any = frame.loc[0, "slope_pp"]
     null = {name: part["slope_pp"].to_numpy() for name, part in frame[frame["kind"] == "null"].groupby("name")}
     frame.attrs = {
         "slope_at_one_pp": observed,
