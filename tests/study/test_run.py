@@ -1,7 +1,6 @@
 """A study resumes where it stood, recomputes only what changed, and gives the numbers of an uninterrupted run."""
 
 import dataclasses
-import json
 import os
 
 import numpy as np
@@ -13,69 +12,7 @@ from jaxmech.io.settings import build
 from jaxmech.study import effects as ef
 from jaxmech.study import run as runner
 from jaxmech.study.config import StudyConfig
-from jaxmech.study.folder import Outcome, RunFolder, read_json
-
-
-def numbers(folder):
-    results = read_json(folder / "results.json")
-    results.pop("stages")
-    return results
-
-
-@pytest.mark.slow
-def test_a_whole_study_resumes_to_the_same_numbers(small_study, tmp_path, monkeypatch):
-    whole = runner.run_study(small_study)
-    interrupted = dataclasses.replace(small_study, run_dir=str(tmp_path / "again"))
-    # Killed in the middle of training, after a checkpoint of step 6 of 12, and once more before the last stage.
-    from jaxmech.sae.training import loop as training
-
-    original = training.train_step
-    calls = []
-
-    def dies(*args):
-        calls.append(1)
-        if len(calls) == 9:
-            raise KeyboardInterrupt
-        return original(*args)
-
-    monkeypatch.setattr(training, "train_step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        runner.run_study(interrupted)
-    monkeypatch.setattr(training, "train_step", original)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(runner.STAGES[-1].__class__, "run", killed_at("transfer", runner.STAGES[-1].__class__.run))
-        runner.run_study(interrupted)
-    again = runner.run_study(interrupted)
-    a, b = numbers(whole), numbers(again)
-    a["dictionaries"].pop("source"), b["dictionaries"].pop("source")  # the folder's own name
-    assert json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
-    required = {
-        "behavior": {"words", "mean_plus", "mean_minus", "shift_pp", "ci", "controls", "mass", "gate"},
-        "selection": {"features_total", "features_live", "selected", "share", "expected_false"},
-        "dual_process": {"s1", "s2", "mixed", "neither", "silent", "defined"},
-        "patching": {"recovered_to_plus", "recovered_to_minus", "p_random"},
-        "steering": {"slope_pp", "usable_range", "p_random"},
-    }
-    for section, keys in required.items():
-        assert keys <= set(a[section]), section
-    assert all({"slope", "ci"} <= set(game) for game in a["transfer"].values())
-    records = read_json(again / "manifest.json")["stages"]
-    assert all(record["environment"]["packages"]["jax"] for record in records.values())
-    assert {path.name for path in again.iterdir()} == {"manifest.json", "results.json", "stages", ".lock"}
-    assert (again / "stages/dictionaries/saes/layer_0").is_dir()  # what was trained is kept with its stage
-    states = dict(runner.plan(interrupted))
-    assert set(states.values()) == {"kept"}
-    changed = dict(runner.plan(build(StudyConfig, {"transfer": {"families": 1}}, interrupted)))
-    assert [name for name, state in changed.items() if state == "changed"] == ["transfer"]
-
-
-def killed_at(name, original):
-    def run(stage, context):
-        if stage.name == name:
-            raise KeyboardInterrupt
-        return original(stage, context)
-
-    return run
+from jaxmech.study.folder import Outcome, RunFolder
 
 
 def test_keys_change_with_what_a_stage_depends_on(small_study):

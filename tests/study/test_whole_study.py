@@ -1,4 +1,7 @@
-"""Each stage of one study on a tiny model, against what its tables must be by definition."""
+"""One whole study on a tiny model: what each stage leaves, by definition, and that a killed one resumes to the same."""
+
+import dataclasses
+import json
 
 import chex
 import numpy as np
@@ -7,11 +10,13 @@ import pytest
 
 from jaxmech.behavior.behavior import poles
 from jaxmech.behavior.scoring import allocate, encode_table
+from jaxmech.io.settings import build
 from jaxmech.sae.collect import run_decision
 from jaxmech.sae.formats import load_saes
 from jaxmech.study import run as runner
+from jaxmech.study.config import StudyConfig
 from jaxmech.study.context import Context
-from jaxmech.study.folder import RunFolder
+from jaxmech.study.folder import RunFolder, read_json
 from jaxmech.study.tables import TABLES
 
 pytestmark = pytest.mark.slow
@@ -127,3 +132,64 @@ def test_steering_and_transfer(finished, word_lm):
         alone = allocate(word_lm, task.prompts, encode_table(word_lm, task.prompts))
         assert tasks.loc[name, "baseline"] == pytest.approx(alone["g"].mean(), abs=1e-4)
     assert isinstance(folder.table("transfer", "curves"), pd.DataFrame)
+
+
+def numbers(folder):
+    results = read_json(folder / "results.json")
+    results.pop("stages")
+    return results
+
+
+def test_a_killed_study_resumes_to_the_same_numbers(finished, tmp_path, monkeypatch):
+    config, whole, _ = finished
+    interrupted = dataclasses.replace(config, run_dir=str(tmp_path / "again"))
+    # Killed in the middle of training, after a checkpoint of step 6 of 12, and once more before the last stage.
+    from jaxmech.sae.training import loop as training
+
+    original = training.train_step
+    calls = []
+
+    def dies(*args):
+        calls.append(1)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(training, "train_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_study(interrupted)
+    monkeypatch.setattr(training, "train_step", original)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner.STAGES[-1].__class__, "run", killed_at("transfer", runner.STAGES[-1].__class__.run))
+        runner.run_study(interrupted)
+    again = runner.run_study(interrupted)
+    a, b = numbers(whole.path), numbers(again)
+    a["dictionaries"].pop("source"), b["dictionaries"].pop("source")  # the folder's own name
+    assert json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+    required = {
+        "behavior": {"words", "mean_plus", "mean_minus", "shift_pp", "ci", "controls", "mass", "gate"},
+        "selection": {"features_total", "features_live", "selected", "share", "expected_false"},
+        "dual_process": {"s1", "s2", "mixed", "neither", "silent", "defined"},
+        "patching": {"recovered_to_plus", "recovered_to_minus", "p_random"},
+        "steering": {"slope_pp", "usable_range", "p_random"},
+    }
+    for section, keys in required.items():
+        assert keys <= set(a[section]), section
+    assert all({"slope", "ci"} <= set(game) for game in a["transfer"].values())
+    records = read_json(again / "manifest.json")["stages"]
+    assert all(record["environment"]["packages"]["jax"] for record in records.values())
+    assert {path.name for path in again.iterdir()} == {"manifest.json", "results.json", "stages", ".lock"}
+    assert (again / "stages/dictionaries/saes/layer_0").is_dir()  # what was trained is kept with its stage
+    states = dict(runner.plan(interrupted))
+    assert set(states.values()) == {"kept"}
+    changed = dict(runner.plan(build(StudyConfig, {"transfer": {"families": 1}}, interrupted)))
+    assert [name for name, state in changed.items() if state == "changed"] == ["transfer"]
+
+
+def killed_at(name, original):
+    def run(stage, context):
+        if stage.name == name:
+            raise KeyboardInterrupt
+        return original(stage, context)
+
+    return run
