@@ -267,9 +267,8 @@ def test_positions_count_and_slots_do_not(lm, tokenizer):
         ch.choice_distribution(model, ["a" * 22], ["1"])
     with pytest.raises(ValueError, match="^prompt 1: 24 tokens, worked examples included, and 2 .* 24 positions"):
         jm.make_prompts(model, ["a", "a" * 13], ["1"], prefixes=["b" * 10, "b" * 10])
-    table = pd.DataFrame(
-        dict(prefix=["b" * 10] * 2, query=["a", "a" * 13], stake=1, amounts=[[0, 1]] * 2, reverse=False)
-    )
+    asked = dict(prefix=["b" * 10] * 2, query=["a", "a" * 13], answers=[["0", "1"]] * 2, score=[[0.0, 1.0]] * 2)
+    table = pd.DataFrame(asked)
     with pytest.raises(ValueError, match="^prompt 1: 24 tokens"):
         encode_table(model, table)
 

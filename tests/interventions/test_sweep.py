@@ -88,7 +88,7 @@ def test_feature_sets_and_donors(lm, saes, prompts):
     """A function of the point, with the dictionaries and donors shared by all points."""
     resid, spans = jnp.swapaxes(vector(5, 3), 0, 1), at_last(L, prompts.tokens.shape[1])
     sets = [ed.select(pairs, L, 2) for pairs in ([(1, 3), (3, 5)], [(3, 0), (3, 1)], [(1, 2)], [])]
-    build = Partial(patch_edit, saes=saes, resid=resid, spans=spans)
+    build = Partial(patch_edit, saes=saes, donor=resid, spans=spans)
     got = engine.sweep(lm.config, lm.params, prompts, build, stack(*sets)).logprobs
     want = one_by_one(lm, prompts, [patch_edit(s, saes, resid, spans) for s in sets])
     np.testing.assert_allclose(got, want, atol=2e-4)
