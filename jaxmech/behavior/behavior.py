@@ -79,8 +79,8 @@ class Words:
       outcome: what the score means; it is shown in per cent.
       levels: what scores of 0, one half and 1 are called.
       tasks: what other tasks are called.
-      setting: how the poles are put to the model, as the beginning of a sentence; about: whose method and prompts these
-        are, a paragraph of the report.
+      setting: how the poles are put to the model, as the beginning of a sentence, ending in ", ".
+      about: whose method and prompts these are, a paragraph of the report.
     """
 
     plus: str = "plus"
@@ -116,8 +116,11 @@ class Behavior:
 
     def __post_init__(self):
         check_prompts(self.prompts)
+        check_families(self.prompts)
         for name, task in self.transfer.items():
             check_prompts(task.prompts, f"transfer {name}, prompt", ("family", "prefix", "query", "answers", "score"))
+            if twice := task.prompts["family"][task.prompts["family"].duplicated()].tolist():
+                raise ValueError(f"transfer {name}: family {twice[0]} has several prompts; a family has one")
         unsaid = {name for name, _ in map(control_of, self.prompts["condition"]) if name} - set(self.controls)
         if unsaid:
             raise ValueError(f"controls: prompts of {', '.join(sorted(unsaid))} are there, but not what it rules out")
@@ -127,9 +130,10 @@ class Behavior:
         return f"Behavior({self.name!r}: {len(self.prompts)} prompts in {families} families, {controls} controls)"
 
     def paired(self, split: str) -> list[str]:
-        """The controls that have prompts of both poles in a split."""
-        there = set(self.prompts.loc[self.prompts["split"] == split, "condition"])
-        return [name for name in self.controls if set(poles(name)) <= there]
+        """The controls that have pairs in at least two families of a split."""
+        part = self.prompts[self.prompts["split"] == split]
+        count = part.groupby("condition")["family"].nunique()
+        return [name for name in self.controls if count.get(poles(name)[0], 0) >= 2]
 
     @property
     def gating(self) -> list[str]:
@@ -170,6 +174,28 @@ def check_prompts(prompts: pd.DataFrame, row: str = "prompt", columns: Sequence[
         none := [pole for pole in ("plus", "minus") if pole not in set(prompts["condition"])]
     ):
         raise ValueError(f"{row}s: none has the condition {' or '.join(none)}, of which a behaviour is made")
+
+
+def check_families(prompts: pd.DataFrame) -> None:
+    """Refuses prompts that are not whole pairs, one of a kind, each family in one split.
+
+    Raises:
+      ValueError: names the prompt or the family.
+    """
+    place = ["family", "condition", "pair"]
+    if twice := prompts["id"][prompts["id"].duplicated() | prompts.duplicated(place)].tolist():
+        raise ValueError(f"prompt {twice[0]}: stands twice; an id, or a family's pair in a condition, names one prompt")
+    split = prompts.groupby("family")["split"].nunique()
+    if len(torn := split[split > 1]):
+        raise ValueError(f"family {torn.index[0]}: stands in several splits; what is worded alike is in one")
+    where = {name: set(map(tuple, part[["family", "pair"]].to_numpy())) for name, part in prompts.groupby("condition")}
+    for control in dict.fromkeys(control_of(condition)[0] for condition in where):
+        plus, minus = poles(control)
+        if alone := where.get(plus, set()) ^ where.get(minus, set()):
+            family, pair = min(alone, key=str)
+            raise ValueError(
+                f"family {family}, pair {pair}: expected a prompt of both {plus} and {minus}, got one of them"
+            )
 
 
 def _fault(row: Mapping[Any, Any]) -> str:

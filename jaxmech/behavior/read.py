@@ -9,9 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from jaxmech.behavior.behavior import Behavior, Control, Words, check_prompts, control_of, shared_prefix, split_of
+from jaxmech.behavior.behavior import (
+    COLUMNS,
+    Behavior,
+    Control,
+    Words,
+    check_families,
+    check_prompts,
+    control_of,
+    shared_prefix,
+    split_of,
+)
 
 FORMATS = (".jsonl", ".csv", ".parquet")
 _WORDS = Words()
@@ -44,7 +55,9 @@ def read_behavior(name: str, words: Words = _WORDS, rules_out: Mapping[str, str]
     prompts, rules_out = complete(_table(path)), dict(rules_out or {})
     controls = dict.fromkeys(name for name, _ in map(control_of, prompts["condition"]) if name)
     if unknown := sorted(set(rules_out) - set(controls)):
-        raise ValueError(f"controls: {', '.join(unknown)} have no prompts in {path}; it has {', '.join(controls)}")
+        raise ValueError(
+            f"controls: {', '.join(unknown)} have no prompts in {path}; it has {', '.join(controls) or 'none'}"
+        )
     return Behavior(path.stem, words, prompts, {name: Control(rules_out.get(name, "")) for name in controls})
 
 
@@ -60,6 +73,9 @@ def complete(table: pd.DataFrame) -> pd.DataFrame:
     if missing := [name for name in ("family", "condition", "answers", "score") if name not in table]:
         raise ValueError(f"prompts: the columns {', '.join(missing)} are missing")
     table["family"] = table["family"].astype(str)
+    table["score"], answers = table["score"].map(_plain), table["answers"].map(_plain)
+    several = any(isinstance(one, list) for row in answers if isinstance(row, list) for one in row)
+    table["answers"] = [_alike(row) if several and isinstance(row, list) else row for row in answers]
     table["condition"] = [_condition(name) for name in table["condition"]]
     if "text" in table and "query" not in table:
         if bad := [str(at) for at, text in enumerate(table["text"]) if not isinstance(text, str) or not text]:
@@ -74,12 +90,17 @@ def complete(table: pd.DataFrame) -> pd.DataFrame:
         table["prefix"] = ""
     if "pair" not in table:
         table["pair"] = table.groupby(["family", "condition"]).cumcount()
+    elif table["pair"].isna().any():
+        raise ValueError("pair: some rows have one and others none; give it in all rows, or in none")
     if "split" not in table:
         table["split"] = table["family"].map(split_of(table["family"]))
     if "id" not in table:
         table["id"] = table["family"] + "/" + table["condition"] + "/" + table["pair"].astype(str)
+    others = {name: table[name].astype(str) for name in table if name not in COLUMNS}  # of one type, to be kept
+    table = table.assign(**others)
     check_prompts(table)
-    _check_families(table)
+    check_families(table)
+    _check_splits(table)
     return table.reset_index(drop=True)
 
 
@@ -89,27 +110,30 @@ def _condition(name: Any) -> Any:
     return f"{name}:neutral" if alone else name
 
 
-def _check_families(table: pd.DataFrame) -> None:
-    if twice := table["id"][table["id"].duplicated()].tolist():
-        raise ValueError(f"prompt {twice[0]}: stands twice; an id, or a family's pair in a condition, names one prompt")
-    split = table.groupby("family")["split"].nunique()
-    if len(torn := split[split > 1]):
-        raise ValueError(f"family {torn.index[0]}: stands in several splits; what is worded alike is in one")
+def _check_splits(table: pd.DataFrame) -> None:
     for name in ("selection", "test"):
-        part = table[table["split"] == name]
-        both = part[part["condition"].isin(["plus", "minus"])].groupby(["family", "pair"])["condition"].nunique() == 2
-        count = both[both].index.get_level_values("family").nunique()
-        if count < 2:
+        part = table[(table["split"] == name) & (table["condition"] == "plus")]
+        if (count := part["family"].nunique()) < 2:
             raise ValueError(
                 f"split {name}: expected at least two families with a pair of plus and minus, got {count}; families "
                 "are the unit of inference"
             )
 
 
+def _plain(value: Any) -> Any:
+    """Lists in place of arrays, at every depth."""
+    return [_plain(one) for one in value] if isinstance(value, list | tuple | np.ndarray) else value
+
+
+def _alike(answers: list) -> list:
+    """Answers as lists of spellings throughout, where one of them is such a list: a column has one type."""
+    return [one if isinstance(one, list) else [one] for one in answers]
+
+
 def _table(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".jsonl":
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").split("\n")  # others of Unicode's line ends may stand in a text
             return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
@@ -124,12 +148,15 @@ def _made(name: str) -> Behavior:
     module, _, function = name.partition(":")
     sys.path.insert(0, "")  # the folder that the command is called in, as with python -m
     try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+        make = getattr(importlib.import_module(module), function, None)
+        if not callable(make):
+            raise ImportError(f"{module} has no function {function!r}")
+        made = make()  # what it imports is looked for in the same places
+    except (ImportError, ValueError) as error:
         raise ValueError(f"behavior: {name} names no function of a module that can be imported: {error}") from error
     finally:
         sys.path.remove("")
-    made = make()
     if not isinstance(made, Behavior):
         raise ValueError(f"behavior: {name} returned {type(made).__name__}, expected a jaxmech Behavior")
+    _check_splits(made.prompts)
     return made

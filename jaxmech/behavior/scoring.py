@@ -19,7 +19,6 @@ from jaxmech.answers.score import Choices, cache_prefix, score
 from jaxmech.answers.trie import build_tries
 from jaxmech.io.arguments import Array
 from jaxmech.io.reprs import short_repr
-from jaxmech.io.tables import each_row
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params
 from jaxmech.models.language_model import LanguageModel
@@ -46,15 +45,19 @@ def encode_table(lm: LanguageModel, table: pd.DataFrame, *, batch: int = 4) -> E
     Raises:
       ValueError: prefix and query do not tokenise apart, or an answer cannot be written after a query.
     """
-    for row in each_row(table):
-        check_apart(lm.tokenizer, row.prefix, row.query)
-    prefixes, index = np.unique(table["prefix"].to_numpy(str), return_inverse=True)
-    longest = max(len(token_ids(lm.tokenizer, q)) for q in table["query"])
-    tokens, mask = encode_prompts(lm, list(table["query"]), length=-(-longest // 8) * 8, bos=False)
     trie = build_tries(lm, list(table["query"]), [list(row) for row in table["answers"]])
     values = np.zeros((len(table), max(map(len, table["score"]))), np.float32)
     for i, score_of in enumerate(table["score"]):
         values[i, : len(score_of)] = score_of
+    if (table["prefix"] == "").any():  # then nothing is shared, and every text begins as the model wants it
+        prompts = Prompts(*encode_prompts(lm, list(table["prefix"] + table["query"])), trie)
+        check_length(lm.config, prompts)
+        return Encoded(prompts, jnp.asarray(values))
+    for before, query in zip(table["prefix"], table["query"], strict=True):
+        check_apart(lm.tokenizer, before, query)
+    prefixes, index = np.unique(table["prefix"].to_numpy(str), return_inverse=True)
+    longest = max(len(token_ids(lm.tokenizer, q)) for q in table["query"])
+    tokens, mask = encode_prompts(lm, list(table["query"]), length=-(-longest // 8) * 8, bos=False)
     prompts = Prompts(tokens, mask, trie, prefix=Prefix(*encode_prompts(lm, list(prefixes)), jnp.asarray(index)))
     check_length(lm.config, prompts)
     return Encoded(cache_prefix(lm.config, lm.params, prompts, batch=batch), jnp.asarray(values))

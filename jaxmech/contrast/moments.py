@@ -97,7 +97,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 
 
 def pool_families(m: Moments) -> Moments:
-    """All families merged into one (K = 1): what a correlation over every prompt of a stance needs."""
+    """All families merged into one (K = 1): what a correlation over every prompt of a pole needs."""
     axis = {name: 0 for name in ("n",)} | {name: 1 for name in ("mean_g", "m2_g")}
     take = lambda k: Moments(  # noqa: E731
         **{f: jnp.take(v, jnp.array([k]), axis=axis.get(f, v.ndim - 2)) for f, v in m._asdict().items()}
@@ -109,7 +109,7 @@ def pool_families(m: Moments) -> Moments:
 
 
 def correlation_with_g(m: Moments) -> np.ndarray:
-    """Pearson correlation of z with the share given within stance, [2,L,F]; 0 where either is constant."""
+    """Pearson correlation of z with the score within a pole, [2,L,F]; 0 where either is constant."""
     pooled = pool_families(m)
     spread = np.sqrt(np.asarray(pooled.m2)[:, :, 0] * np.asarray(pooled.m2_g)[:, None])
     return np.divide(np.asarray(pooled.c_zg)[:, :, 0], spread, out=np.zeros_like(spread), where=spread > 0)

@@ -28,7 +28,7 @@ class Rule(Checked):
     d_z: float = 0.8
     sign: float = 0.9
     sign_sparse: float = 0.75
-    sparse_below: float = 0.9  # a feature that fires in fewer pairs than this, in either stance, counts as sparse
+    sparse_below: float = 0.9  # a feature that fires in fewer pairs than this, at either pole, counts as sparse
     auroc: float = 0.85
     fires: float = 0.25
     density: float = 0.2

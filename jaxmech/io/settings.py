@@ -96,17 +96,17 @@ def build(kind: type[Settings], given: Mapping[str, Any], base: Settings | None 
     """
     _refuse_unknown(kind, given, base, section)
     with _within(section):
-        typed = dict(_typed(kind, given, base))
+        typed = dict(_typed(kind, given, base, section))
         return kind(**typed) if base is None else dataclasses.replace(base, **typed)
 
 
-def _typed(kind: type, given: Mapping[str, Any], base: Any = None) -> Iterator[tuple[str, Any]]:
+def _typed(kind: type, given: Mapping[str, Any], base: Any = None, section: str = "") -> Iterator[tuple[str, Any]]:
     """Each value given as its field's type says."""
     hints, fields = typing.get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
     for name, value in given.items():
         if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
             under = getattr(base, name, None) if base is not None else _default(fields[name])
-            yield name, build(hints[name], value, under, name)
+            yield name, build(hints[name], value, under, f"{section}.{name}" if section else name)
         else:
             yield name, _value(name, value, hints[name])
 
@@ -174,8 +174,14 @@ def _within(section: str) -> Iterator[None]:
     """Puts a section's name in front of the key that a ValueError begins with."""
     try:
         yield
+    except _Named:
+        raise
     except ValueError as error:
-        raise ValueError(f"{section}.{error}" if section else str(error)) from error
+        raise _Named(f"{section}.{error}" if section else str(error)) from error
+
+
+class _Named(ValueError):
+    """Begins with a key and all its sections already."""
 
 
 def find_config(path: str | Path) -> Path:
@@ -240,4 +246,4 @@ def _refuse_unknown(kind: type, given: Mapping[str, Any], base: Any, section: st
     if base is None and (missing := [name for name in required if name not in given]):
         faults.insert(0, f"missing configuration key {', '.join(dot + name for name in missing)}")
     if faults:
-        raise ValueError("; ".join(faults))
+        raise _Named("; ".join(faults))

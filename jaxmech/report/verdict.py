@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxmech.behavior.behavior import Control
 from jaxmech.report import formats as fm
 from jaxmech.report.words import Said
 
@@ -301,7 +302,12 @@ def needed(said: Said, *, moves: bool) -> list[str]:
 
 
 def untried(name: str, said: Said) -> str:
-    return f"“{said.contrast(name).lower()}” was not tried, so that it is not ruled out {said.controls[name].rules_out}"
+    return f"“{said.contrast(name).lower()}” was not tried{open_to(said.controls[name])}"
+
+
+def open_to(control: Control) -> str:
+    """What a control that came out otherwise leaves open."""
+    return f", so that it is not ruled out {control.rules_out}" if control.rules_out else ""
 
 
 def as_good_at_random(steering: Mapping[str, Any]) -> list[str]:
@@ -322,13 +328,12 @@ def unspecific(steering: Mapping[str, Any], said: Said) -> list[str]:
         elif control.moves and low <= 0:
             doubts.append(
                 f"under “{said.contrast(name).lower()}” the {said.outcome} "
-                f"{'goes down' if high < 0 else 'does not go up'} ({slope_text(conditions[name])}), so that it is not "
-                f"ruled out {control.rules_out}"
+                f"{'goes down' if high < 0 else 'does not go up'} ({slope_text(conditions[name])})"
+                f"{open_to(control)}"
             )
         elif not control.moves and not low <= 0 <= high:
             doubts.append(
-                f"“{said.contrast(name).lower()}” moves as well ({slope_text(conditions[name])}), so that it is not "
-                f"ruled out {control.rules_out}"
+                f"“{said.contrast(name).lower()}” moves as well ({slope_text(conditions[name])}){open_to(control)}"
             )
     return doubts
 

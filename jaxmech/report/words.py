@@ -27,7 +27,7 @@ class Said(Words):
         return {"plus": self.plus, "minus": self.minus}.get(pole, pole)
 
     def towards(self, direction: str) -> str:
-        """of "to_plus": towards generous."""
+        """ "to_plus" -> towards the name of plus."""
         return f"towards {self.pole(direction.removeprefix('to_'))}"
 
     def contrast(self, name: str) -> str:

@@ -20,7 +20,7 @@ FRAMES = (
     "The weather report on the radio said{} and then it ended.",
     "On the shelf next to the blue box there was{} last week.",
 )
-"""Sentences that have nothing to do with any game, into which trigger tokens are put."""
+"""Sentences that have nothing to do with any behaviour, into which trigger tokens are put."""
 
 
 def feature_cards(ctx: Context, picked: pd.DataFrame) -> pd.DataFrame:

@@ -7,12 +7,16 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from jaxmech.activations.text import require_source
 from jaxmech.behavior.altruism.altruism import games
 from jaxmech.behavior.altruism.dictator import BankConfig
 from jaxmech.behavior.arithmetic import one_digit_sums
 from jaxmech.behavior.dual_process.prompts import build_items
+from jaxmech.behavior.prompts import check_boundary, memoized
 from jaxmech.io.settings import renamed
 from jaxmech.models.load import DTYPES
 from jaxmech.models.outline import Outline, outline
@@ -94,12 +98,20 @@ def _about(key: str) -> Iterator[None]:
 def _check_prompts(config: StudyConfig, model: Outline, stages: set[str]) -> None:
     """Every prompt can be written with this tokenizer, and there is text enough for a batch of the training."""
     tokenizer = model.tokenizer()
-    with renamed(
-        {"families": "transfer.families"} | {f.name: f"bank.{f.name}" for f in dataclasses.fields(BankConfig)}
-    ):
-        prompts = open_behavior(config, tokenizer).prompts
+    if config.behavior == "altruism":
+        sections = {"families": "transfer.families"} | {
+            f.name: f"bank.{f.name}" for f in dataclasses.fields(BankConfig)
+        }
+    else:
+        sections = {"controls": "words.controls"}
+    with renamed(sections):
+        behavior = open_behavior(config, tokenizer)
         if "transfer" in stages and config.behavior == "altruism":
             games(config.transfer.families, tokenizer, seed=config.seed)
+    prompts = behavior.prompts
+    if config.behavior != "altruism":
+        for table in (prompts, *(task.prompts for task in behavior.transfer.values())):
+            _check_written(table, memoized(tokenizer))
 
     def length(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False).input_ids)
@@ -121,3 +133,11 @@ def _check_prompts(config: StudyConfig, model: Outline, stages: set[str]) -> Non
                 f"dictionaries.batch: a batch of {config.dictionaries.batch} activations is more than the text has, at "
                 f"most {most}; raise text.count or text.length, or lower it"
             )
+
+
+def _check_written(table: pd.DataFrame, tokenizer: Any) -> None:
+    """Refuses prompts whose tokens are not those of prefix, query and answer, one after the other."""
+    for row in table.to_dict("records"):
+        answers = [spelling for one in row["answers"] for spelling in ([one] if isinstance(one, str) else one)]
+        if reason := check_boundary(tokenizer, row["prefix"], row["query"], answers).reason:
+            raise ValueError(f"behavior: prompt {row.get('id', row['family'])}: {reason}")

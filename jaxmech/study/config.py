@@ -8,11 +8,13 @@ from pathlib import Path
 
 from jaxmech.behavior.altruism.dictator import BankConfig
 from jaxmech.behavior.behavior import Words
+from jaxmech.behavior.read import FORMATS
 from jaxmech.contrast.selection import Rule
 from jaxmech.io.settings import Checked, load_settings
 from jaxmech.sae.training.config import SAETrainConfig
 
-_LARGEST_SEED = 2**31 - 8  # stages add small numbers to it, and JAX, NumPy and pandas all have to take it
+_LARGEST_SEED = 2**31 - 8  # JAX, NumPy and pandas all have to take it
+_BANK = BankConfig(selection=32, development=8, test=8, stakes=(10, 20))
 _FEWEST_FAMILIES = 6
 
 
@@ -33,6 +35,12 @@ class StudyWords(Checked, Words):
     """What a behaviour of one's own calls things; `controls` says what each control rules out."""
 
     controls: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, said in self.controls.items():
+            if not isinstance(said, str):
+                raise ValueError(f"controls.{name}: expected what it rules out, in words, got {said!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +193,7 @@ class SteeringSettings(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class TransferSettings(Checked):
-    """Other tasks: families of each game, coefficients, random directions."""
+    """Other tasks: families of each task, coefficients, random directions."""
 
     families: int = 6
     alphas: list[float] = dataclasses.field(default_factory=lambda: [-1.0, 0.0, 1.0])
@@ -205,7 +213,7 @@ class TransferSettings(Checked):
 class StudyConfig(Checked):
     """Every parameter of a study, in sections; in Python a section may be a dictionary.
 
-    `configs/quickstart.yaml` comments each. behavior: "altruism", whose prompts `bank` builds; a file of prompts, or
+    `configs/quickstart.yaml` comments most. behavior: "altruism", whose prompts `bank` builds; a file of prompts, or
     `module:function`, see `jaxmech.behavior.read`, whose words are in `words`.
     """
 
@@ -216,7 +224,7 @@ class StudyConfig(Checked):
     batch: int = 16
     behavior: str = "altruism"
     words: StudyWords = StudyWords()
-    bank: BankConfig = BankConfig()
+    bank: BankConfig = _BANK
     gate: GateSettings = GateSettings()
     text: TextSettings = TextSettings()
     dictionaries: DictionarySettings = DictionarySettings()
@@ -259,10 +267,10 @@ class StudyConfig(Checked):
         for name in ("model", "run_dir", "behavior"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a name, got ''")
-        if self.behavior != "altruism" and self.bank != BankConfig():
+        if self.behavior != "altruism" and self.bank not in (_BANK, BankConfig()):
             raise ValueError(f"bank: it builds the prompts of altruism, yet behavior is {self.behavior}, with its own")
-        if self.behavior == "altruism" and self.words != StudyWords():
-            raise ValueError("words: altruism has its own; they are for a behavior of one's own")
+        if Path(self.behavior).suffix not in FORMATS and self.words != StudyWords():
+            raise ValueError(f"words: {self.behavior} has its own; they are for a file of prompts")
         for name in ("selection", "test") if self.behavior == "altruism" else ():
             if (got := getattr(self.bank, name)) < _FEWEST_FAMILIES:
                 raise ValueError(

@@ -8,9 +8,12 @@ nor the modules in `_NO_NUMBERS`. Source is read as Python writes it out, so ano
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import hashlib
 import importlib
+import importlib.util
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -145,11 +148,17 @@ def contents(name: str | None) -> list:
 
 
 def _behavior(name: str) -> list:
-    """What a behaviour of one's own is made of: a file's facts, or the source of the module that makes it."""
+    """What a behaviour of one's own is made of: a file's facts, or the source of the module, or the package, that
+    makes it; what that reads or imports is not seen."""
     module = name.partition(":")[0]
     if ":" in name and not Path(name).expanduser().exists():
-        file = Path(*module.split(".")).with_suffix(".py")
-        return [hashlib.sha256(file.read_bytes()).hexdigest()] if file.is_file() else []
+        near = Path(*module.split("."))
+        files = [file for file in (near.with_suffix(".py"), *sorted(near.glob("*.py"))) if file.is_file()]
+        if not files and module not in sys.builtin_module_names:
+            with contextlib.suppress(ImportError, ValueError):
+                found = importlib.util.find_spec(module)
+                files = [Path(found.origin)] if found and found.origin else []
+        return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
     return contents(name) if Path(name).expanduser().exists() else []
 
 

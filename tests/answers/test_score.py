@@ -123,6 +123,7 @@ def test_of_answers_that_begin_alike_the_longer_takes_its_part(lm):
     np.testing.assert_allclose(got.sum(1), any_of_them, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 0.5])
 def test_probabilities_are_never_more_than_everything(lm, step):
     """Every string over two digits, or with half amounts between, is at most a partition of what can happen."""
@@ -130,6 +131,7 @@ def test_probabilities_are_never_more_than_everything(lm, step):
     assert float(ch.choice_distribution(lm, PROMPTS, amounts).mass.max()) <= 1.0 + 1e-5
 
 
+@pytest.mark.slow
 def test_expectation_is_differentiable(lm):
     tokens, mask = jm.encode_prompts(lm, PROMPTS)
     prompts = jm.Prompts(tokens, mask, build_tries(lm, PROMPTS, [AMOUNTS] * 3))
@@ -174,6 +176,7 @@ def test_a_shared_prefix_is_the_text_before_the_prompt(lm):
         ch.score(lm.config, lm.params, prompts, edits={"mlp_out": (donor,)})
 
 
+@pytest.mark.slow
 def test_reading_out_in_pieces_changes_nothing(lm, monkeypatch):
     prompts = jm.make_prompts(lm, PROMPTS, AMOUNTS)
     _, out = ch.score(lm.config, lm.params, prompts)

@@ -19,6 +19,7 @@ def table():
     return pd.DataFrame(rows)
 
 
+@pytest.mark.slow
 def test_shared_prefixes_equal_whole_prompts(lm, table):
     encoded = sc.encode_table(lm, table, batch=2)
     scored = sc.allocate(lm, table, encoded, batch=3)

@@ -116,6 +116,7 @@ def test_correlated_but_dense_or_rare_features_fail():
     assert set(np.flatnonzero(chosen.chosen)) == {2}
 
 
+@pytest.mark.slow
 def test_permutation_p_equals_a_plain_loop():
     d = np.random.default_rng(3).normal(0.4, 1.0, (12, 6)).astype(np.float32)
     R, key = 256, jax.random.key(5)

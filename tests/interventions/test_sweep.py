@@ -78,6 +78,7 @@ def test_at_every_token_of_a_shared_prefix(lm, prompts, site):
     assert np.abs(want[0] - want[2]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_values_of_each_prompt_part_the_prefix(lm, prompts):
     own = [{"resid_post": (add_vector(jnp.swapaxes(vector(3, 3), 0, 1), everywhere(L)),)}]
     got = engine.sweep(lm.config, lm.params, prompts, stack(*own)).logprobs
@@ -95,6 +96,7 @@ def test_feature_sets_and_donors(lm, saes, prompts):
     np.testing.assert_allclose(got[-1], ch.score(lm.config, lm.params, prompts)[0].logprobs, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_donors_that_speak_of_every_token_lose_those_that_are_cached(lm, prompts):
     T, M = prompts.tokens.shape[1], prompts.trie.tokens.shape[1]
     for length in (T, T + M):
@@ -144,6 +146,7 @@ class Damp(ed.Edit):
         return -self.share[:, None, None] * self.by_token[..., None] * x
 
 
+@pytest.mark.slow
 def test_a_kind_of_ones_own_is_its_change_alone(lm, prompts):
     """With no prefix, so that it can be told from one forward pass over the same tokens, choice by choice."""
     B, T = prompts.tokens.shape

@@ -67,6 +67,7 @@ def test_causal_attention_in_blocks_equals_all_at_once(lm, T, cached):
     np.testing.assert_allclose(blocks[mask], at_once[mask], **TIGHT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_layers", [1, 2, 4])
 def test_ends_apart_change_nothing(lm, tokens, n_layers):
     c = tiny_config(n_layers=n_layers, is_local=lm.config.is_local[:n_layers])

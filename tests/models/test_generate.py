@@ -173,6 +173,7 @@ def test_buckets_waste_less_than_half():
     assert all(n <= bucket(n) < 1.5 * n for n in range(9, 3000))
 
 
+@pytest.mark.slow
 def test_sampling_follows_the_distribution(model, tokens):
     row = jnp.repeat(tokens[:1], 4000, axis=0)
     first = write(model, row, max_new_tokens=1, temperature=1.5, key=jax.random.key(0))[:, 0]
@@ -346,6 +347,7 @@ def test_crossing_longropes_original_context_recomputes_the_text(pad):
         generate(phi.config, phi.params, prompt[:, :2], max_new_tokens=12, cache=(prefix,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [dict(), dict(temperature=1.0, key=KEY), dict(temperature=1.0, top_p=0.9, key=KEY)])
 def test_there_is_no_next_token_after_nan(lm, tokens, how):
     """In one row of three, from the second new token on."""

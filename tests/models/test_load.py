@@ -586,6 +586,7 @@ def test_no_head_and_no_flag_that_ties_it(name, head, tied, tmp_path):
 # Tokenizers of one's own ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_model_without_a_tokenizer(folder, tmp_path):
     plain = load_model(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):

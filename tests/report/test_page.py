@@ -189,6 +189,7 @@ def test_tokens_from_a_model_cannot_become_markup(page_of, run_of):
     assert "<b>half</b> of it" in page_of("finding").text
 
 
+@pytest.mark.slow
 def test_optional_tables_may_be_missing_named_ones_may_not(run_of, tmp_path):
     folder, config, manifest = run_of("finding")
     copy = RunFolder(tmp_path / "copy")

@@ -100,6 +100,7 @@ def test_moments_equal_a_plain_loop(lm, saes, alone, name):
     assert np.asarray(m.c_zg).any() and np.asarray(m.m2_d).any()
 
 
+@pytest.mark.slow
 def test_moments_equal_the_formula_over_all_codes_at_once(lm, saes):
     got, runs = collected(lm, saes)
     want = empty_moments(2, K, F)

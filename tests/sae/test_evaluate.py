@@ -151,6 +151,7 @@ def plain_loss(logits):
     return total, n
 
 
+@pytest.mark.slow
 def test_loss_recovered_is_a_plain_loop():
     sae = random_sae()
     table = loss_recovered(CONFIG, PARAMS, sae, TOKENS, MASK, forward_batch=2).set_index("layer")

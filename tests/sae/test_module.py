@@ -82,6 +82,7 @@ def compare(sae, x):
     np.testing.assert_allclose(jax.jit(lambda s, x: s(x))(sae, x), y, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subtract", [True, False])
 @pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk", "abstopk", "batchtopk"])
 def test_formulas(activation, subtract):
@@ -130,6 +131,7 @@ def test_topk_ties_keep_exactly_k():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk"])
 def test_stack_is_each_layer_alone(activation):
     singles = [random_sae(activation, layers=(layer,), seed=layer) for layer in (2, 7, 4)]

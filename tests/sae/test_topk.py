@@ -8,6 +8,7 @@ import pytest
 from jaxmech.sae.topk import largest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guess", [1e-6, 1.0, 1e9])
 @pytest.mark.parametrize("n", [1, 40, 300])
 def test_largest_is_numpys(n, guess):

@@ -31,6 +31,7 @@ def test_totals_are_those_of_whole_codes(options, tile):
     assert found.total.shape == (2, F)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [4, 15, 64])
 def test_tokens_count_as_often_as_they_are_said_to(rows):
     """As if each stood that often in x; what counts 0 times may be anything."""

@@ -40,6 +40,10 @@ def test_overrides_win():
         ("selection.budget=0", "selection.budget: expected a share above 0"),
         ("selection.budget=2", "selection.budget: expected a share"),
         ("dual_process.cut=5", "dual_process.cut: expected less than 1"),
+        (
+            "dictionaries.train.lrr=1",
+            "configuration key 'dictionaries.train.lrr' .did you mean 'dictionaries.train.lr'",
+        ),
         ("rule.q=3", "rule.q: expected a share from 0 to 1"),
         ("rule_q=.05", "'rule_q' is now 'rule.q'"),
         ("sae_features=9", "'sae_features' is now 'dictionaries.train.d_sae'"),

@@ -68,9 +68,29 @@ def test_the_whole_study_in_its_own_words(own_study):
     assert {state for _, state in runner.plan(own_study)} == {"kept"}
 
 
+@pytest.mark.slow
+def test_with_no_controls_no_neutral_prompts_no_shared_line_and_several_spellings(own_study, file):
+    """What is steered is both poles then, by family, and no control is drawn that was not tried."""
+    given = [row for row in rows(neutral=False) if ":" not in row["condition"]]
+    for row in given:
+        row |= {"text": row["text"].replace("\n", " "), "answers": ["1", ["5", "five"], "9"]}
+    file.write_text("".join(json.dumps(row) + "\n" for row in given))
+    path = runner.run_study(build(StudyConfig, {"words": {"controls": {}}}, own_study), report=write_report)
+    results, folder = read_json(path / "results.json"), RunFolder(path)
+    prompts = folder.table("behavior", "prompts")
+    assert (prompts["prefix"] == "").all() and prompts["answers"].iloc[0][1].tolist() == ["5", "five"]
+    assert results["steering"]["steered"] == ["plus", "minus"]
+    assert results["steering"]["families"] == results["behavior"]["families"] == prompts["family"].nunique()
+    assert "control-selected features" not in set(folder.table("patching", "bars")["name"])
+    dose = folder.table("steering", "dose").set_index("alpha")
+    assert dose.loc[0.0, "g"] == pytest.approx(prompts["g"].mean(), abs=1e-4)
+
+
 def test_what_a_table_may_leave_out(file, tmp_path):
     made = read_behavior(str(file), Words(plus="quick"), {"tide": "that it is the tide"})
     prompts = made.prompts
+    file.write_text(file.read_text().replace("How much", "How\u2028much"))  # no end of a line in JSON
+    assert len(read_behavior(str(file)).prompts) == 35
     assert made.name == "paces" and made.controls["tide"] == Control("that it is the tide") and len(prompts) == 35
     assert set(prompts["split"]) >= {"selection", "test"} and (prompts["pair"] == 0).all() and prompts["id"].is_unique
     assert (prompts["prefix"] + prompts["query"] == [row["text"] for row in rows()]).all()
@@ -111,6 +131,14 @@ def test_a_function_makes_one(tmp_path, monkeypatch, file):
         (lambda r: [row.pop("family") for row in r], "the columns family are missing"),
         (lambda r: [row.update(pair=0) for row in r] and r.append(r[0]), "prompt bakery/plus/0: stands twice"),
         (lambda r: [row.update(condition="plus") for row in r], "none has the condition minus"),
+        (lambda r: r.pop(1), "family bakery, pair 0: expected a prompt of both plus and minus, got one"),
+        (lambda r: r.pop(3), "family bakery, pair 0: expected a prompt of both ink:plus and ink:minus, got one"),
+        (lambda r: r[3].update(pair=0), "pair: some rows have one and others none"),
+        (
+            lambda r: [row.update(id=str(i), pair=0) for i, row in enumerate(r)] and r.append(r[0] | {"id": "x"}),
+            "twice",
+        ),
+        (lambda r: [row.update(split="test" if i else "selection") for i, row in enumerate(r)], "in several splits"),
         (lambda r: r.__delitem__(slice(7, None)), "split selection: expected at least two families .*got"),
         (lambda r: [row.update(messages=[]) for row in r], "messages need a model's chat template"),
         (lambda r: r.clear(), "are missing"),
@@ -132,6 +160,10 @@ def test_other_mistakes_are_named(tmp_path, file, small_study):
         read_behavior(str(tmp_path / "bad.jsonl"))
     with pytest.raises(ValueError, match="controls: moon have no prompts in .*; it has ink, tide"):
         read_behavior(str(file), rules_out={"moon": "that it is the moon"})
+    with pytest.raises(ValueError, match="^words: paces:make has its own"):
+        StudyConfig("tiny", "x", behavior="paces:make", words=WORDS)
+    with pytest.raises(ValueError, match="^words.controls.ink: expected what it rules out, in words, got 3"):
+        build(StudyConfig, {"words": {"controls": {"ink": 3}}}, small_study)
     with pytest.raises(ValueError, match="bank: it builds the prompts of altruism"):
         build(StudyConfig, {"behavior": str(file)}, small_study)
 

@@ -88,7 +88,7 @@ def summary(test: pd.DataFrame, effects: pd.DataFrame, spread: pd.DataFrame, ctx
         lost = ctx.behavior.words.varies if "poles" in missing else missing[0]
         raise ValueError(
             f"behavior: no pair of {lost} is left in two test families after the check of pairs; see the excluded "
-            "pairs' reasons, and choose words with equally many tokens in this model's tokenizer"
+            "pairs' reasons"
         )
     shift = by.loc["poles"]
     plus, minus = (test[test["condition"] == name] for name in poles())
@@ -139,9 +139,10 @@ def sampling_check(ctx: Context, test: pd.DataFrame) -> dict:
     for start in range(0, len(rows), 4):
         part = rows[np.minimum(np.arange(start, start + 4), len(rows) - 1)]
         prompts, _ = take(encoded, np.repeat(part, n))
+        longest = max(6, int(np.asarray(prompts.trie.depth).max()) + 2)
         ids = generate(
-            ctx.lm.config, ctx.lm.params, prompts.tokens, mask=prompts.mask, cache=prompts.cache, max_new_tokens=6,
-            temperature=1.0, key=jax.random.fold_in(rng, start),
+            ctx.lm.config, ctx.lm.params, prompts.tokens, mask=prompts.mask, cache=prompts.cache,
+            max_new_tokens=longest, temperature=1.0, key=jax.random.fold_in(rng, start),
         )  # fmt: skip
         texts = tokenizer.batch_decode(np.asarray(ids))
         for i, row in enumerate(np.repeat(part[: len(rows) - start], n)):

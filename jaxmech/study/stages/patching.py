@@ -45,19 +45,21 @@ def run(ctx: Context) -> Outcome:
             )
             return effect
 
-        points = ef.stack_selections(ctx, [ef.pairs_of(ctx.selected), sets["control_selected"], *sets["random"]])
+        points = ef.stack_selections(ctx, [ef.pairs_of(ctx.selected), *sets["control_selected"], *sets["random"]])
         patch = partial(pa.patch_features, *model, saes, donor=donor.resid)
         g = ef.sweep_sets(patch, points, base.values, what=f"patching {direction}")
         observed = bar("selected features", "effect", g[0])
-        bar("control-selected features", "control", g[1])
+        first = 1 + len(sets["control_selected"])
+        for control in g[1:first]:
+            bar("control-selected features", "control", control)
         gap_total = float(gap.sum())
-        null = np.array([ef.by_family(row - base.g, base).sum() / gap_total for row in g[2:]])
+        null = np.array([ef.by_family(row - base.g, base).sum() / gap_total for row in g[first:]])
         null_rows.append(pd.DataFrame(dict(direction=direction, recovered=null)))
         bars.append(
             dict(
                 direction=direction, name="matched random features", kind="control", recovered=float(null.mean()),
                 low=float(np.percentile(null, 2.5)), high=float(np.percentile(null, 97.5)),
-                change_pp=100 * float((g[2:] - base.g).mean()),
+                change_pp=100 * float((g[first:] - base.g).mean()),
             )
         )  # fmt: skip
         references(ctx, base, donor, bar)
@@ -98,9 +100,11 @@ def control_sets(ctx: Context, features: pd.DataFrame) -> dict:
     random = controls.matched_sets(
         chosen, fires, grid("strength"), layers, sets=ctx.config.patching.random_sets, key=ctx.key("patching.sets")
     )
+    if not features["control_d_z"].any():  # no control was there to select by
+        return {"random": random, "control_selected": []}
     control, taken = [], set(chosen)
     ranked = features[features["live"]].sort_values("control_d_z", key=np.abs, ascending=False, kind="stable")
     for layer, count in ctx.selected["layer"].value_counts().sort_index().items():
         at = [pair for pair in ef.pairs_of(ranked[ranked["layer"] == layer]) if pair not in taken]
         control += at[:count]
-    return {"random": random, "control_selected": control}
+    return {"random": random, "control_selected": [control]}

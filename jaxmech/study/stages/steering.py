@@ -15,7 +15,7 @@ from jaxmech.answers.trie import answer_ids
 from jaxmech.behavior.arithmetic import one_digit_sums
 from jaxmech.behavior.behavior import poles
 from jaxmech.behavior.scoring import take, with_outcomes
-from jaxmech.contrast.statistics import mean_effect, p_from_normal_null, p_from_null
+from jaxmech.contrast.statistics import family_means, mean_effect, p_from_normal_null, p_from_null
 from jaxmech.interventions import steering as st
 from jaxmech.interventions.controls import matched_sets, random_directions
 from jaxmech.interventions.sweep import in_chunks
@@ -58,7 +58,7 @@ def run(ctx: Context) -> Outcome:
         else None,
         **effects.attrs,
         "specificity": specific,
-        "families": len(neutral.rows),
+        "families": len(set(ctx.families(neutral.rows))),
         "norm_share": norm_share(ctx, vector, neutral),
     }
     tables = {"dose": dose.merge(cost, on="alpha"), "comparators": effects.reset_index(drop=True)}
@@ -93,6 +93,10 @@ class Steered:
     def expected(self, choices: Choices) -> np.ndarray:
         return ef.expected(choices, self.values)
 
+    def by_family(self, values: np.ndarray) -> np.ndarray:
+        """Means within families of values [B]: where both poles are steered, a family has two prompts."""
+        return family_means(values, self.ctx.families(self.rows))
+
 
 def direction(ctx: Context, features: pd.DataFrame | None = None) -> jax.Array:
     """v_l = sum_j mean(dz_j) D_j of the selected features (or some of them), [L,D], from the selection families."""
@@ -106,7 +110,7 @@ def dose_table(prompts: Steered, alphas: np.ndarray, doses: Choices) -> pd.DataF
     rows, key = [], prompts.ctx.key("steering.dose")
     for alpha, each in zip(alphas, doses.logprobs, strict=True):
         out = with_outcomes(pd.DataFrame(index=prompts.rows), each, np.asarray(prompts.values))
-        effect = mean_effect(out["g"].to_numpy(), key=key)
+        effect = mean_effect(prompts.by_family(out["g"].to_numpy()), key=key)
         rows.append(
             dict(alpha=alpha, g=effect.value, g_low=effect.low, g_high=effect.high)
             | out[["mass", "p_zero", "p_half", "p_all"]].mean().to_dict()
@@ -116,7 +120,7 @@ def dose_table(prompts: Steered, alphas: np.ndarray, doses: Choices) -> pd.DataF
 
 def family_slopes(alphas: np.ndarray, doses: Choices, prompts: Steered, inside: np.ndarray) -> np.ndarray:
     """Least-squares slope of the score per unit of alpha, by family, [B]."""
-    return np.polyfit(alphas[inside], prompts.expected(doses)[inside], 1)[0]
+    return prompts.by_family(np.polyfit(alphas[inside], prompts.expected(doses)[inside], 1)[0])
 
 
 def costs(ctx: Context, vector: jax.Array, alphas: np.ndarray) -> pd.DataFrame:

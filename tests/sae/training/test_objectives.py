@@ -139,6 +139,7 @@ def test_bfloat16_product():
         assert (f"tensor<{n}x{n}xbf16>" in text) == half
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_products_sum_in_float32(kind):
     p, x = problem(kind)
