@@ -91,7 +91,7 @@ def test_nothing_to_screen_is_said(lm, saes, prompts):
     for wrong, message in (([[(1, 3), (1, 3)]], "listed twice"), ([[(2, 3)]], "does not exist"), ([[3]], "pairs")):
         with pytest.raises(ValueError, match=message):
             screens.screen(lm.config, lm.params, prompts, saes, wrong, donor)
-    with pytest.raises(ValueError, match=r"resid: expected the donors' \[L,B,D\] = \[4, 4, 32\].*got .*\[4, 2, 32\]"):
+    with pytest.raises(ValueError, match=r"donor: expected the donors' \[L,B,D\] = \[4, 4, 32\].*got .*\[4, 2, 32\]"):
         screens.screen(lm.config, lm.params, prompts, saes, [[(1, 3)]], donor[:, :2])
 
 
