@@ -188,7 +188,9 @@ def check_families(prompts: pd.DataFrame) -> None:
     split = prompts.groupby("family")["split"].nunique()
     if len(torn := split[split > 1]):
         raise ValueError(f"family {torn.index[0]}: stands in several splits; what is worded alike is in one")
-    where = {name: set(map(tuple, part[["family", "pair"]].to_numpy())) for name, part in prompts.groupby("condition")}
+    where = {
+        str(name): set(map(tuple, part[["family", "pair"]].to_numpy())) for name, part in prompts.groupby("condition")
+    }
     for control in dict.fromkeys(control_of(condition)[0] for condition in where):
         plus, minus = poles(control)
         if alone := where.get(plus, set()) ^ where.get(minus, set()):

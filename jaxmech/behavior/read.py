@@ -96,7 +96,7 @@ def complete(table: pd.DataFrame) -> pd.DataFrame:
         table["split"] = table["family"].map(split_of(table["family"]))
     if "id" not in table:
         table["id"] = table["family"] + "/" + table["condition"] + "/" + table["pair"].astype(str)
-    others = {name: table[name].astype(str) for name in table if name not in COLUMNS}  # of one type, to be kept
+    others = {str(name): table[name].astype(str) for name in table if name not in COLUMNS}  # of one type, to be kept
     table = table.assign(**others)
     check_prompts(table)
     check_families(table)
