@@ -203,7 +203,7 @@ def cache_prefix(
     share it, unless edits tell these apart.
 
     Args:
-      batch: prefixes in one pass, all by default; with a batch they are unedited.
+      batch: prefixes in one pass, all by default; edits that tell prompts apart need all in one.
     """
     if prompts.prefix is None:
         return prompts
@@ -217,7 +217,10 @@ def cache_prefix(
         parts, count = [], len(prefix.tokens)
         for start in range(0, count, batch):
             rows = np.minimum(np.arange(start, start + batch), count - 1)  # filled up: one program for all
-            part, real = run(prefix.tokens[rows], mask=prefix.mask[rows]).cache, np.arange(min(batch, count - start))
+            part, real = (
+                run(prefix.tokens[rows], mask=prefix.mask[rows], edits=here).cache,
+                np.arange(min(batch, count - start)),
+            )
             parts.append(jax.tree.map(lambda axis, leaf, real=real: jnp.take(leaf, real, axis), _ROWS, part))
         cache = jax.tree.map(lambda axis, *leaves: jnp.concatenate(leaves, axis), _ROWS, *parts)
     assert cache is not None

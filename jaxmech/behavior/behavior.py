@@ -12,12 +12,13 @@ control's pole, such as "valence:plus", "valence:minus", "valence:neutral".
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from jaxmech.behavior.prompts import digest
 
 COLUMNS = ("id", "family", "split", "pair", "condition", "prefix", "query", "answers", "score")
 SPLITS = ("selection", "development", "test")
@@ -117,6 +118,8 @@ class Behavior:
     def __post_init__(self):
         check_prompts(self.prompts)
         check_families(self.prompts)
+        if missing := [name for name in EXCLUDED if name not in self.exclusions]:
+            raise ValueError(f"exclusions: the columns {', '.join(missing)} are missing")
         for name, task in self.transfer.items():
             check_prompts(task.prompts, f"transfer {name}, prompt", ("family", "prefix", "query", "answers", "score"))
             if twice := task.prompts["family"][task.prompts["family"].duplicated()].tolist():
@@ -135,10 +138,9 @@ class Behavior:
         count = part.groupby("condition")["family"].nunique()
         return [name for name in self.controls if count.get(poles(name)[0], 0) >= 2]
 
-    @property
-    def gating(self) -> list[str]:
-        """Those that the gate and the rule compare with."""
-        return [name for name, control in self.controls.items() if control.gate and not control.moves]
+    def gating(self, split: str) -> list[str]:
+        """Those of them that the gate and the rule compare with."""
+        return [name for name in self.paired(split) if self.controls[name].gate and not self.controls[name].moves]
 
     def said(self) -> dict[str, Any]:
         """Its name, its words and what its controls rule out, as JSON keeps them."""
@@ -170,9 +172,7 @@ def check_prompts(prompts: pd.DataFrame, row: str = "prompt", columns: Sequence[
     for at, one in enumerate(prompts.to_dict("records")):
         if fault := _fault(one):
             raise ValueError(f"{row} {one.get('id', at)}: {fault}")
-    if "condition" in columns and (
-        none := [pole for pole in ("plus", "minus") if pole not in set(prompts["condition"])]
-    ):
+    if "condition" in columns and (none := [pole for pole in poles() if pole not in set(prompts["condition"])]):
         raise ValueError(f"{row}s: none has the condition {' or '.join(none)}, of which a behaviour is made")
 
 
@@ -225,12 +225,17 @@ def _several(value: Any) -> bool:
     return isinstance(value, list | tuple | np.ndarray)
 
 
+def spellings(answer: str | Sequence[str]) -> Sequence[str]:
+    """The strings that an answer stands for."""
+    return [answer] if isinstance(answer, str) else answer
+
+
 def parse_choice(row: Mapping[str, Any], text: str) -> Parsed:
     """The score of the allowed answer that a sampled text begins with: the longest such, not followed by more of a
     word."""
     text, found = text.strip(), []
     for score, answer in zip(row["score"], row["answers"], strict=True):
-        for spelling in [answer] if isinstance(answer, str) else answer:
+        for spelling in spellings(answer):
             said = str(spelling).strip()
             if text.startswith(said) and not text[len(said) : len(said) + 1].isalnum():
                 found.append((len(said), float(score)))
@@ -257,8 +262,6 @@ def split_of(families: Iterable[str]) -> dict[str, str]:
     A family keeps its split whatever others there are, as long as there are enough: where selection or test would have
     fewer than two, the nearest by hash are moved there.
     """
-    from jaxmech.behavior.prompts import digest
-
     place = {name: digest("split of a family", name) % 10_000 / 10_000 for name in sorted(set(families))}
     out = {name: "selection" if at < 0.5 else "development" if at < 0.6 else "test" for name, at in place.items()}
     for short, goal in (("selection", 0.5), ("test", 0.6)):
@@ -266,5 +269,5 @@ def split_of(families: Iterable[str]) -> dict[str, str]:
             spare = [name for name, split in out.items() if split == "development"] or [
                 name for name, split in out.items() if split != short
             ]
-            out[min(spare, key=lambda name: math.fabs(place[name] - goal))] = short
+            out[min(spare, key=lambda name: abs(place[name] - goal))] = short
     return out

@@ -14,11 +14,10 @@ import pandas as pd
 
 from jaxmech.behavior.behavior import (
     COLUMNS,
+    POLES,
     Behavior,
     Control,
     Words,
-    check_families,
-    check_prompts,
     control_of,
     shared_prefix,
     split_of,
@@ -28,9 +27,14 @@ FORMATS = (".jsonl", ".csv", ".parquet")
 _WORDS = Words()
 
 
+def is_table(name: str) -> bool:
+    """Whether a behaviour's name stands for a file of prompts."""
+    return Path(name).suffix in FORMATS
+
+
 def is_own(name: str) -> bool:
-    """Whether a behaviour's name stands for a file or for `module:function`."""
-    return Path(name).suffix in FORMATS or ":" in name
+    """Whether it stands for a file or for `module:function`."""
+    return is_table(name) or ":" in name
 
 
 def read_behavior(name: str, words: Words = _WORDS, rules_out: Mapping[str, str] | None = None) -> Behavior:
@@ -47,13 +51,16 @@ def read_behavior(name: str, words: Words = _WORDS, rules_out: Mapping[str, str]
     Raises:
       ValueError: no such file or function, or prompts that no study can use; names the row.
     """
-    if Path(name).suffix not in FORMATS:
-        return _made(name)
-    path = Path(name).expanduser()
+    made = _tabled(Path(name).expanduser(), words, rules_out or {}) if is_table(name) else _made(name)
+    _check_splits(made.prompts)
+    return made
+
+
+def _tabled(path: Path, words: Words, rules_out: Mapping[str, str]) -> Behavior:
     if not path.is_file():
         raise ValueError(f"behavior: no file at {path}")
-    prompts, rules_out = complete(_table(path)), dict(rules_out or {})
-    controls = dict.fromkeys(name for name, _ in map(control_of, prompts["condition"]) if name)
+    prompts = complete(_table(path))
+    controls = dict.fromkeys(name for name, _ in map(control_of, prompts["condition"].astype(str)) if name)
     if unknown := sorted(set(rules_out) - set(controls)):
         raise ValueError(
             f"controls: {', '.join(unknown)} have no prompts in {path}; it has {', '.join(controls) or 'none'}"
@@ -62,10 +69,10 @@ def read_behavior(name: str, words: Words = _WORDS, rules_out: Mapping[str, str]
 
 
 def complete(table: pd.DataFrame) -> pd.DataFrame:
-    """The prompts of a table, with what it may leave out.
+    """The prompts of a table, with what it may leave out; a `Behavior` refuses rows that cannot be used.
 
     Raises:
-      ValueError: a column that is missing, or a row with a value that cannot be used.
+      ValueError: a column that is missing, or one that cannot be completed.
     """
     table = table.copy()
     if "messages" in table:
@@ -95,18 +102,14 @@ def complete(table: pd.DataFrame) -> pd.DataFrame:
     if "split" not in table:
         table["split"] = table["family"].map(split_of(table["family"]))
     if "id" not in table:
-        table["id"] = table["family"] + "/" + table["condition"] + "/" + table["pair"].astype(str)
+        table["id"] = table["family"] + "/" + table["condition"].astype(str) + "/" + table["pair"].astype(str)
     others = {str(name): table[name].astype(str) for name in table if name not in COLUMNS}  # of one type, to be kept
-    table = table.assign(**others)
-    check_prompts(table)
-    check_families(table)
-    _check_splits(table)
-    return table.reset_index(drop=True)
+    return table.assign(**others).reset_index(drop=True)
 
 
 def _condition(name: Any) -> Any:
     """A control without a pole is a neutral one of its own."""
-    alone = isinstance(name, str) and ":" not in name and name not in ("plus", "minus", "neutral")
+    alone = isinstance(name, str) and ":" not in name and name not in POLES
     return f"{name}:neutral" if alone else name
 
 
@@ -158,5 +161,4 @@ def _made(name: str) -> Behavior:
         sys.path.remove("")
     if not isinstance(made, Behavior):
         raise ValueError(f"behavior: {name} returned {type(made).__name__}, expected a jaxmech Behavior")
-    _check_splits(made.prompts)
     return made

@@ -36,7 +36,7 @@ class Encoded(NamedTuple):
 
 
 def encode_table(lm: LanguageModel, table: pd.DataFrame, *, batch: int = 4) -> Encoded:
-    """Tokenises prompts and their tries, and runs every distinct prefix once.
+    """Tokenises prompts and their tries, and runs every distinct prefix once, if all prompts have one.
 
     Args:
       table: columns prefix, query, answers, score (see `jaxmech.behavior.behavior`).

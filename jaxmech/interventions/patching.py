@@ -105,11 +105,11 @@ def patch_parts(
     """
     check_donors(config, prompts, donor, saes.config.site)
     spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], saes.config.layers)
-    return sweep(config, params, prompts, PatchParts(saes, donor, spans), parts, **options)
+    return sweep(config, params, prompts, PatchShares(saes, donor, spans), parts, **options)
 
 
 @struct.dataclass
-class PatchParts:
+class PatchShares:
     """Edits for a sweep over shares [2], of the donor's whole residual and of what the dictionary explains of it."""
 
     saes: SAE

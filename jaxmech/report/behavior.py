@@ -101,10 +101,10 @@ def pole_prompts(asked: pd.DataFrame, said: Said) -> list[Any]:
     if plus is None or minus is None:
         return []
     caption = (
-        f"A pair of prompts, whole: {said.setting and said.setting[0].lower() + said.setting[1:]}the questions (bold) "
+        f"A pair of prompts, whole: {said.inside}the questions (bold) "
         f"differ in the {said.varies} alone. "
         + ("What stands before them is the same for both, so that what is measured is what the model makes of it. "
-           if plus["prefix"] else "")
+           if plus["prefix"] and plus["prefix"] == minus["prefix"] else "")
         + "Features are chosen on such pairs of other families; patching, attribution and nearness to the output use "
         "these pairs."
     )  # fmt: skip

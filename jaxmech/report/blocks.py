@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from jaxmech.report import formats as fm
 from jaxmech.study.folder import RunFolder
-from jaxmech.study.tables import TABLES
+from jaxmech.study.tables import missing_columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def need(folder: RunFolder, stage: str, name: str) -> pd.DataFrame:
             f"report: the run has no table stages/{stage}/{name}.parquet; delete stages/{stage} and run the study again"
         )
     table = folder.table(stage, name)
-    if missing := [column for column in TABLES[stage][name] if column not in table]:
+    if missing := missing_columns(stage, name, table):
         raise ValueError(
             f"report: stages/{stage}/{name}.parquet lacks the column {', '.join(missing)} (it has "
             f"{', '.join(table.columns)}); "

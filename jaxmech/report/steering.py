@@ -123,7 +123,7 @@ def steered_prompts(folder: RunFolder, said: Said, r: Mapping[str, Any]) -> list
     steered = [*r["steered"], *(f"{name}:neutral" for name in r.get("specificity") or {})]
     rows = [first_prompt(asked, name) for name in steered]
     prompts = [Prompt(said.condition(row["condition"]), row["prefix"], row["query"]) for row in rows if row is not None]
-    caption = "What is steered, whole, with what stands before the question."
+    caption = f"What is steered, whole: {said.inside}the questions (bold) of each condition."
     return [Prompts(caption, prompts)] if prompts else []
 
 

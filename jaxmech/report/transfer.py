@@ -95,7 +95,7 @@ def task_prompts(asked: pd.DataFrame, names: Mapping[str, str]) -> Prompts:
     """A prompt of every task, whole."""
     first = asked.groupby("task", sort=False).first().reset_index()
     prompts = [Prompt(names[row.task], row.prefix, row.query) for row in each_row(first)]
-    return Prompts("A prompt of each, whole: nothing in it names a pole of the behaviour.", prompts)
+    return Prompts("A prompt of each, whole.", prompts)
 
 
 def draw_tasks(table: pd.DataFrame) -> go.Figure:

@@ -358,12 +358,12 @@ def no_home_effect(tasks: Mapping[str, Any]) -> list[str]:
 def judge_transfer(r: Mapping[str, Any], said: Said, explore: bool) -> Claim:
     """Transfer: tasks other than the home task that move the expected way, off zero and beyond random directions."""
     title = f"Does it carry over to other {said.tasks}?"
-    games = {name: game for name, game in r.items() if isinstance(game, Mapping) and "slope" in game}
-    others = {name: g for name, g in games.items() if not g["home"]}
+    tasks = {name: task for name, task in r.items() if isinstance(task, Mapping) and "slope" in task}
+    others = {name: g for name, g in tasks.items() if not g["home"]}
     signed = {name: g for name, g in others.items() if g["expected_sign"]}
     moved = [name for name, g in signed.items() if off_zero(g, g["expected_sign"])]
     wrong = [name for name, g in signed.items() if off_zero(g, -g["expected_sign"])]
-    confirmed = [name for name in moved if fm.known(games[name]["p_holm"]) and games[name]["p_holm"] < LEVEL]
+    confirmed = [name for name in moved if fm.known(tasks[name]["p_holm"]) and tasks[name]["p_holm"] < LEVEL]
     best = max(signed, key=lambda name: abs(signed[name]["slope"] or 0.0), default=None)
     facts = [
         ("move as expected", f"{len(moved)} of {len(signed)}, interval off 0"),

@@ -23,6 +23,11 @@ class Said(Words):
         controls = {name: Control(**one) for name, one in given.pop("controls").items()}
         return cls(**given, controls=controls)
 
+    @property
+    def inside(self) -> str:
+        """The setting in the midst of a sentence."""
+        return self.setting[:1].lower() + self.setting[1:]
+
     def pole(self, pole: str) -> str:
         return {"plus": self.plus, "minus": self.minus}.get(pole, pole)
 

@@ -15,6 +15,7 @@ from jaxmech.activations.text import require_source
 from jaxmech.behavior.altruism.altruism import games
 from jaxmech.behavior.altruism.dictator import BankConfig
 from jaxmech.behavior.arithmetic import one_digit_sums
+from jaxmech.behavior.behavior import spellings
 from jaxmech.behavior.dual_process.prompts import build_items
 from jaxmech.behavior.prompts import check_boundary, memoized
 from jaxmech.io.settings import renamed
@@ -138,6 +139,6 @@ def _check_prompts(config: StudyConfig, model: Outline, stages: set[str]) -> Non
 def _check_written(table: pd.DataFrame, tokenizer: Any) -> None:
     """Refuses prompts whose tokens are not those of prefix, query and answer, one after the other."""
     for row in table.to_dict("records"):
-        answers = [spelling for one in row["answers"] for spelling in ([one] if isinstance(one, str) else one)]
+        answers = [spelling for answer in row["answers"] for spelling in spellings(answer)]
         if reason := check_boundary(tokenizer, row["prefix"], row["query"], answers).reason:
             raise ValueError(f"behavior: prompt {row.get('id', row['family'])}: {reason}")

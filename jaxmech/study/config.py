@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxmech.behavior.altruism.dictator import BankConfig
 from jaxmech.behavior.behavior import Words
-from jaxmech.behavior.read import FORMATS
+from jaxmech.behavior.read import is_table
 from jaxmech.contrast.selection import Rule
 from jaxmech.io.settings import Checked, load_settings
 from jaxmech.sae.training.config import SAETrainConfig
@@ -23,6 +23,11 @@ def _at_least(settings: object, **least: float) -> None:
         if (got := getattr(settings, name)) < value:
             what = "a number that is not negative" if value == 0 else f"at least {value}"
             raise ValueError(f"{name}: expected {what}, got {got}")
+
+
+def _enough_directions(settings: SteeringSettings | TransferSettings) -> None:
+    if (count := settings.random_directions) < 2:
+        raise ValueError(f"random_directions: a null needs at least 2 directions, got {count}")
 
 
 def _ascending(name: str, values: Sequence[float]) -> None:
@@ -187,8 +192,7 @@ class SteeringSettings(Checked):
         super().__post_init__()
         _ascending("alphas", self.alphas)
         _at_least(self, sums=1)
-        if self.random_directions < 2:
-            raise ValueError(f"random_directions: a null needs at least 2 directions, got {self.random_directions}")
+        _enough_directions(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,8 +207,7 @@ class TransferSettings(Checked):
         super().__post_init__()
         _ascending("alphas", self.alphas)
         _at_least(self, families=1)
-        if self.random_directions < 2:
-            raise ValueError(f"random_directions: a null needs at least 2 directions, got {self.random_directions}")
+        _enough_directions(self)
         if 1.0 not in self.alphas:
             raise ValueError(f"alphas: 1 must be among them, to compare directions at, got {self.alphas}")
 
@@ -269,7 +272,7 @@ class StudyConfig(Checked):
                 raise ValueError(f"{name}: expected a name, got ''")
         if self.behavior != "altruism" and self.bank not in (_BANK, BankConfig()):
             raise ValueError(f"bank: it builds the prompts of altruism, yet behavior is {self.behavior}, with its own")
-        if Path(self.behavior).suffix not in FORMATS and self.words != StudyWords():
+        if not is_table(self.behavior) and self.words != StudyWords():
             raise ValueError(f"words: {self.behavior} has its own; they are for a file of prompts")
         for name in ("selection", "test") if self.behavior == "altruism" else ():
             if (got := getattr(self.bank, name)) < _FEWEST_FAMILIES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmech.behavior.altruism.altruism import altruism, games
-from jaxmech.behavior.behavior import Behavior, Task, Words
+from jaxmech.behavior.behavior import Behavior, Task
 from jaxmech.behavior.prompts import digest
 from jaxmech.behavior.read import FORMATS, is_own, read_behavior
 from jaxmech.behavior.scoring import Encoded, encode_table
@@ -40,8 +39,7 @@ def open_behavior(c: StudyConfig, tokenizer: Any) -> Behavior:
             f"behavior: expected altruism, a file of prompts ({', '.join(FORMATS)}) or module:function, "
             f"got {c.behavior!r}"
         )
-    words = {field.name: getattr(c.words, field.name) for field in dataclasses.fields(Words)}
-    return read_behavior(c.behavior, Words(**words), c.words.controls)
+    return read_behavior(c.behavior, c.words, c.words.controls)
 
 
 class Context:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -51,7 +50,7 @@ def side(ctx: Context, condition: str) -> Side:
 
 def expected(choices: Choices, values) -> np.ndarray:
     """Expected score [..., B] of choices [..., B, N]."""
-    return np.asarray(Choices(jnp.asarray(choices.logprobs)).expected(values))
+    return np.asarray(choices.expected(values))
 
 
 def stack_selections(ctx: Context, sets: list[list[tuple[int, int]]]) -> ed.Selection:

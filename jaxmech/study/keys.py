@@ -13,12 +13,12 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
-import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxmech.behavior.read import is_own, is_table
 from jaxmech.io import hub
 from jaxmech.io.folders import walk
 from jaxmech.io.version import __version__
@@ -150,16 +150,18 @@ def contents(name: str | None) -> list:
 def _behavior(name: str) -> list:
     """What a behaviour of one's own is made of: a file's facts, or the source of the module, or the package, that
     makes it; what that reads or imports is not seen."""
+    if is_table(name):
+        return contents(name) if Path(name).expanduser().exists() else []
+    if not is_own(name):
+        return []
     module = name.partition(":")[0]
-    if ":" in name and not Path(name).expanduser().exists():
-        near = Path(*module.split("."))
-        files = [file for file in (near.with_suffix(".py"), *sorted(near.glob("*.py"))) if file.is_file()]
-        if not files and module not in sys.builtin_module_names:
-            with contextlib.suppress(ImportError, ValueError):
-                found = importlib.util.find_spec(module)
-                files = [Path(found.origin)] if found and found.origin else []
-        return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
-    return contents(name) if Path(name).expanduser().exists() else []
+    near = Path(*module.split("."))
+    files = [file for file in (near.with_suffix(".py"), *sorted(near.glob("*.py"))) if file.is_file()]
+    if not files:
+        with contextlib.suppress(ImportError, ValueError):
+            found = importlib.util.find_spec(module)
+            files = [Path(found.origin)] if found and found.origin else []
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
 
 
 def _fact(file: Path, root: Path) -> tuple[str, int, int]:

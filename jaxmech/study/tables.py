@@ -80,6 +80,11 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+def missing_columns(stage: str, name: str, frame: pd.DataFrame) -> list[str]:
+    """The declared columns of a table that it lacks."""
+    return [column for column in TABLES[stage][name] if column not in frame]
+
+
 def check_tables(stage: str, tables: Mapping[str, pd.DataFrame]) -> None:
     """Refuses a table that is not declared, or one without a column that is.
 
@@ -89,5 +94,5 @@ def check_tables(stage: str, tables: Mapping[str, pd.DataFrame]) -> None:
     for name, frame in tables.items():
         if name not in TABLES.get(stage, {}):
             raise ValueError(f"stage {stage}: table {name} is not declared in jaxmech.study.tables")
-        if missing := [column for column in TABLES[stage][name] if column not in frame]:
+        if missing := missing_columns(stage, name, frame):
             raise ValueError(f"stage {stage}: table {name} lacks the declared column {', '.join(missing)}")

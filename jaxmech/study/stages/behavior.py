@@ -83,7 +83,7 @@ def summary(test: pd.DataFrame, effects: pd.DataFrame, spread: pd.DataFrame, ctx
     """The numbers of results.json's `behavior`, and the gate."""
     gate = ctx.config.gate
     by: Any = effects.set_index("contrast") if len(effects) else effects
-    gating = [name for name in ctx.behavior.gating if name in ctx.behavior.paired("test")]
+    gating = ctx.behavior.gating("test")
     if missing := [name for name in ("poles", *gating) if name not in by.index]:
         lost = ctx.behavior.words.varies if "poles" in missing else missing[0]
         raise ValueError(

@@ -24,7 +24,7 @@ from jaxmech.study.folder import Outcome
 def run(ctx: Context) -> Outcome:
     """Selects features; falls back to the labelled budget when the rule finds none, and says so."""
     c = ctx.config
-    controls = [name for name in ctx.behavior.gating if name in ctx.behavior.paired("selection")]
+    controls = ctx.behavior.gating("selection")
     table = ctx.prompts("selection", *poles(), *(pole for name in controls for pole in poles(name)))
     encoded = encode_table(ctx.lm, table)
     moments, difference = stream_moments(ctx, table, encoded, *poles())

@@ -76,4 +76,4 @@ def played(ctx: Context, vectors: np.ndarray) -> tuple[pd.DataFrame, np.ndarray,
             chunk=ef.CHUNK,
             advance=advance,
         )
-    return table, ef.expected(choices, values), np.exp(np.logaddexp.reduce(choices.logprobs, axis=-1))
+    return table, ef.expected(choices, values), np.asarray(choices.mass)
