@@ -10,7 +10,7 @@ import pytest
 from jax.tree_util import Partial
 
 import jaxmech as jm
-from jaxmech.answers import score as ch
+from jaxmech.answers import score
 from jaxmech.interventions import attribution
 from jaxmech.interventions.edits import at_last, everywhere
 from jaxmech.sae.module import SAE, SAEConfig
@@ -34,7 +34,7 @@ def assert_close(got, want, rtol):
 
 @pytest.fixture(scope="module")
 def prompts(lm):
-    return ch.make_prompts(lm, TEXTS, AMOUNTS, prefixes=BEFORE)
+    return score.make_prompts(lm, TEXTS, AMOUNTS, prefixes=BEFORE)
 
 
 def test_float32_products_are_not_rounded(lm, tokens):

@@ -22,7 +22,7 @@ from jaxmech.ahead.compile import Program
 from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.trie import Trie
 from jaxmech.contrast.moments import empty_moments
-from jaxmech.interventions import edits as ed
+from jaxmech.interventions import edits
 from jaxmech.interventions.attribution import attribute, path_gradient
 from jaxmech.interventions.sweep import run_chunk, set_out
 from jaxmech.models.config import ModelConfig
@@ -92,11 +92,11 @@ def sweep_program(config: ModelConfig, mesh: Mesh, sizes: Sizes) -> Program:
     return Program("sweep", run_chunk, args, {"model": params}, (L,), trips=L)
 
 
-def _move_features(chosen, coefficient) -> ed.Edits:
-    encoder = ed.Gathered(chosen["W_enc"], chosen["b_enc"], chosen["threshold"])
+def _move_features(chosen, coefficient) -> edits.Edits:
+    encoder = edits.Gathered(chosen["W_enc"], chosen["b_enc"], chosen["threshold"])
     shift = coefficient * chosen["shift"][:, None]  # [L,1,K]
-    spans = ed.everywhere(len(shift)).replace(prefix=None)
-    moved = ed.Features(encoder=encoder, W_dec=chosen["W_dec"], gain=jnp.ones_like(shift), shift=shift, spans=spans)
+    spans = edits.everywhere(len(shift)).replace(prefix=None)
+    moved = edits.Features(encoder=encoder, W_dec=chosen["W_dec"], gain=jnp.ones_like(shift), shift=shift, spans=spans)
     return {"resid_post": (moved,)}
 
 

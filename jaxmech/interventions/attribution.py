@@ -21,14 +21,14 @@ from flax import struct
 
 from jaxmech.answers.prompts import Prefix, Prompts
 from jaxmech.answers.score import before_last, score
-from jaxmech.interventions import edits as ed
+from jaxmech.interventions.edits import Add, Edit, Edits, Spans, at_last
 from jaxmech.io.progress import progress
 from jaxmech.models.decoder import KV, Params, forward
 from jaxmech.sae.module import SAE, matmul, normalise
 
 
 @struct.dataclass
-class _Nudge(ed.Edit):
+class _Nudge(Edit):
     """x + vector, one for each prompt token: what gradients at all positions are taken with respect to [L,B,T,D]."""
 
     vector: jax.Array
@@ -39,7 +39,7 @@ class _Nudge(ed.Edit):
 
 
 @struct.dataclass
-class _Hold(ed.Edit):
+class _Hold(Edit):
     """x takes the value `target` where `held`, yet gradients pass as if only `vector` were added; both [L,B,D]."""
 
     vector: jax.Array
@@ -128,10 +128,10 @@ def decision_gradient(
 ) -> jax.Array:
     """`residual_gradient` at the decision token [L,B,D], jitted. No gradient passes through the tokens before it."""
     prompts = before_last(config, params, prompts)
-    spans = ed.at_last(config.n_layers, 1)
+    spans = at_last(config.n_layers, 1)
 
     def outcome(vector):
-        edits: ed.Edits = {site: (ed.Add(vector=vector, spans=spans),)}
+        edits: Edits = {site: (Add(vector=vector, spans=spans),)}
         return score(config, params, prompts, edits=edits, remat=remat)[0].expected(values).sum()
 
     return jax.grad(outcome)(jnp.zeros((config.n_layers, len(prompts.tokens), config.width(site)), jnp.float32))
@@ -180,7 +180,7 @@ def _shared_gradients(config, params, prompts, values, site, remat):
 
 def _nudge(vector: jax.Array) -> _Nudge:
     L = len(vector)
-    return _Nudge(vector=vector, spans=ed.Spans(None, jnp.ones((L, 1, 1), bool), jnp.zeros((L, 1), bool)))
+    return _Nudge(vector=vector, spans=Spans(None, jnp.ones((L, 1, 1), bool), jnp.zeros((L, 1), bool)))
 
 
 @partial(jax.jit, static_argnames="by_prompt")
@@ -251,7 +251,7 @@ def path_gradient(
         target = spread(base + (point if donor is not None else point - 1.0) * whole)
 
         def outcome(vector):
-            edit = _Hold(vector=vector, target=target, held=held, spans=ed.at_last(config.n_layers, 1))
+            edit = _Hold(vector=vector, target=target, held=held, spans=at_last(config.n_layers, 1))
             return score(config, params, prompts, edits={site: (edit,)}, remat=remat)[0].expected(values).sum()
 
         return total + jax.grad(outcome)(nothing)[layers], None

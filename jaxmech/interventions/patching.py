@@ -14,14 +14,14 @@ from flax import struct
 
 from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.score import Choices
-from jaxmech.interventions import edits as ed
+from jaxmech.interventions import edits
 from jaxmech.interventions.sweep import sweep
 from jaxmech.io.reprs import short_repr
 from jaxmech.models.decoder import Params
 from jaxmech.sae.module import SAE
 
 
-def donor_values(encoder: ed.Gathered | ed.Full, donor: jax.Array) -> jax.Array:
+def donor_values(encoder: edits.Gathered | edits.Full, donor: jax.Array) -> jax.Array:
     """The chosen features' values [L,B,K] at residuals [L,B,D]."""
     return jax.vmap(lambda e, x: e.encode(x[:, None])[:, 0])(encoder, donor)
 
@@ -35,9 +35,9 @@ def check_donors(config, prompts: Prompts, donor: jax.Array, site: str) -> None:
         )
 
 
-def patch_edit(selection: ed.Selection, saes: SAE, donor: jax.Array, spans: ed.Spans) -> ed.Edits:
+def patch_edit(selection: edits.Selection, saes: SAE, donor: jax.Array, spans: edits.Spans) -> edits.Edits:
     """Sets the selection to its values at the donor's residuals [L,B,D], where `spans` says: `edits.at_last`."""
-    edit = ed.features(saes, selection, gain=0.0, shift=0.0, spans=spans)
+    edit = edits.features(saes, selection, gain=0.0, shift=0.0, spans=spans)
     edit = edit.replace(shift=donor_values(edit.encoder, donor))
     return {saes.config.site_out: (edit.replace(gain=jnp.zeros_like(edit.shift)),)}
 
@@ -48,16 +48,16 @@ class PatchFeatures:
 
     saes: SAE
     donor: jax.Array
-    spans: ed.Spans
+    spans: edits.Spans
 
     __repr__ = short_repr
 
-    def __call__(self, selection: ed.Selection) -> ed.Edits:
+    def __call__(self, selection: edits.Selection) -> edits.Edits:
         return patch_edit(selection, self.saes, self.donor, self.spans)
 
 
 def patch_features(
-    config, params: Params, prompts: Prompts, saes: SAE, selections: ed.Selection, donor: jax.Array, **options
+    config, params: Params, prompts: Prompts, saes: SAE, selections: edits.Selection, donor: jax.Array, **options
 ) -> Choices:
     """Choices, logprobs [S,B,N], of every prompt with each feature set [S,L,K] patched in.
 
@@ -66,7 +66,7 @@ def patch_features(
       options: as for `sweep`.
     """
     check_donors(config, prompts, donor, saes.config.site)
-    spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
+    spans = edits.at_last(config.n_layers, prompts.tokens.shape[1])
     return sweep(config, params, prompts, PatchFeatures(saes, donor, spans), selections, **options)
 
 
@@ -76,7 +76,7 @@ def patch_vectors(
 ) -> Choices:  # fmt: skip
     """Choices, logprobs [S,B,N], with the component along unit directions [S,L,D] set to the donor's, at layers [L]."""
     check_donors(config, prompts, donor, site)
-    spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], layers)
+    spans = edits.at_last(config.n_layers, prompts.tokens.shape[1], layers)
     return sweep(config, params, prompts, PatchDirection(donor, spans, site), directions, **options)
 
 
@@ -85,14 +85,14 @@ class PatchDirection:
     """Edits for a sweep over unit directions [L,D]: the component along each takes the donor's value."""
 
     donor: jax.Array
-    spans: ed.Spans
+    spans: edits.Spans
     site: str = struct.field(pytree_node=False, default="resid_post")
 
     __repr__ = short_repr
 
-    def __call__(self, direction: jax.Array) -> ed.Edits:
+    def __call__(self, direction: jax.Array) -> edits.Edits:
         shift = jnp.einsum("lbd,ld->lb", self.donor, direction, precision=jax.lax.Precision.HIGHEST)
-        return {self.site: (ed.project(direction, shift=shift, spans=self.spans),)}
+        return {self.site: (edits.project(direction, shift=shift, spans=self.spans),)}
 
 
 def patch_parts(
@@ -104,7 +104,7 @@ def patch_parts(
       parts: [S,2], the shares of the whole and of what the dictionary explains; see `edits.PatchParts`.
     """
     check_donors(config, prompts, donor, saes.config.site)
-    spans = ed.at_last(config.n_layers, prompts.tokens.shape[1], saes.config.layers)
+    spans = edits.at_last(config.n_layers, prompts.tokens.shape[1], saes.config.layers)
     return sweep(config, params, prompts, PatchShares(saes, donor, spans), parts, **options)
 
 
@@ -114,11 +114,11 @@ class PatchShares:
 
     saes: SAE
     donor: jax.Array
-    spans: ed.Spans
+    spans: edits.Spans
 
     __repr__ = short_repr
 
-    def __call__(self, shares: jax.Array) -> ed.Edits:
+    def __call__(self, shares: jax.Array) -> edits.Edits:
         whole, explained = jnp.broadcast_to(shares[:, None], (2, len(self.donor)))
-        edit = ed.patch_parts(self.saes, self.donor, whole=whole, explained=explained, spans=self.spans)
+        edit = edits.patch_parts(self.saes, self.donor, whole=whole, explained=explained, spans=self.spans)
         return {self.saes.config.site: (edit,)}

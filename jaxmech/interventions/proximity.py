@@ -20,7 +20,7 @@ from flax import struct
 
 from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.score import Choices, score
-from jaxmech.interventions import edits as ed
+from jaxmech.interventions.edits import Edits, Replace, Selection, Spans, at_last, everywhere, merge
 from jaxmech.interventions.patching import check_donors, patch_edit
 from jaxmech.interventions.sweep import sweep
 from jaxmech.io.arguments import rng_of
@@ -46,14 +46,14 @@ def base_sublayers(config, params: Params, prompts: Prompts) -> Sublayers:
     return Sublayers(out.taps["attn_out"], out.taps["mlp_out"])
 
 
-def freeze(base: Sublayers, layers: jax.Array) -> ed.Edits:
+def freeze(base: Sublayers, layers: jax.Array) -> Edits:
     """The edit that holds every sublayer's output at its base value, at `layers` [L] bool."""
-    spans = ed.everywhere(len(layers), layers).replace(prefix=None)
-    return {site: (ed.Replace(donor=donor, spans=spans),) for site, donor in base._asdict().items()}
+    spans = everywhere(len(layers), layers).replace(prefix=None)
+    return {site: (Replace(donor=donor, spans=spans),) for site, donor in base._asdict().items()}
 
 
 def direct_effects(
-    config, params: Params, prompts: Prompts, saes: SAE, selections: ed.Selection, donor: jax.Array, base: Sublayers,
+    config, params: Params, prompts: Prompts, saes: SAE, selections: Selection, donor: jax.Array, base: Sublayers,
     **options,
 ) -> Choices:  # fmt: skip
     """Choices, logprobs [S,B,N], with each set [S,L,K] patched from donors [L,B,D] and all sublayers frozen.
@@ -62,7 +62,7 @@ def direct_effects(
     `sweep`.
     """
     check_donors(config, prompts, donor, saes.config.site)
-    spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
+    spans = at_last(config.n_layers, prompts.tokens.shape[1])
     build = PatchFrozen(saes, donor, spans, base)
     return sweep(config, params, prompts, build, selections, **options)
 
@@ -73,25 +73,25 @@ class PatchFrozen:
 
     saes: SAE
     donor: jax.Array
-    spans: ed.Spans
+    spans: Spans
     base: Sublayers
 
     __repr__ = short_repr
 
-    def __call__(self, selection: ed.Selection) -> ed.Edits:
+    def __call__(self, selection: Selection) -> Edits:
         downstream = jnp.cumsum(selection.valid.any(1)) > 0  # before that nothing has changed yet
-        return ed.merge(patch_edit(selection, self.saes, self.donor, self.spans), freeze(self.base, downstream))
+        return merge(patch_edit(selection, self.saes, self.donor, self.spans), freeze(self.base, downstream))
 
 
 @partial(jax.jit, static_argnums=0)
 def mediated_effect(
-    config, params: Params, prompts: Prompts, saes: SAE, patched: ed.Selection, held: ed.Selection, donor, base_donor
+    config, params: Params, prompts: Prompts, saes: SAE, patched: Selection, held: Selection, donor, base_donor
 ) -> Choices:
     """Choices, logprobs [B,N], with `patched` set to the donor's values while `held` stays at the base run's values."""
     for one in (donor, base_donor):
         check_donors(config, prompts, one, saes.config.site)
-    spans = ed.at_last(config.n_layers, prompts.tokens.shape[1])
-    edits = ed.merge(patch_edit(patched, saes, donor, spans), patch_edit(held, saes, base_donor, spans))
+    spans = at_last(config.n_layers, prompts.tokens.shape[1])
+    edits = merge(patch_edit(patched, saes, donor, spans), patch_edit(held, saes, base_donor, spans))
     return score(config, params, prompts, edits=edits)[0]
 
 

@@ -20,7 +20,7 @@ from flax import struct
 
 from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.score import Choices
-from jaxmech.interventions import edits as ed
+from jaxmech.interventions import edits
 from jaxmech.interventions.patching import patch_features
 from jaxmech.interventions.sweep import sweep
 from jaxmech.io.arguments import as_indices
@@ -67,7 +67,7 @@ def screen(
     Raises:
       ValueError: no sets, a feature that does not exist or stands twice in a set, donors of another shape.
     """
-    selections = ed.select_sets(sets, config.n_layers)
+    selections = edits.select_sets(sets, config.n_layers)
     return patch_features(config, params, prompts, saes, selections, donor, **options)
 
 
@@ -110,10 +110,10 @@ class ReplaceAt:
 
     __repr__ = short_repr
 
-    def __call__(self, point: jax.Array) -> ed.Edits:
+    def __call__(self, point: jax.Array) -> edits.Edits:
         L, _, T, _ = self.donor.shape
-        spans = ed.at_positions(L, jnp.arange(T) == point[1], jnp.arange(L) == point[0])
-        return {self.site: (ed.Replace(donor=self.donor, spans=spans),)}
+        spans = edits.at_positions(L, jnp.arange(T) == point[1], jnp.arange(L) == point[0])
+        return {self.site: (edits.Replace(donor=self.donor, spans=spans),)}
 
 
 def each_layer_alone(vector: jax.Array) -> jax.Array:

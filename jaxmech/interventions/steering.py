@@ -15,7 +15,7 @@ from scipy import optimize, stats
 
 from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.score import Choices
-from jaxmech.interventions import edits as ed
+from jaxmech.interventions.edits import Edits, Selection, Spans, add_vector, at_last, everywhere, gather
 from jaxmech.interventions.sweep import sweep
 from jaxmech.io.arguments import Array
 from jaxmech.io.reprs import short_repr
@@ -24,19 +24,22 @@ from jaxmech.models.decoder import Params, forward
 from jaxmech.sae.module import SAE
 
 
-def feature_direction(saes: SAE, selection: ed.Selection, dz: jax.Array) -> jax.Array:
+def feature_direction(saes: SAE, selection: Selection, dz: jax.Array) -> jax.Array:
     """v_l = sum_j dz_j D_j, [L,D]: coefficient 1 is one gap between plus and minus. dz [L,K] mean differences."""
-    _, W_dec = ed.gather(saes, selection)
+    _, W_dec = gather(saes, selection)
     return jnp.einsum("lk,lkd->ld", jnp.where(selection.valid, dz, 0.0), W_dec, precision=jax.lax.Precision.HIGHEST)
 
 
 def steer(
-    config, params: Params, prompts: Prompts, vectors: Array, *, site: str = "resid_post", everywhere: bool = False,
+    config, params: Params, prompts: Prompts, vectors: Array, *, site: str = "resid_post", spans: Spans | None = None,
     **options,
 ) -> Choices:  # fmt: skip
-    """Choices, logprobs [S,B,N], with vectors [S,L,D] added at the decision token, or at every token, worked examples
-    and answers included. `options` as for `sweep`."""
-    spans = ed.everywhere(config.n_layers) if everywhere else ed.at_last(config.n_layers, prompts.tokens.shape[1])
+    """Choices, logprobs [S,B,N], with vectors [S,L,D] added at `spans`: the decision token alone, when none are given.
+
+    `jm.edits.everywhere(L)` steers every token, worked examples and answers included. `options` as for `sweep`.
+    """
+    if spans is None:
+        spans = at_last(config.n_layers, prompts.tokens.shape[1])
     return sweep(config, params, prompts, AddVector(spans, site), vectors, **options)
 
 
@@ -44,13 +47,13 @@ def steer(
 class AddVector:
     """Edits for a sweep over vectors [L,D]: each is added at `site`."""
 
-    spans: ed.Spans
+    spans: Spans
     site: str = struct.field(pytree_node=False, default="resid_post")
 
     __repr__ = short_repr
 
-    def __call__(self, vector: jax.Array) -> ed.Edits:
-        return {self.site: (ed.add_vector(vector, self.spans),)}
+    def __call__(self, vector: jax.Array) -> Edits:
+        return {self.site: (add_vector(vector, self.spans),)}
 
 
 def language_cost(config, params: Params, tokens: Array, mask: Array, vectors: Array):
@@ -71,7 +74,7 @@ def _language_cost(config, params, tokens, mask, vectors):
     counted = mask[:, 1:] & mask[:, :-1]
 
     def logprobs(vector):
-        edits = None if vector is None else {"resid_post": (ed.add_vector(vector, ed.everywhere(config.n_layers)),)}
+        edits = None if vector is None else {"resid_post": (add_vector(vector, everywhere(config.n_layers)),)}
         logits = forward(config, params, tokens, mask=mask, edits=edits, logits="all").logits
         assert logits is not None
         return jax.nn.log_softmax(logits[:, :-1])
@@ -98,7 +101,7 @@ def next_token(config, params: Params, tokens: Array, mask: Array, vectors: Arra
 def _next_token(config, params, tokens, mask, vectors):
 
     def one(vector):
-        edits = {"resid_post": (ed.add_vector(vector, ed.everywhere(config.n_layers)),)}
+        edits = {"resid_post": (add_vector(vector, everywhere(config.n_layers)),)}
         logits = forward(config, params, tokens, mask=mask, edits=edits).logits
         assert logits is not None
         return logits.argmax(-1)

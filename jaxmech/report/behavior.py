@@ -10,7 +10,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from jaxmech.io.tables import each_row
-from jaxmech.report import formats as fm
 from jaxmech.report.blocks import (
     Figure,
     Prompt,
@@ -24,6 +23,7 @@ from jaxmech.report.blocks import (
     short_p,
     text,
 )
+from jaxmech.report.formats import p_value, percent, plural, points, wrapped
 from jaxmech.report.style import (
     MINUS,
     NEUTRAL,
@@ -47,10 +47,10 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
         Figure(
             "allocations",
             draw_distributions(shares, said),
-            f"The {said.outcome}, by {said.varies}, over {fm.plural(r['families'], 'test family', 'test families')}. "
-            f"“{said.levels[0]}” has a probability of {fm.percent(edges['plus']['zero'])} when {said.plus} and "
-            f"{fm.percent(edges['minus']['zero'])} when {said.minus}, “{said.levels[1]}” of "
-            f"{fm.percent(edges['plus']['half'])} and {fm.percent(edges['minus']['half'])}.",
+            f"The {said.outcome}, by {said.varies}, over {plural(r['families'], 'test family', 'test families')}. "
+            f"“{said.levels[0]}” has a probability of {percent(edges['plus']['zero'])} when {said.plus} and "
+            f"{percent(edges['minus']['zero'])} when {said.minus}, “{said.levels[1]}” of "
+            f"{percent(edges['plus']['half'])} and {percent(edges['minus']['half'])}.",
             "behavior/distributions",
         ),
         Figure(
@@ -73,7 +73,7 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
                     "high_pp": ("high", fixed(1)),
                     "p": ("p", short_p),
                     "d_z": ("d_z", fixed(2)),
-                    "mass": ("valid mass", fm.percent),
+                    "mass": ("valid mass", percent),
                 },
             ),
         ),
@@ -129,16 +129,16 @@ def strongest_control(effects: pd.DataFrame, said: Said) -> str:
     strongest: Any = controls["shift_pp"].abs().idxmax()
     top = controls.loc[strongest]
     label = said.contrast(top["contrast"]).lower()
-    return f"The largest control shift is that of “{label}”, {fm.points(top['shift_pp'])}."
+    return f"The largest control shift is that of “{label}”, {points(top['shift_pp'])}."
 
 
 def sampled(sampling: Mapping[str, Any], said: Said) -> list[list[str]]:
     return [
         [
             said.pole(condition),
-            fm.percent(one["valid"]),
-            f"{fm.percent(one['mean'], 1)} ± {fm.percent(one['standard_error'], 1)}",
-            fm.percent(one["exact_mean"], 1),
+            percent(one["valid"]),
+            f"{percent(one['mean'], 1)} ± {percent(one['standard_error'], 1)}",
+            percent(one["exact_mean"], 1),
         ]
         for condition, one in sampling.items()
         if isinstance(one, Mapping)
@@ -179,12 +179,12 @@ def draw_shifts(effects: pd.DataFrame, said: Said) -> go.Figure:
     """The behaviour's shift and every control's, with intervals."""
     rows = [
         dict(
-            label=fm.wrapped(said.contrast(row.contrast)),
+            label=wrapped(said.contrast(row.contrast)),
             value=row.shift_pp,
             low=row.low_pp,
             high=row.high_pp,
             kind="effect" if row.contrast == "poles" or said.controls[row.contrast].moves else "control",
-            note=f", {fm.p_value(row.p)}",
+            note=f", {p_value(row.p)}",
         )
         for row in each_row(effects)
     ]

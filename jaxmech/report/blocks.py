@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 
-from jaxmech.report import formats as fm
+from jaxmech.report.formats import NBSP, UNDEFINED, number, p_value
 from jaxmech.study.folder import RunFolder
 from jaxmech.study.tables import missing_columns
 
@@ -145,16 +145,16 @@ def missing(value: Any) -> bool:
 
 
 def text(value: Any) -> str:
-    return fm.UNDEFINED if value is None else str(value)
+    return UNDEFINED if value is None else str(value)
 
 
 def fixed(digits: int, scale: float = 1.0) -> Callable[[Any], str]:
-    return lambda value: fm.number(None if value is None else scale * value, digits)
+    return lambda value: number(None if value is None else scale * value, digits)
 
 
 def short_p(value: Any) -> str:
     """A p-value without its letter."""
-    return fm.p_value(value).removeprefix("p").lstrip(f"{fm.NBSP} =")
+    return p_value(value).removeprefix("p").lstrip(f"{NBSP} =")
 
 
 def first_prompt(asked: pd.DataFrame, condition: str) -> dict[Any, Any] | None:

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from jaxmech.report import formats as fm
 from jaxmech.report.blocks import (
     Card,
     Cards,
@@ -22,6 +21,7 @@ from jaxmech.report.blocks import (
     short_p,
     text,
 )
+from jaxmech.report.formats import UNDEFINED, known, number, percent, readable, wrapped
 from jaxmech.report.style import (
     CONTROL,
     EFFECT,
@@ -95,8 +95,8 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
             draw_volcano(features, used),
             f"All live features: how strongly and how surely they differ between {said.plus} and "
             f"{said.minus}. The {len(used)} in use "
-            f"have |d_z| from {fm.number(used['d_z'].abs().min(), 1)} to "
-            f"{fm.number(used['d_z'].abs().max(), 1)}.{thinned}",
+            f"have |d_z| from {number(used['d_z'].abs().min(), 1)} to "
+            f"{number(used['d_z'].abs().max(), 1)}.{thinned}",
             "contrast/features",
         ),
         Figure(
@@ -118,8 +118,8 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
             draw_stability(features, used, needed=config["rule"]["half_splits"]),
             "Of the features that reach the last criterion: how well one alone separates the poles, and how "
             "often half "
-            f"the families select it again (line: {fm.percent(config['rule']['half_splits'])} needed)."
-            + (f" The median of those in use is {fm.percent(stable)}." if fm.known(stable) else ""),
+            f"the families select it again (line: {percent(config['rule']['half_splits'])} needed)."
+            + (f" The median of those in use is {percent(stable)}." if known(stable) else ""),
             "contrast/features",
         ),
         feature_table(used, classes, said),
@@ -129,7 +129,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
             *cells(
                 budgets,
                 {
-                    "share": ("share of all features", lambda v: fm.percent(v, 4)),
+                    "share": ("share of all features", lambda v: percent(v, 4)),
                     "features": ("features", text),
                     "smallest_t": ("smallest |t|", fixed(1)),
                 },
@@ -146,14 +146,14 @@ def feature_table(used: pd.DataFrame, classes: pd.DataFrame, said: Said) -> Tabl
     columns = {
         "layer": ("layer", text),
         "feature": ("feature", text),
-        "class": ("class", lambda v: fm.name(v) if v else fm.UNDEFINED),
+        "class": ("class", lambda v: readable(v) if v else UNDEFINED),
         "d_z": ("d_z", fixed(2)),
         "q": ("q", short_p),
         "auroc": ("AUROC", fixed(2)),
-        "stability": ("half-splits", fm.percent),
-        "fires_plus": (f"fires, {said.plus}", fm.percent),
-        "fires_minus": (f"fires, {said.minus}", fm.percent),
-        "density": ("on neutral text", lambda v: fm.percent(v, 1)),
+        "stability": ("half-splits", percent),
+        "fires_plus": (f"fires, {said.plus}", percent),
+        "fires_minus": (f"fires, {said.minus}", percent),
+        "density": ("on neutral text", lambda v: percent(v, 1)),
         "control_d_z": ("control d_z", fixed(2)),
         "correlation_plus": (f"r with {said.outcome}, {said.plus}", fixed(2)),
         "correlation_minus": (f"r with {said.outcome}, {said.minus}", fixed(2)),
@@ -175,10 +175,10 @@ def feature_cards(folder: RunFolder, used: pd.DataFrame, classes: pd.DataFrame, 
         kind = row.get("class")
         facts = [
             ("more active", f"when {said.plus if row['dz'] > 0 else said.minus}"),
-            ("d_z", fm.number(row["d_z"], 2)),
-            ("AUROC", fm.number(row["auroc"], 2)),
-            ("on neutral text", fm.percent(row["density"], 1)),
-            ("class", fm.name(kind) if isinstance(kind, str) else fm.UNDEFINED),
+            ("d_z", number(row["d_z"], 2)),
+            ("AUROC", number(row["auroc"], 2)),
+            ("on neutral text", percent(row["density"], 1)),
+            ("class", readable(kind) if isinstance(kind, str) else UNDEFINED),
         ]
         if row.get("lexical") is True:
             facts.append(("note", "lexical: fires on its trigger words anywhere"))
@@ -255,7 +255,7 @@ def draw_layer_histogram(in_use: pd.DataFrame, layers: list[int], said: Said) ->
 
 def draw_funnel(criteria: pd.DataFrame) -> go.Figure:
     """How many features each criterion alone lets through, and how many are left after each in turn."""
-    labels = [fm.wrapped(CRITERIA.get(name, fm.name(name)), 18) for name in criteria["criterion"]]
+    labels = [wrapped(CRITERIA.get(name, readable(name)), 18) for name in criteria["criterion"]]
     traces = [
         go.Bar(
             y=labels,

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from jaxmech.report import formats as fm
 from jaxmech.report.blocks import (
     Figure,
     Prompt,
@@ -19,6 +18,7 @@ from jaxmech.report.blocks import (
     need,
     text,
 )
+from jaxmech.report.formats import readable, significant
 from jaxmech.report.style import (
     CLASS_STYLE,
     FEATURE,
@@ -89,7 +89,7 @@ def item_prompts(folder: RunFolder) -> list[Any]:
     if not {"prefix", "query", "item", "condition"} <= set(items):
         return []
     part = items[items["item"] == items["item"].iloc[0]]
-    prompts = [Prompt(fm.name(row.condition), row.prefix, row.query) for row in part.itertuples()]
+    prompts = [Prompt(readable(row.condition), row.prefix, row.query) for row in part.itertuples()]
     return [Prompts("A reasoning item, whole: in each of two arms a pair of prompts, after worked examples.", prompts)]
 
 
@@ -101,11 +101,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
         if isinstance(value, Mapping):
             rows += flat(value, f"{label}, ")
         elif isinstance(value, list):
-            rows.append([label, ", ".join(fm.significant(v) if isinstance(v, int | float) else text(v) for v in value)])
+            rows.append([label, ", ".join(significant(v) if isinstance(v, int | float) else text(v) for v in value)])
         elif isinstance(value, bool) or not isinstance(value, int | float):
             rows.append([label, {True: "yes", False: "no"}.get(value, text(value))])
         else:
-            rows.append([label, fm.significant(value)])
+            rows.append([label, significant(value)])
     return rows
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from jaxmech.report import formats as fm
 from jaxmech.report.blocks import (
     Figure,
     Section,
@@ -19,6 +18,7 @@ from jaxmech.report.blocks import (
     need,
     text,
 )
+from jaxmech.report.formats import listing, number, percent, significant
 from jaxmech.report.style import (
     EFFECT,
     MINUS,
@@ -42,8 +42,8 @@ def section(folder: RunFolder, fit: Claim) -> Section:
     at: Any = layers["fvu"].idxmax()
     worst = layers.loc[at]
     lead = (
-        f"The dictionaries leave {fm.percent(layers['fvu'].mean())} of the variance unexplained on average, at worst "
-        f"{fm.percent(worst['fvu'])} in layer {worst['layer']:g}, with {fm.number(layers['l0'].mean(), 0)} "
+        f"The dictionaries leave {percent(layers['fvu'].mean())} of the variance unexplained on average, at worst "
+        f"{percent(worst['fvu'])} in layer {worst['layer']:g}, with {number(layers['l0'].mean(), 0)} "
         f"features active a token. {'' if fit.holds else 'Not all of them fit this model as they are declared.'}"
     )
     histogram = need(folder, "fidelity", "density")
@@ -64,8 +64,8 @@ def section(folder: RunFolder, fit: Claim) -> Section:
                 {"l0": "held-out text"} | ({"l0_decision": "decision tokens"} if "l0_decision" in layers else {}),
                 y="features active a token",
             ),
-            f"Sparsity (L0) by layer: from {fm.number(layers['l0'].min(), 0)} to "
-            f"{fm.number(layers['l0'].max(), 0)} on held-out text.",
+            f"Sparsity (L0) by layer: from {number(layers['l0'].min(), 0)} to "
+            f"{number(layers['l0'].max(), 0)} on held-out text.",
             "fidelity/layers",
         ),
     ]
@@ -74,20 +74,20 @@ def section(folder: RunFolder, fit: Claim) -> Section:
             "density",
             draw_density(histogram),
             "How often features fire on held-out text, later layers darker: "
-            f"{fm.percent(layers['dense'].mean(), 1)} fire on more than a tenth of the tokens. Dead ones are left out.",
+            f"{percent(layers['dense'].mean(), 1)} fire on more than a tenth of the tokens. Dead ones are left out.",
             "fidelity/density",
         )
     )
     shares = {column: label for column, label in SHARES.items() if column in layers}
     if shares:
-        says = [f"{fm.percent(layers[column].mean())} {label}" for column, label in shares.items()]
+        says = [f"{percent(layers[column].mean())} {label}" for column, label in shares.items()]
         blocks.append(
             Figure(
                 "shares",
                 draw_by_layer(layers, shares, y="share, %", scale=100),
                 "Dead features, and the share of the model's loss recovered when a layer is replaced by its "
                 "reconstruction, where zeros, or the layer's mean, in its place would lose all: on average "
-                f"{fm.listing(says)}.",
+                f"{listing(says)}.",
                 "fidelity/layers",
             )
         )
@@ -99,12 +99,12 @@ def section(folder: RunFolder, fit: Claim) -> Section:
                 Figure(
                     "training",
                     draw_training(history),
-                    f"Training: the mean FVU ends at {fm.percent(last)} of the training tokens' variance.",
+                    f"Training: the mean FVU ends at {percent(last)} of the training tokens' variance.",
                     "dictionaries/training",
                 )
             )
     columns: dict[str, tuple[str, Callable[[Any], str]]] = {
-        column: (column.replace("_", " "), text if column == "layer" else fm.significant) for column in layers.columns
+        column: (column.replace("_", " "), text if column == "layer" else significant) for column in layers.columns
     }
     blocks.append(Table("All measures by layer.", *cells(layers, columns), folded=True))
     blocks += checked(folder, folder.results("fidelity")["check"]["warnings"])
@@ -116,9 +116,9 @@ def checked(folder: RunFolder, warnings: Sequence[str]) -> list[Any]:
     table = need(folder, "fidelity", "check")
     columns = {
         "layer": ("layer", text),
-        "l0_declared": ("L0 declared", fm.significant),
-        "l0": ("L0", fm.significant),
-        "fvu": ("FVU", fm.significant),
+        "l0_declared": ("L0 declared", significant),
+        "l0": ("L0", significant),
+        "fvu": ("FVU", significant),
         "cosine_centred": ("cosine, centred", fixed(2)),
         "likely_cause": ("likely cause", lambda value: value or "fits"),
     }

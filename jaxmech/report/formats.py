@@ -88,7 +88,7 @@ def listing(items: Sequence[str]) -> str:
 NAMES = {"s1": "System 1", "s2": "System 2"}
 
 
-def name(key: str) -> str:
+def readable(key: str) -> str:
     """A reader's name for an identifier of the tables."""
     return NAMES.get(key, key.replace("_", " ")[:1].upper() + key.replace("_", " ")[1:])
 

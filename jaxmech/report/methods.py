@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxmech.report import formats as fm
 from jaxmech.report.blocks import (
     Section,
     Table,
     Text,
 )
+from jaxmech.report.formats import number
 from jaxmech.study.folder import RunFolder
 
 
@@ -20,7 +20,7 @@ def section(
     """Every parameter, version, hash, second and exclusion."""
     environment = manifest["environment"]
     stages = [
-        [name, fm.number(record["seconds"], 1), fm.number(record.get("peak_gb"), 2), str(record["key"])]
+        [name, number(record["seconds"], 1), number(record.get("peak_gb"), 2), str(record["key"])]
         for name, record in manifest["stages"].items()
     ]
     packages = [[name, str(version)] for name, version in environment["packages"].items()]
@@ -47,9 +47,7 @@ def section(
     blocks.append(Table("Versions and devices.", ("what", "version"), packages, folded=True))
     blocks.append(exclusions(folder, results["behavior"]["excluded_pairs"]))
     total = sum(record["seconds"] for record in manifest["stages"].values())
-    lead = (
-        f"Study {manifest['study']}: {fm.number(total, 0)} seconds of computation, seed {manifest['config']['seed']}."
-    )
+    lead = f"Study {manifest['study']}: {number(total, 0)} seconds of computation, seed {manifest['config']['seed']}."
     return Section("methods", "Methods", lead, blocks)
 
 

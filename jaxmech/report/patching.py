@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from jaxmech.report import formats as fm
 from jaxmech.report.blocks import Figure, Section, need
+from jaxmech.report.formats import number, p_value, percent, plural, points, readable, wrapped
 from jaxmech.report.style import (
     CONTROL,
     EFFECT,
@@ -38,14 +38,14 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
             "whole residual": "the whole residual stream",
             "reconstruction error only": "the dictionaries' error alone",
         }
-        also = [f"{words} {fm.percent(here[name])}" for name, words in others.items() if name in here]
+        also = [f"{words} {percent(here[name])}" for name, words in others.items() if name in here]
         blocks.append(
             Figure(
                 f"patching-{direction}",
                 draw_patching_bars(bars, direction),
                 f"Values from {donor} prompts put into {base} ones: the features recover "
-                f"{fm.percent(r[f'recovered_{direction}'])} of the shift, matched random sets "
-                f"{', '.join([fm.percent(r[f'random_{direction}']), *also])}."
+                f"{percent(r[f'recovered_{direction}'])} of the shift, matched random sets "
+                f"{', '.join([percent(r[f'random_{direction}']), *also])}."
                 " Error bars: 95 % over families; for random sets, 95 % of the sets.",
                 "patching/bars",
             )
@@ -57,10 +57,10 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
             Figure(
                 f"null-{direction}",
                 draw_null_histogram(values, observed, x="shift recovered, %"),
-                f"The null {said.towards(direction)}: {fm.plural(len(values), 'random feature set')} of the same "
+                f"The null {said.towards(direction)}: {plural(len(values), 'random feature set')} of the same "
                 "layers, as near as there are any in firing rate and strength (their change may be smaller), from"
-                f" {fm.number(values.min(), 0)} to {fm.number(values.max(), 0)} %; the features: "
-                f"{fm.number(observed, 0)} % ({fm.p_value(p)}, one-sided; "
+                f" {number(values.min(), 0)} to {number(values.max(), 0)} %; the features: "
+                f"{number(observed, 0)} % ({p_value(p)}, one-sided; "
                 f"the smallest possible is {1 / (len(values) + 1):.3f}).",
                 "patching/null",
             )
@@ -72,21 +72,21 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
             "audit",
             draw_audit(audit),
             "Attribution, one backward pass for all features, against patching each alone, over "
-            f"{fm.plural(attribution['families'], 'family', 'families')}: rank correlation "
-            f"{fm.number(rank['top'])} for the top {count['top']} and {fm.number(rank['random'])} for "
+            f"{plural(attribution['families'], 'family', 'families')}: rank correlation "
+            f"{number(rank['top'])} for the top {count['top']} and {number(rank['random'])} for "
             f"{count['random']} random features "
-            f"({fm.number(integrated['top'])} and {fm.number(integrated['random'])} for integrated gradients); "
-            f"the signs agree for {fm.percent(agree['top'])} and {fm.percent(agree['random'])}.",
+            f"({number(integrated['top'])} and {number(integrated['random'])} for integrated gradients); "
+            f"the signs agree for {percent(agree['top'])} and {percent(agree['random'])}.",
             "attribution/audit",
             wide=True,
         )
     )
     lead = (
         f"Only the features' own part of the residual stream is exchanged; the dictionaries' error stays. Over "
-        f"{fm.plural(r['families'], 'test family', 'test families')}, the features recover "
-        f"{fm.percent(r['recovered_to_plus'])} of the shift {said.towards('to_plus')} "
-        f"({fm.p_value(r['p_random_to_plus'])}) and {fm.percent(r['recovered_to_minus'])} {said.towards('to_minus')} "
-        f"({fm.p_value(r['p_random_to_minus'])})."
+        f"{plural(r['families'], 'test family', 'test families')}, the features recover "
+        f"{percent(r['recovered_to_plus'])} of the shift {said.towards('to_plus')} "
+        f"({p_value(r['p_random_to_plus'])}) and {percent(r['recovered_to_minus'])} {said.towards('to_minus')} "
+        f"({p_value(r['p_random_to_minus'])})."
     )
     return Section("patching", "Patching", lead, blocks)
 
@@ -97,12 +97,12 @@ def draw_patching_bars(bars: pd.DataFrame, direction: str) -> go.Figure:
     part = bars[bars["direction"] == direction].sort_values("kind", key=lambda kind: kind.map(order), kind="stable")
     rows = [
         dict(
-            label=fm.wrapped(fm.name(row["name"]), 16),
+            label=wrapped(readable(row["name"]), 16),
             value=100 * row["recovered"],
             low=100 * row["low"],
             high=100 * row["high"],
             kind=row["kind"],
-            note=f", a change of {fm.points(row['change_pp'])}",
+            note=f", a change of {points(row['change_pp'])}",
         )
         for row in part.to_dict("records")
     ]

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from jaxmech.report import formats as fm
 from jaxmech.report.blocks import Figure, Section, Table, cells, fixed, need, text
+from jaxmech.report.formats import interval, listing, number, percent, points, readable
 from jaxmech.report.style import (
     CLASS_STYLE,
     CONTROL,
@@ -38,7 +38,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], claim: Claim) -> Sect
     undefined = int(features["proximity"].isna().sum())
     left = [f"{outside} outside the range" if outside else "", f"{undefined} without any effect" if undefined else ""]
     left = [part for part in left if part]
-    depth = fm.listing([f"{fm.name(kind)} {fm.number(value, 1)}" for kind, value in r["effect_weighted_depth"].items()])
+    depth = listing([f"{readable(kind)} {number(value, 1)}" for kind, value in r["effect_weighted_depth"].items()])
     one = r["sets"]["all"]
     blocks: list[Any] = [
         Figure(
@@ -46,7 +46,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], claim: Claim) -> Sect
             draw_proximity_sets(sets, said),
             f"Total effect of setting features to {said.plus} values on {said.minus} prompts, and its split: direct, "
             "with all later "
-            f"sublayers frozen, {fm.points(one['direct_pp'])}; through later layers {fm.points(one['indirect_pp'])}.",
+            f"sublayers frozen, {points(one['direct_pp'])}; through later layers {points(one['indirect_pp'])}.",
             "proximity/sets",
         ),
         Figure(
@@ -55,7 +55,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], claim: Claim) -> Sect
             "Single features' direct share by layer (size: total effect). Later layers are more direct by "
             "construction, so "
             f"classes are compared within layers. Mean layer weighted by effect: {depth}."
-            + (f" Not drawn: {fm.listing(left)}." if left else ""),
+            + (f" Not drawn: {listing(left)}." if left else ""),
             "proximity/features",
         ),
     ]
@@ -63,8 +63,8 @@ def section(folder: RunFolder, results: Mapping[str, Any], claim: Claim) -> Sect
         rows = [
             [
                 key.upper().replace("_THROUGH_", " through "),
-                fm.percent(one["share"]),
-                f"{fm.interval(one['ci'], 0, scale=100)} %",
+                percent(one["share"]),
+                f"{interval(one['ci'], 0, scale=100)} %",
             ]
             for key, one in r["mediation"].items()
         ]
@@ -79,10 +79,10 @@ def section(folder: RunFolder, results: Mapping[str, Any], claim: Claim) -> Sect
     columns = {
         "layer": ("layer", text),
         "feature": ("feature", text),
-        "class": ("class", fm.name),
+        "class": ("class", readable),
         "total": ("total, pp", fixed(2, 100)),
         "direct": ("direct, pp", fixed(2, 100)),
-        "proximity": ("direct share", fm.percent),
+        "proximity": ("direct share", percent),
     }
     blocks.append(Table("Single features.", *cells(features, columns), folded=True))
     return Section("proximity", "Nearness to the output", claim.sentence, blocks)
@@ -90,8 +90,8 @@ def section(folder: RunFolder, results: Mapping[str, Any], claim: Claim) -> Sect
 
 def draw_proximity_sets(sets: pd.DataFrame, said: Said) -> go.Figure:
     """Total, direct and indirect effect of the whole selection and of each class."""
-    labels = [{"all": "all in use"}.get(name, fm.name(name)) for name in sets["set"]]
-    interval = dict(
+    labels = [{"all": "all in use"}.get(name, readable(name)) for name in sets["set"]]
+    error_bars = dict(
         type="data",
         symmetric=False,
         array=sets["total_high"] - sets["total_pp"],
@@ -109,7 +109,7 @@ def draw_proximity_sets(sets: pd.DataFrame, said: Said) -> go.Figure:
             x=labels,
             y=sets[column],
             name=name,
-            error_y=interval if name == "total" else None,
+            error_y=error_bars if name == "total" else None,
             marker=dict(color=colour, pattern=hatch(shape)),
             hovertemplate=f"%{{x}}, {name}: %{{y:.2f}} pp<extra></extra>",
         )

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from jaxmech.report import formats as fm
 from jaxmech.report.blocks import (
     Figure,
     Prompt,
@@ -20,6 +19,19 @@ from jaxmech.report.blocks import (
     first_prompt,
     fixed,
     need,
+)
+from jaxmech.report.formats import (
+    coefficient,
+    interval,
+    listing,
+    number,
+    p_value,
+    percent,
+    plural,
+    points,
+    readable,
+    span,
+    wrapped,
 )
 from jaxmech.report.style import (
     CONTROL,
@@ -47,23 +59,21 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
     if low < high:
         ends = [float(dose.loc[dose["alpha"] == alpha, "g"].iloc[0]) for alpha in usable]
         lead = (
-            f"Inside the usable range, coefficients {fm.span(*usable)}, the {said.outcome} goes from "
-            f"{fm.percent(ends[0], 1)} to {fm.percent(ends[1], 1)} "
-            f"({fm.points(r['effect_in_range_pp'])}; unsteered {fm.percent(zero, 1)}), {fm.points(r['slope_pp'])} "
-            f"per unit (95 % interval {fm.interval(r['slope_ci'])})."
+            f"Inside the usable range, coefficients {span(*usable)}, the {said.outcome} goes from "
+            f"{percent(ends[0], 1)} to {percent(ends[1], 1)} "
+            f"({points(r['effect_in_range_pp'])}; unsteered {percent(zero, 1)}), {points(r['slope_pp'])} "
+            f"per unit (95 % interval {interval(r['slope_ci'])})."
         )
     else:
         lead = (
             "There is no usable range: every coefficient tried but 0 passes a limit on perplexity, KL, "
             "arithmetic or valid mass. "
-            f"Read over ±1 all the same, the slope is {fm.points(r['slope_pp'])} per unit (95 % interval "
-            f"{fm.interval(r['slope_ci'])})."
+            f"Read over ±1 all the same, the slope is {points(r['slope_pp'])} per unit (95 % interval "
+            f"{interval(r['slope_ci'])})."
         )
     shape = r.get("dose_response") or {}
     monotone = (
-        f" Spearman {fm.number(shape['spearman'])}, isotonic R² {fm.number(shape['isotonic_r2'])} within it."
-        if shape
-        else ""
+        f" Spearman {number(shape['spearman'])}, isotonic R² {number(shape['isotonic_r2'])} within it." if shape else ""
     )
     shaded = " Shaded: the usable range." if low < high else ""
     blocks: list[Any] = [
@@ -71,16 +81,16 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
             "dose",
             draw_dose(dose, usable, said),
             f"Dose-response on {' and '.join(map(said.pole, r['steered']))} prompts, "
-            f"{fm.plural(r['families'], 'family', 'families')}; unsteered "
-            f"{fm.percent(zero, 1)} (dotted).{shaded}{monotone}",
+            f"{plural(r['families'], 'family', 'families')}; unsteered "
+            f"{percent(zero, 1)} (dotted).{shaded}{monotone}",
             "steering/dose",
         ),
         Figure(
             "outcomes",
             draw_outcomes(dose, usable, said),
             f"What the answers become. Between the ends of the sweep the probability of “{said.levels[0]}” goes from "
-            f"{fm.percent(dose['p_zero'].iloc[0])} to {fm.percent(dose['p_zero'].iloc[-1])}; valid answers hold "
-            f"at least {fm.percent(dose['mass'].min())}.",
+            f"{percent(dose['p_zero'].iloc[0])} to {percent(dose['p_zero'].iloc[-1])}; valid answers hold "
+            f"at least {percent(dose['mass'].min())}.",
             "steering/dose",
         ),
         Figure("costs", draw_cost_limits(dose, usable), costs_caption(dose), "steering/dose"),
@@ -88,7 +98,7 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
     ]
     if r.get("specificity"):
         says = [
-            f"“{said.contrast(name).lower()}” {fm.points(one['slope_pp'])} ({fm.interval(one['ci'])})"
+            f"“{said.contrast(name).lower()}” {points(one['slope_pp'])} ({interval(one['ci'])})"
             for name, one in r["specificity"].items()
         ]
         blocks.append(
@@ -96,20 +106,20 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
                 "specificity",
                 draw_specificity(r["specificity"], said),
                 f"Is it that alone? The {said.outcome} on the neutral prompts of controls, of which some should move "
-                f"as the behaviour does, and others not at all: {fm.listing(says)}.",
+                f"as the behaviour does, and others not at all: {listing(says)}.",
                 "steering/results.json",
                 wide=True,
             )
         )
     columns = {
-        "alpha": ("coefficient", fm.coefficient),
-        "g": (said.outcome, lambda v: fm.percent(v, 1)),
-        "g_low": ("low", lambda v: fm.percent(v, 1)),
-        "g_high": ("high", lambda v: fm.percent(v, 1)),
-        "mass": ("valid mass", lambda v: fm.percent(v, 1)),
+        "alpha": ("coefficient", coefficient),
+        "g": (said.outcome, lambda v: percent(v, 1)),
+        "g_low": ("low", lambda v: percent(v, 1)),
+        "g_high": ("high", lambda v: percent(v, 1)),
+        "mass": ("valid mass", lambda v: percent(v, 1)),
         "perplexity": ("perplexity", fixed(2)),
         "kl": ("KL, nat", fixed(3)),
-        "accuracy": ("arithmetic", fm.percent),
+        "accuracy": ("arithmetic", percent),
         "usable": ("within limits", lambda v: "yes" if v else "no"),
     }
     blocks.append(Table("Every coefficient.", *cells(dose, columns), folded=True))
@@ -128,8 +138,8 @@ def steered_prompts(folder: RunFolder, said: Said, r: Mapping[str, Any]) -> list
 
 
 def costs_caption(dose: pd.DataFrame) -> str:
-    out = [fm.coefficient(alpha) for alpha in dose.loc[~dose["usable"].astype(bool), "alpha"]]
-    said = f"Too costly: {fm.listing(out)}." if out else "No coefficient tried is too costly."
+    out = [coefficient(alpha) for alpha in dose.loc[~dose["usable"].astype(bool), "alpha"]]
+    said = f"Too costly: {listing(out)}." if out else "No coefficient tried is too costly."
     return (
         "What steering costs on neutral text and on sums that follow three worked ones, steered at every token; above "
         "the line a coefficient is out. "
@@ -141,22 +151,22 @@ def comparators_caption(r: Mapping[str, Any], others: pd.DataFrame) -> str:
     null = others[others["kind"] == "null"]
     ranges = [
         f"{len(part)} {str(name).replace('random features', 'random feature sets')} from "
-        f"{fm.number(part['slope_pp'].min(), 1)} to "
-        f"{fm.number(part['slope_pp'].max(), 1)}"
+        f"{number(part['slope_pp'].min(), 1)} to "
+        f"{number(part['slope_pp'].max(), 1)}"
         for name, part in null.groupby("name")
     ]
-    rest = [f"{name} {fm.points(value)}" for name, value in (r.get("comparators_pp") or {}).items()]
+    rest = [f"{name} {points(value)}" for name, value in (r.get("comparators_pp") or {}).items()]
     text = (
-        f"Directions of the same norm at coefficient 1: the selected features {fm.points(r['slope_at_one_pp'])}; "
-        f"{fm.listing(ranges)} pp "
-        f"(one-sided {fm.p_value(r['p_random'])} against feature sets"
+        f"Directions of the same norm at coefficient 1: the selected features {points(r['slope_at_one_pp'])}; "
+        f"{listing(ranges)} pp "
+        f"(one-sided {p_value(r['p_random'])} against feature sets"
     )
     text += (
-        f", {fm.p_value(r['p_random_directions'])} against directions)."
+        f", {p_value(r['p_random_directions'])} against directions)."
         if r.get("p_random_directions") is not None
         else ")."
     )
-    return text + (f" For comparison: {fm.listing(rest)}." if rest else "")
+    return text + (f" For comparison: {listing(rest)}." if rest else "")
 
 
 def shade(out: go.Figure, usable: tuple[float, float]) -> go.Figure:
@@ -291,7 +301,7 @@ def draw_comparators(table: pd.DataFrame) -> go.Figure:
         )
     out = figure(traces, x="change at coefficient 1, pp", height=90 + 56 * len(order))
     out.add_vline(x=0, line=dict(color=NEUTRAL, width=1, dash="dot"))
-    labels = [fm.wrapped(fm.name(name), 16) for name in order]
+    labels = [wrapped(readable(name), 16) for name in order]
     return out.update_yaxes(
         tickvals=list(range(len(order))), ticktext=labels, range=[len(order) - 0.5, -0.5], showgrid=False
     )
@@ -301,7 +311,7 @@ def draw_specificity(slopes: Mapping[str, Mapping], said: Said) -> go.Figure:
     """Slopes on the neutral prompts of controls."""
     rows = [
         dict(
-            label=fm.wrapped(said.contrast(name)),
+            label=wrapped(said.contrast(name)),
             value=one["slope_pp"],
             low=one["ci"][0],
             high=one["ci"][1],

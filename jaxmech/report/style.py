@@ -10,7 +10,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from jaxmech.report import formats as fm
+from jaxmech.report.formats import known
 
 # Each has a contrast of at least 3:1 on the page's white and on its near-black.
 PLUS, MINUS, NEUTRAL, EFFECT, CONTROL, REFERENCE = (
@@ -84,7 +84,7 @@ def forest(rows: Sequence[dict], *, x: str, unit: str = "pp", digits: int = 1) -
     Args:
       rows: label, value, low, high, kind (a key of `KIND_STYLE`), and optionally note, shown on hover.
     """
-    shown = [row for row in rows if all(fm.known(row[key]) for key in ("value", "low", "high"))]
+    shown = [row for row in rows if all(known(row[key]) for key in ("value", "low", "high"))]
     traces, seen = [], set()
     for row in shown:
         name, colour, symbol = KIND_STYLE[row["kind"]]

@@ -9,8 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from jaxmech.io.tables import each_row
-from jaxmech.report import formats as fm
 from jaxmech.report.blocks import Figure, Prompt, Prompts, Section, Table, cells, fixed, need, short_p, text
+from jaxmech.report.formats import p_value, percent, readable, wrapped
 from jaxmech.report.style import (
     CONTROL,
     EFFECT,
@@ -47,7 +47,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
     if not results["transfer"]:
         return Section("transfer", title, f"No other {said.tasks} were tried.", [])
     table = need(folder, "transfer", "tasks")
-    labels = [label or fm.name(task) for task, label in table[["task", "label"]].to_numpy(str)]
+    labels = [label or readable(task) for task, label in table[["task", "label"]].to_numpy(str)]
     table = table.assign(label=labels)
     names = dict(zip(table["task"], table["label"], strict=True))
     curves = need(folder, "transfer", "curves")
@@ -57,13 +57,13 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
         "label": ("task", text),
         "expected_sign": ("expected", lambda v: {1: "up", -1: "down"}.get(v, "open")),
         "families": ("families", text),
-        "baseline": ("unsteered score", fm.percent),
+        "baseline": ("unsteered score", percent),
         "slope_pp": ("slope, pp", fixed(1)),
         "low_pp": ("low", fixed(1)),
         "high_pp": ("high", fixed(1)),
         "p_random": ("p, random", short_p),
         "p_holm": ("p, Holm", short_p),
-        "mass": ("valid mass", fm.percent),
+        "mass": ("valid mass", percent),
         "human": ("people, for context", text),
     }
     blocks = [
@@ -100,7 +100,7 @@ def task_prompts(asked: pd.DataFrame, names: Mapping[str, str]) -> Prompts:
 
 def draw_tasks(table: pd.DataFrame) -> go.Figure:
     """Slope of each task's score with its interval; the grey band is 1.96 standard deviations of random directions."""
-    labels = [fm.wrapped(name, 14) for name in table["label"]]
+    labels = [wrapped(name, 14) for name in table["label"]]
     rows = [
         dict(
             label=label,
@@ -108,7 +108,7 @@ def draw_tasks(table: pd.DataFrame) -> go.Figure:
             low=row.low_pp,
             high=row.high_pp,
             kind="effect",
-            note=f", {fm.p_value(row.p_holm)} (Holm)",
+            note=f", {p_value(row.p_holm)} (Holm)",
         )
         for label, row in zip(labels, each_row(table), strict=True)
     ]

@@ -10,7 +10,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxmech.behavior.behavior import Control
-from jaxmech.report import formats as fm
+from jaxmech.report.formats import (
+    NBSP,
+    interval,
+    known,
+    listing,
+    number,
+    p_value,
+    percent,
+    plural,
+    points,
+    readable,
+    significant,
+    span,
+)
 from jaxmech.report.words import Said
 
 LEVEL = 0.05
@@ -78,7 +91,7 @@ def judge_dictionaries(r: Mapping[str, Any]) -> Claim:
     title = "Do the dictionaries fit the model?"
     count, warnings = r["check"]["dictionaries"], r["check"]["warnings"]
     facts = (
-        ("variance unexplained", f"{fm.percent(r['fvu']['mean'])}, at worst {fm.percent(r['fvu']['worst'])}"),
+        ("variance unexplained", f"{percent(r['fvu']['mean'])}, at worst {percent(r['fvu']['worst'])}"),
         ("warned of", f"{len(warnings)} of {count}"),
     )
     if not warnings:
@@ -113,25 +126,25 @@ def judge_behaviour(r: Mapping[str, Any], said: Said) -> Claim:
     title = "Is there a behaviour?"
     gating = {name: one for name, one in r["controls"].items() if one["gate"]}
     facts = (
-        ("shift", fm.points(r["shift_pp"])),
-        ("95 % interval", f"{fm.interval(r['ci'])} pp"),
+        ("shift", points(r["shift_pp"])),
+        ("95 % interval", f"{interval(r['ci'])} pp"),
         *(
-            (said.contrast(name).lower(), f"{fm.points(one['shift_pp'])} ({fm.interval(one['ci'])})")
+            (said.contrast(name).lower(), f"{points(one['shift_pp'])} ({interval(one['ci'])})")
             for name, one in gating.items()
         ),
-        ("test", f"{fm.p_value(r.get('p'))} (two-sided), {fm.plural(r['families'], 'family', 'families')}"),
+        ("test", f"{p_value(r.get('p'))} (two-sided), {plural(r['families'], 'family', 'families')}"),
     )
     seen = (
-        f"{said.setting}{the(said)} is {fm.percent(r['mean_plus'], 1)} where the {said.varies} is {said.plus} and "
-        f"{fm.percent(r['mean_minus'], 1)} where it is {said.minus}: a shift of "
-        f"{fm.points(r['shift_pp'])} (95 % interval {fm.interval(r['ci'])}). "
+        f"{said.setting}{the(said)} is {percent(r['mean_plus'], 1)} where the {said.varies} is {said.plus} and "
+        f"{percent(r['mean_minus'], 1)} where it is {said.minus}: a shift of "
+        f"{points(r['shift_pp'])} (95 % interval {interval(r['ci'])}). "
         f"{''.join(control_moves(said.contrast(name), one) for name, one in gating.items())}"
-        f"Valid answers hold {fm.percent(r['mass'])} of the probability.{strongest_control(r, said)}"
+        f"Valid answers hold {percent(r['mass'])} of the probability.{strongest_control(r, said)}"
     )
     if r["gate"]:
         return claim(title, "yes", "Yes", seen, *facts)
     failed = [spell(reason) for reason, met in r["gate_reasons"].items() if not met]
-    sentence = f"{seen} This fails the gate: {fm.listing(failed)} {'is' if len(failed) == 1 else 'are'} not met."
+    sentence = f"{seen} This fails the gate: {listing(failed)} {'is' if len(failed) == 1 else 'are'} not met."
     return claim(title, "no", "No behaviour to explain", sentence, *facts)
 
 
@@ -142,8 +155,8 @@ def the(said: Said) -> str:
 
 def control_moves(label: str, one: Mapping[str, Any]) -> str:
     size = one["size_pp"]
-    single = f" on average, by {fm.number(size, 1)}{fm.NBSP}pp either way in a single family" if fm.known(size) else ""
-    return f"{label}: a shift of {fm.points(one['shift_pp'])}{single}. "
+    single = f" on average, by {number(size, 1)}{NBSP}pp either way in a single family" if known(size) else ""
+    return f"{label}: a shift of {points(one['shift_pp'])}{single}. "
 
 
 def strongest_control(r: Mapping[str, Any], said: Said) -> str:
@@ -154,7 +167,7 @@ def strongest_control(r: Mapping[str, Any], said: Said) -> str:
     name = max(shares, key=lambda k: shares[k])
     ruled = said.controls[name].rules_out
     warning = f", so that it is not ruled out {ruled}" if shares[name] > CONFOUND and ruled else ""
-    moved = fm.points(r["controls"][name]["shift_pp"])
+    moved = points(r["controls"][name]["shift_pp"])
     return f" Of the other controls, {said.contrast(name).lower()} moves it most, by {moved}{warning}."
 
 
@@ -164,7 +177,7 @@ def control_shares(r: Mapping[str, Any], said: Said) -> dict[str, float]:
     shifts = {
         name: one["shift_pp"]
         for name, one in r["controls"].items()
-        if not one["gate"] and not said.controls[name].moves and fm.known(one["shift_pp"])
+        if not one["gate"] and not said.controls[name].moves and known(one["shift_pp"])
     }
     return {k: abs(shift / r["shift_pp"]) if r["shift_pp"] else float("inf") for k, shift in shifts.items()}
 
@@ -179,24 +192,24 @@ def judge_features(r: Mapping[str, Any], config: Mapping[str, Any], said: Said) 
     where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {min(layers)} to {max(layers)}"
     facts = (
         ("by the full rule", f"{r['selected']:,} of {r['features_total']:,}"),
-        ("share of all features", f"{fm.significant(100 * r['share'])} %"),
+        ("share of all features", f"{significant(100 * r['share'])} %"),
         ("relabelled at random", by_chance(r, config)),
         ("in use", f"{r['used']:,}, {where}"),
     )
     if not exploratory(r):
         found = (
-            f"{fm.plural(r['selected'], 'feature')} of {r['features_total']:,} ({fm.percent(r['share'], 3)}) "
+            f"{plural(r['selected'], 'feature')} of {r['features_total']:,} ({percent(r['share'], 3)}) "
             f"{'passes' if r['selected'] == 1 else 'pass'} every criterion, in {where}. With {said.plus} and "
             f"{said.minus} relabelled at random by family, the same rule selects {by_chance(r, config)}"
         )
         # What R draws did not show once may still come once in R.
-        fdr = max(r["fdr"], 1 / (config["selection"]["relabelings"] * r["selected"])) if fm.known(r["fdr"]) else None
-        if fm.known(fdr) and fdr <= LEVEL:
-            return claim(title, "yes", fm.plural(r["selected"], "feature"), f"{found}.", *facts)
-        sentence = f"{found}: up to {fm.percent(fdr)} of those found may be false."
-        return claim(title, "partly", f"{fm.plural(r['selected'], 'feature')}, uncertain", sentence, *facts)
-    share = fm.percent(config["selection"]["budget"], 3)
-    budget = f"the {fm.plural(r['used'], 'feature')} with the largest |t| ({share} of all), in {where}"
+        fdr = max(r["fdr"], 1 / (config["selection"]["relabelings"] * r["selected"])) if known(r["fdr"]) else None
+        if known(fdr) and fdr <= LEVEL:
+            return claim(title, "yes", plural(r["selected"], "feature"), f"{found}.", *facts)
+        sentence = f"{found}: up to {percent(fdr)} of those found may be false."
+        return claim(title, "partly", f"{plural(r['selected'], 'feature')}, uncertain", sentence, *facts)
+    share = percent(config["selection"]["budget"], 3)
+    budget = f"the {plural(r['used'], 'feature')} with the largest |t| ({share} of all), in {where}"
     if r["selected"] == 0:
         sentence = (
             f"No feature of {r['features_total']:,} passes every criterion. What follows uses {budget}, and is "
@@ -212,20 +225,20 @@ def judge_features(r: Mapping[str, Any], config: Mapping[str, Any], said: Said) 
 
 def by_chance(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """What the rule selects where there is nothing to find. No draw can show a mean below one in their number."""
-    draws = fm.plural(config["selection"]["relabelings"], "draw")
+    draws = plural(config["selection"]["relabelings"], "draw")
     if not r["expected_false_max"]:
         return f"none in {draws}"
-    return f"{fm.number(r['expected_false'], 2)} on average over {draws} (at most {r['expected_false_max']})"
+    return f"{number(r['expected_false'], 2)} on average over {draws} (at most {r['expected_false_max']})"
 
 
 def above(pair: Sequence[float | None], p: float | None) -> bool:
     """Whether an interval lies above 0 and its p counts."""
-    return fm.known(pair[0]) and pair[0] > 0 and fm.known(p) and p < LEVEL
+    return known(pair[0]) and pair[0] > 0 and known(p) and p < LEVEL
 
 
 def shortfall(pair: Sequence[float | None], p: float | None, sets: int) -> str:
     """Why an effect does not count; too few random sets are no evidence that they do as well."""
-    if not fm.known(pair[0]) or not fm.known(pair[1]):
+    if not known(pair[0]) or not known(pair[1]):
         return "is undefined"
     if pair[1] < 0:
         return "goes the wrong way"
@@ -233,7 +246,7 @@ def shortfall(pair: Sequence[float | None], p: float | None, sets: int) -> str:
         return "has an interval that includes 0"
     if 1 / (sets + 1) >= LEVEL:
         return f"cannot be told from random: with {sets} random sets p cannot fall below {1 / (sets + 1):.2f}"
-    return f"is not larger than matched random sets give ({fm.p_value(p)})"
+    return f"is not larger than matched random sets give ({p_value(p)})"
 
 
 def judge_cause(results: Mapping[str, Any], explore: bool) -> Claim:
@@ -247,18 +260,23 @@ def judge_cause(results: Mapping[str, Any], explore: bool) -> Claim:
         random, p = patching[f"random_{direction}"], patching[f"p_random_{direction}"]
         where = said.towards(direction)
         parts.append(
-            f"{fm.percent(value)} of the shift {where} (95 % interval {fm.interval(ci, 0, scale=100)}; matched "
+            f"{percent(value)} of the shift {where} (95 % interval {interval(ci, 0, scale=100)}; matched "
             "random sets "
-            f"{fm.percent(random)}, {fm.p_value(p)})"
+            f"{percent(random)}, {p_value(p)})"
         )
-        facts.append((f"patched {where}", f"{fm.percent(value)} ({fm.interval(ci, 0, scale=100)}), {fm.p_value(p)}"))
+        facts.append(
+            (
+                f"patched {where}",
+                f"{percent(value)} ({interval(ci, 0, scale=100)}), {p_value(p)}",
+            )
+        )
         if not above(ci, p):
             missing[direction] = f"patching {where} {shortfall(ci, p, sets)}"
     slope, ci, p, (low, high) = (steering[key] for key in ("slope_pp", "slope_ci", "p_random", "usable_range"))
     usable = low < high
     facts += [
-        ("steered, per unit", f"{fm.points(slope)} ({fm.interval(ci)}), {fm.p_value(p)}"),
-        ("usable coefficients", fm.span(low, high) if usable else "none but 0"),
+        ("steered, per unit", f"{points(slope)} ({interval(ci)}), {p_value(p)}"),
+        ("usable coefficients", span(low, high) if usable else "none but 0"),
     ]
     if not above(ci, p):
         missing["steering"] = f"steering {shortfall(ci, p, sets)}"
@@ -271,13 +289,13 @@ def judge_cause(results: Mapping[str, Any], explore: bool) -> Claim:
     status = "no" if len(missing) == 3 else "partly" if missing or doubts else "yes"
     answer = {"yes": "Yes", "no": "Not shown", "partly": "In part"}[status]
     reasons = "; ".join([*missing.values(), *doubts])
-    held = f"inside the usable range {fm.span(low, high)}" if usable else "read over ±1, outside any usable range"
+    held = f"inside the usable range {span(low, high)}" if usable else "read over ±1, outside any usable range"
     sentence = (
         f"{f'{answer}: {reasons}. ' if reasons else ''}"
         f"Set to the other pole's values, the features carry {parts[0]} and {parts[1]}. Steered along them on "
         f"{' and '.join(map(said.pole, steering['steered']))} prompts, the {said.outcome} changes by "
-        f"{fm.points(slope)} per unit of coefficient ({fm.interval(ci)}), {held}; "
-        f"against random feature sets of the same norm at coefficient 1, {fm.p_value(p)}. These p are one-sided."
+        f"{points(slope)} per unit of coefficient ({interval(ci)}), {held}; "
+        f"against random feature sets of the same norm at coefficient 1, {p_value(p)}. These p are one-sided."
     )
     if explore:
         sentence += " The set was taken by budget, so this is exploratory."
@@ -288,8 +306,8 @@ def confounds(behaviour: Mapping[str, Any], said: Said) -> list[str]:
     """Controls that move the answer nearly as the behaviour does: what the features carry may be that."""
     shares = control_shares(behaviour, said)
     moved = [
-        f"“{said.contrast(name).lower()}” moves the answer by {fm.points(behaviour['controls'][name]['shift_pp'])}, "
-        f"{fm.percent(share)} of the {said.varies}'s shift, so that the features may carry that"
+        f"“{said.contrast(name).lower()}” moves the answer by {points(behaviour['controls'][name]['shift_pp'])}, "
+        f"{percent(share)} of the {said.varies}'s shift, so that the features may carry that"
         for name, share in shares.items()
         if share > CONFOUND
     ]
@@ -313,9 +331,9 @@ def open_to(control: Control) -> str:
 def as_good_at_random(steering: Mapping[str, Any]) -> list[str]:
     """Whether random directions of the same norm steer as far; random sets of features are the other control."""
     p = steering.get("p_random_directions")
-    if not fm.known(p):
+    if not known(p):
         return ["no random directions of the same norm were steered along"]
-    return [] if p < LEVEL else [f"random directions of the same norm do as well ({fm.p_value(p)})"]
+    return [] if p < LEVEL else [f"random directions of the same norm do as well ({p_value(p)})"]
 
 
 def unspecific(steering: Mapping[str, Any], said: Said) -> list[str]:
@@ -323,7 +341,7 @@ def unspecific(steering: Mapping[str, Any], said: Said) -> list[str]:
     conditions, doubts = steering.get("specificity") or {}, []
     for name, control in said.controls.items():
         low, high = conditions.get(name, {}).get("ci", (None, None))
-        if not fm.known(low) or not fm.known(high):
+        if not known(low) or not known(high):
             doubts += [untried(name, said)] if name in needed(said, moves=True) else []
         elif control.moves and low <= 0:
             doubts.append(
@@ -339,7 +357,7 @@ def unspecific(steering: Mapping[str, Any], said: Said) -> list[str]:
 
 
 def slope_text(one: Mapping[str, Any]) -> str:
-    return f"{fm.points(one['slope_pp'])} per unit, {fm.interval(one['ci'])}"
+    return f"{points(one['slope_pp'])} per unit, {interval(one['ci'])}"
 
 
 def no_home_effect(tasks: Mapping[str, Any]) -> list[str]:
@@ -347,11 +365,11 @@ def no_home_effect(tasks: Mapping[str, Any]) -> list[str]:
     task = next((one for one in tasks.values() if isinstance(one, Mapping) and one.get("home")), None)
     if task is None:
         return ["the same task was not tried in prompts without any example of the behaviour"]
-    seen = f"the same task without examples of the behaviour ({fm.points(task['slope'])}, {fm.interval(task['ci'])})"
+    seen = f"the same task without examples of the behaviour ({points(task['slope'])}, {interval(task['ci'])})"
     if not off_zero(task, 1):
         return [f"{seen} {'goes the other way' if off_zero(task, -1) else 'does not move'}"]
-    if not (fm.known(task["p_random"]) and task["p_random"] < LEVEL):
-        return [f"{seen} moves no more than along random directions ({fm.p_value(task['p_random'])})"]
+    if not (known(task["p_random"]) and task["p_random"] < LEVEL):
+        return [f"{seen} moves no more than along random directions ({p_value(task['p_random'])})"]
     return []
 
 
@@ -363,7 +381,7 @@ def judge_transfer(r: Mapping[str, Any], said: Said, explore: bool) -> Claim:
     signed = {name: g for name, g in others.items() if g["expected_sign"]}
     moved = [name for name, g in signed.items() if off_zero(g, g["expected_sign"])]
     wrong = [name for name, g in signed.items() if off_zero(g, -g["expected_sign"])]
-    confirmed = [name for name in moved if fm.known(tasks[name]["p_holm"]) and tasks[name]["p_holm"] < LEVEL]
+    confirmed = [name for name in moved if known(tasks[name]["p_holm"]) and tasks[name]["p_holm"] < LEVEL]
     best = max(signed, key=lambda name: abs(signed[name]["slope"] or 0.0), default=None)
     facts = [
         ("move as expected", f"{len(moved)} of {len(signed)}, interval off 0"),
@@ -372,13 +390,16 @@ def judge_transfer(r: Mapping[str, Any], said: Said, explore: bool) -> Claim:
     if best is not None:
         g = signed[best]
         facts.append(
-            (task_name(best, g), f"{fm.points(g['slope'])} ({fm.interval(g['ci'])}), {fm.p_value(g['p_holm'])} (Holm)")
+            (
+                task_name(best, g),
+                f"{points(g['slope'])} ({interval(g['ci'])}), {p_value(g['p_holm'])} (Holm)",
+            )
         )
     if moved:
         verb = "moves" if len(moved) == 1 else "move"
         sentence = (
             f"With the same direction, {len(moved)} of {len(signed)} other {said.tasks} {verb} as expected with an "
-            f"interval off 0 ({fm.listing([slope_of(name, signed[name]) for name in moved])}); "
+            f"interval off 0 ({listing([slope_of(name, signed[name]) for name in moved])}); "
             f"{len(confirmed) or 'none'} of them also {'moves' if len(confirmed) < 2 else 'move'} more than under "
             "random directions after Holm's correction."
         )
@@ -388,7 +409,7 @@ def judge_transfer(r: Mapping[str, Any], said: Said, explore: bool) -> Claim:
             "off 0."
         )
     if wrong:
-        sentence += f" Against expectation: {fm.listing([slope_of(name, signed[name]) for name in wrong])}."
+        sentence += f" Against expectation: {listing([slope_of(name, signed[name]) for name in wrong])}."
     if not signed:
         return claim(title, "open", "Not tested", f"No other {said.tasks} with an expected sign were tried.", *facts)
     also = ", exploratory" if explore else ""
@@ -403,15 +424,15 @@ def judge_transfer(r: Mapping[str, Any], said: Said, explore: bool) -> Claim:
 
 def off_zero(game: Mapping[str, Any], sign: float) -> bool:
     low, high = game["ci"]
-    return fm.known(low) and fm.known(high) and (low > 0 if sign > 0 else high < 0)
+    return known(low) and known(high) and (low > 0 if sign > 0 else high < 0)
 
 
 def slope_of(name: str, game: Mapping[str, Any]) -> str:
-    return f"{task_name(name, game).lower()} {fm.points(game['slope'])}"
+    return f"{task_name(name, game).lower()} {points(game['slope'])}"
 
 
 def task_name(name: str, task: Mapping[str, Any]) -> str:
-    return task.get("label") or fm.name(name)
+    return task.get("label") or readable(name)
 
 
 def judge_dual_process(r: Mapping[str, Any]) -> Claim:
@@ -426,10 +447,10 @@ def judge_dual_process(r: Mapping[str, Any]) -> Claim:
     counts = {kind: r[kind] for kind in ("s1", "s2", "mixed", "neither", "silent")}
     total = sum(counts.values())
     sentence = (
-        f"Of {fm.plural(total, 'feature')}, {counts['s1']} {verb(counts['s1'])} with System 1 and {counts['s2']} with "
+        f"Of {plural(total, 'feature')}, {counts['s1']} {verb(counts['s1'])} with System 1 and {counts['s2']} with "
         f"System 2; {counts['mixed']} mixed, {counts['neither']} neither, {counts['silent']} silent on the items."
     )
-    facts = [(fm.name(kind), str(count)) for kind, count in counts.items()]
+    facts = [(readable(kind), str(count)) for kind, count in counts.items()]
     if counts["s1"] and counts["s2"]:
         return claim(title, "yes", "Both kinds", sentence, *facts)
     if counts["s1"] or counts["s2"]:
@@ -444,26 +465,29 @@ def verb(count: int) -> str:
 def judge_proximity(r: Mapping[str, Any], defined: bool) -> Claim:
     title = "Do System 2 features act nearer to the output?"
     one = r["sets"]["all"]
-    if fm.known(one["pi"]):
+    if known(one["pi"]):
         near = (
-            f"Of the whole set's effect ({fm.points(one['total_pp'])}), {fm.percent(one['pi'])} is direct "
-            f"(95 % interval {fm.interval((one['pi_low'], one['pi_high']), 0, scale=100)}). "
+            f"Of the whole set's effect ({points(one['total_pp'])}), {percent(one['pi'])} is direct "
+            f"(95 % interval {interval((one['pi_low'], one['pi_high']), 0, scale=100)}). "
         )
     else:
         near = (
-            f"The whole set's total effect ({fm.points(one['total_pp'])}) has an interval that includes 0, so its "
+            f"The whole set's total effect ({points(one['total_pp'])}) has an interval that includes 0, so its "
             "direct share is undefined. "
         )
     test = r["s2_minus_s1_within_layers"]
-    facts = [("direct share", fm.percent(one["pi"])), ("S2 − S1 within layers", fm.number(test["difference"]))]
+    facts = [
+        ("direct share", percent(one["pi"])),
+        ("S2 − S1 within layers", number(test["difference"])),
+    ]
     if not defined:
         return claim(title, "open", "Cannot be told", f"{near}S2 against S1: the index is undefined.", *facts)
     if not test["layers"]:
         return claim(title, "open", "Cannot be told", f"{near}S2 against S1: {test['verdict']}.", *facts)
-    facts.append(("permutation", f"{fm.p_value(test['p'])}, {fm.plural(test['layers'], 'layer')}"))
+    facts.append(("permutation", f"{p_value(test['p'])}, {plural(test['layers'], 'layer')}"))
     sentence = (
-        f"{near}Within layers, System 2 features are {fm.number(abs(test['difference']))} "
-        f"{'more' if test['difference'] > 0 else 'less'} direct than System 1 features ({fm.p_value(test['p'])})."
+        f"{near}Within layers, System 2 features are {number(abs(test['difference']))} "
+        f"{'more' if test['difference'] > 0 else 'less'} direct than System 1 features ({p_value(test['p'])})."
     )
-    holds = fm.known(test["p"]) and test["p"] < LEVEL and test["difference"] > 0
+    holds = known(test["p"]) and test["p"] < LEVEL and test["difference"] > 0
     return claim(title, "yes" if holds else "no", "Yes" if holds else "Not shown", sentence, *facts)

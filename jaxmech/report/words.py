@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxmech.behavior.behavior import Control, Words, control_of
-from jaxmech.report import formats as fm
+from jaxmech.report.formats import readable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Said(Words):
         if name == "poles":
             return self.varies[:1].upper() + self.varies[1:]
         control = self.controls.get(name)
-        return control.label if control and control.label else fm.name(name)
+        return control.label if control and control.label else readable(name)
 
     def condition(self, condition: str) -> str:
         """A reader's name for a condition of the prompts."""

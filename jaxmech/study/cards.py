@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.interventions import edits as ed
+from jaxmech.interventions import edits
 from jaxmech.io.tables import each_row
 from jaxmech.models.decoder import Tap, forward
 from jaxmech.models.text import encode_prompts
@@ -60,10 +60,10 @@ def decode(ctx: Context, ids) -> str:
 
 
 def selected_activations(
-    ctx: Context, tokens, mask, selection: ed.Selection, batch: int = 8
+    ctx: Context, tokens, mask, selection: edits.Selection, batch: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:
     """Activations [N,T,n] of the chosen features, in the selection's order, and its `valid` mask."""
-    encoder, _ = ed.gather(ctx.saes, selection)
+    encoder, _ = edits.gather(ctx.saes, selection)
     valid, parts = np.asarray(selection.valid), []
     for start in range(0, len(tokens), batch):
         rows = np.minimum(np.arange(start, start + batch), len(tokens) - 1)

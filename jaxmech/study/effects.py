@@ -12,7 +12,7 @@ from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.score import Choices, before_last
 from jaxmech.behavior.scoring import take
 from jaxmech.contrast.statistics import family_means
-from jaxmech.interventions import edits as ed
+from jaxmech.interventions import edits
 from jaxmech.io.progress import progress
 from jaxmech.sae.collect import run_decision
 from jaxmech.study.context import Context
@@ -53,7 +53,7 @@ def expected(choices: Choices, values) -> np.ndarray:
     return np.asarray(choices.expected(values))
 
 
-def stack_selections(ctx: Context, sets: list[list[tuple[int, int]]]) -> ed.Selection:
+def stack_selections(ctx: Context, sets: list[list[tuple[int, int]]]) -> edits.Selection:
     """Feature sets as one `Selection` with the sweep axis in front, [S,L,K].
 
     K is what the whole selection needs, and at least 4, so that sweeps over sets of any size share one program.
@@ -62,14 +62,14 @@ def stack_selections(ctx: Context, sets: list[list[tuple[int, int]]]) -> ed.Sele
     width = max(
         4, *(np.bincount([layer for layer, _ in s], minlength=L).max() for s in [pairs_of(ctx.selected), *sets] if s)
     )
-    return ed.select_sets(sets, L, int(width))
+    return edits.select_sets(sets, L, int(width))
 
 
 def pairs_of(features: pd.DataFrame) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(features["layer"], features["feature"], strict=True)]
 
 
-def sweep_sets(run, sets: ed.Selection, values, *, what: str) -> np.ndarray:
+def sweep_sets(run, sets: edits.Selection, values, *, what: str) -> np.ndarray:
     """Expected scores [S,B] of a sweep over feature sets; `run` takes them and the options of `sweep`."""
     with progress(what, len(sets.index), unit="sets") as advance:
         return expected(run(sets, chunk=CHUNK, advance=advance), values)

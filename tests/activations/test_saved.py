@@ -11,7 +11,7 @@ import pytest
 import tensorstore as ts
 import zarr
 
-import jaxmech.activations.saved as ac
+from jaxmech.activations import saved
 from jaxmech.models.decoder import forward
 from jaxmech.sae.training import SAETrainConfig, train_saes
 
@@ -36,7 +36,7 @@ def taps(lm, tokens):
 
 def save(lm, tokens, folder, mask=MASK, **options):
     options = dict(layers=(2, 0), batch=4, rows=8, model="tiny") | options
-    return ac.save_activations(lm.config, lm.params, tokens, mask, folder, **options)
+    return saved.save_activations(lm.config, lm.params, tokens, mask, folder, **options)
 
 
 @pytest.mark.parametrize("dtype, rtol", [("float32", 0), ("bfloat16", 2**-8), ("float16", 2**-11)])
@@ -104,7 +104,7 @@ class Killed(Exception):
 
 def killed_at(monkeypatch, call):
     """Lets that many batches through, then raises. Returns a list of one entry a batch that ran."""
-    ran, read = [], ac._read
+    ran, read = [], saved._read
 
     def until(*args):
         if not isinstance(args[-1], np.ndarray):  # only asked for shapes
@@ -114,7 +114,7 @@ def killed_at(monkeypatch, call):
         ran.append(1)
         return read(*args)
 
-    monkeypatch.setattr(ac, "_read", until)
+    monkeypatch.setattr(saved, "_read", until)
     return ran
 
 
@@ -126,7 +126,7 @@ def test_a_killed_writing_goes_on(lm, tokens, tmp_path, monkeypatch):
     done = json.loads((tmp_path / "parts/zarr.json").read_text())["attributes"]["texts_done"]
     assert done in (0, 8)  # the second file was being filled, and the first may have been on its way
     with pytest.raises(ValueError, match=f"{done} of 21 texts; call save_activations again"):
-        ac.load_activations(tmp_path / "parts")
+        saved.load_activations(tmp_path / "parts")
     half = tmp_path / "parts/resid_post/c/0/1/0/0"  # a file that a power cut left unfinished
     half.parent.mkdir(parents=True, exist_ok=True)
     half.write_bytes(b"half a file")
@@ -134,7 +134,7 @@ def test_a_killed_writing_goes_on(lm, tokens, tmp_path, monkeypatch):
         ran = killed_at(patch, 99)
         save(lm, tokens, tmp_path / "parts")
     assert len(ran) == -(-(N - done) // 4)
-    again = ac.load_activations(tmp_path / "parts")
+    again = saved.load_activations(tmp_path / "parts")
     for layer in (0, 2):
         np.testing.assert_array_equal(again.read(layer), whole.read(layer))
     with monkeypatch.context() as patch:
@@ -175,7 +175,7 @@ def test_bad_arguments_are_named(lm, tokens, tmp_path):
 
 def test_folders_of_something_else(lm, tokens, tmp_path):
     with pytest.raises(ValueError, match="is no folder of activations"):
-        ac.load_activations(tmp_path / "nowhere")
+        saved.load_activations(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds something else"):
         save(lm, tokens, tmp_path)
@@ -194,7 +194,7 @@ def test_reading_names_what_is_not_there(lm, tokens, tmp_path):
         got.read(2, site="attn_z", texts=N)
     (tmp_path / "attn_z/c/0/1/0/0").unlink()
     with pytest.raises(ValueError, match="attn_z is damaged"):
-        ac.load_activations(tmp_path).read(2, site="attn_z")
+        saved.load_activations(tmp_path).read(2, site="attn_z")
 
 
 def scaled(lm, layer, factor):
@@ -230,11 +230,11 @@ def test_a_full_disk_is_told_before_anything_runs(lm, tokens, tmp_path, monkeypa
 
 
 def test_one_program_and_no_wide_copy(lm, tokens, tmp_path):
-    before = ac._read._cache_size()
+    before = saved._read._cache_size()
     save(lm, tokens, tmp_path, dtype="float16", batch=5, rows=10)
-    assert ac._read._cache_size() == before + 1
+    assert saved._read._cache_size() == before + 1
     args = (lm.config, ("resid_post",), (0, 1, 2, 3), "float16", lm.params, tokens[:5], MASK[:5])
-    text = ac._read.lower(*args).as_text()
+    text = saved._read.lower(*args).as_text()
     assert "tensor<4x5x9x32xf16>" in text and "tensor<4x5x9x32xf32>" not in text
 
 
@@ -246,14 +246,14 @@ def test_the_stream_visits_every_kept_token_once(lm, tokens, taps, tmp_path):
     want = taps["resid_post"][[3, 1]][:, kept]
     order, wanted = np.lexsort(np.round(got[0], 2).T), np.lexsort(np.round(want[0], 2).T)
     np.testing.assert_allclose(got[:, order], want[:, wanted], atol=1e-3)
-    again = ac.load_activations(tmp_path).stream(layers=(3, 1), batch_size=16, buffer_tokens=30)
+    again = saved.load_activations(tmp_path).stream(layers=(3, 1), batch_size=16, buffer_tokens=30)
     assert again.fingerprint() == data.fingerprint()
     np.testing.assert_array_equal(again.batch(5), data.batch(5))
-    other = ac.load_activations(tmp_path).stream(layers=(3, 1), batch_size=16, buffer_tokens=30, seed=1)
+    other = saved.load_activations(tmp_path).stream(layers=(3, 1), batch_size=16, buffer_tokens=30, seed=1)
     assert other.fingerprint() != data.fingerprint()
-    assert len(ac.load_activations(tmp_path).stream(batch_size=60, buffer_tokens=60).buffer_sizes) == 1
+    assert len(saved.load_activations(tmp_path).stream(batch_size=60, buffer_tokens=60).buffer_sizes) == 1
     with pytest.raises(ValueError, match="layers: expected distinct ones of"):
-        ac.load_activations(tmp_path).stream(layers=(3, 3))
+        saved.load_activations(tmp_path).stream(layers=(3, 3))
 
 
 @pytest.mark.slow

@@ -13,11 +13,11 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 import jaxmech as jm
-import jaxmech.answers.score as ch
 import jaxmech.answers.trie as tries
+from jaxmech.answers import score
 from jaxmech.answers.trie import build_tries
 from jaxmech.behavior.scoring import encode_table
-from jaxmech.interventions import edits as ed
+from jaxmech.interventions.edits import Replace, add_vector, at_last, everywhere
 from jaxmech.models.decoder import forward, init_params
 from jaxmech.models.generate import generate
 from jaxmech.models.text import token_ids
@@ -56,7 +56,7 @@ def naive(lm, prompt, strings, edits=None, goes_on=str.isdigit):
 
 @pytest.mark.slow
 def test_trie_equals_teacher_forcing(lm):
-    got = ch.choice_distribution(lm, PROMPTS, AMOUNTS).logprobs
+    got = score.choice_distribution(lm, PROMPTS, AMOUNTS).logprobs
     want = [[naive(lm, p, [a]) for a in AMOUNTS] for p in PROMPTS]
     np.testing.assert_allclose(got, want, atol=1e-4)
 
@@ -64,24 +64,24 @@ def test_trie_equals_teacher_forcing(lm):
 @pytest.mark.slow
 def test_several_strings_for_one_answer_and_edits(lm):
     choices = [("10", "ten"), ("5", "five", "5.0"), "0"]
-    push = {"resid_post": (ed.add_vector(jnp.ones((4, 32)), ed.everywhere(4, (1, 2))),)}
-    got = ch.choice_distribution(lm, PROMPTS, [("10",), ("5", "55"), "0"], edits=push).logprobs
+    push = {"resid_post": (add_vector(jnp.ones((4, 32)), everywhere(4, (1, 2))),)}
+    got = score.choice_distribution(lm, PROMPTS, [("10",), ("5", "55"), "0"], edits=push).logprobs
     want = [[naive(lm, p, s, push) for s in (["10"], ["5", "55"], ["0"])] for p in PROMPTS]
     np.testing.assert_allclose(got, want, atol=1e-4)
-    assert ch.choice_distribution(lm, PROMPTS, choices).logprobs.shape == (3, 3)
+    assert score.choice_distribution(lm, PROMPTS, choices).logprobs.shape == (3, 3)
 
 
 @pytest.mark.slow
 def test_moving_the_prompt_into_the_cache_changes_nothing(lm):
     tokens, mask = jm.encode_prompts(lm, PROMPTS)
     prompts = jm.Prompts(tokens, mask, build_tries(lm, PROMPTS, [AMOUNTS] * 3, nodes=20))
-    short = ch.before_last(lm.config, lm.params, prompts)
-    assert short.tokens.shape == (3, 1) and ch.before_last(lm.config, lm.params, short) is short
+    short = score.before_last(lm.config, lm.params, prompts)
+    assert short.tokens.shape == (3, 1) and score.before_last(lm.config, lm.params, short) is short
     vector = jax.random.normal(jax.random.key(0), (4, 32))
     results = []
     for p in (prompts, short):
-        edits = {"resid_post": (ed.add_vector(vector, ed.at_last(4, p.tokens.shape[1])),)}
-        results.append(ch.score(lm.config, lm.params, p, edits=edits)[0].logprobs)
+        edits = {"resid_post": (add_vector(vector, at_last(4, p.tokens.shape[1])),)}
+        results.append(score.score(lm.config, lm.params, p, edits=edits)[0].logprobs)
     np.testing.assert_allclose(results[0], results[1], atol=1e-4)
 
 
@@ -89,7 +89,7 @@ def test_moving_the_prompt_into_the_cache_changes_nothing(lm):
 def test_mass_and_samples_agree(lm):
     n = 2000
     amounts = [str(a) for a in range(10)]
-    dist = ch.choice_distribution(lm, PROMPTS[:1], amounts)
+    dist = score.choice_distribution(lm, PROMPTS[:1], amounts)
     tokens, mask = jm.encode_prompts(lm, PROMPTS[:1] * n)
     out = np.asarray(
         generate(lm.config, lm.params, tokens, mask=mask, max_new_tokens=3, temperature=1.0, key=jax.random.key(1))
@@ -106,14 +106,14 @@ def test_mass_and_samples_agree(lm):
 def test_a_number_with_decimals_is_another_number(lm):
     """Points of their own, as they stand in this vocabulary; "1.5" beside "1" takes nothing from it."""
     for amounts in (["1", "2"], ["1", "1.5", "2", "10.25"]):
-        got = ch.choice_distribution(lm, PROMPTS, amounts).logprobs
+        got = score.choice_distribution(lm, PROMPTS, amounts).logprobs
         np.testing.assert_allclose(got, [[naive(lm, p, [a]) for a in amounts] for p in PROMPTS], atol=1e-4)
 
 
 def test_of_answers_that_begin_alike_the_longer_takes_its_part(lm):
     """What is left for the shorter is its own probability less that of the longer ones; a letter would go on."""
     answers = ["ya", "ya b", "ya b c", "no", "yak"]
-    got = np.exp(ch.choice_distribution(lm, PROMPTS, answers).logprobs)
+    got = np.exp(score.choice_distribution(lm, PROMPTS, answers).logprobs)
     alone = np.exp([[naive(lm, p, [a], goes_on=str.isalnum) for a in answers] for p in PROMPTS])
     want = alone.copy()
     want[:, 0] -= alone[:, 1]  # which holds the third
@@ -128,7 +128,7 @@ def test_of_answers_that_begin_alike_the_longer_takes_its_part(lm):
 def test_probabilities_are_never_more_than_everything(lm, step):
     """Every string over two digits, or with half amounts between, is at most a partition of what can happen."""
     amounts = [f"{a:g}" for a in np.arange(0, 100 if step == 1 else 20, step)]
-    assert float(ch.choice_distribution(lm, PROMPTS, amounts).mass.max()) <= 1.0 + 1e-5
+    assert float(score.choice_distribution(lm, PROMPTS, amounts).mass.max()) <= 1.0 + 1e-5
 
 
 @pytest.mark.slow
@@ -140,8 +140,8 @@ def test_expectation_is_differentiable(lm):
 
     @jax.jit
     def mean(scale):
-        edits = {"resid_post": (ed.add_vector(scale * direction, ed.at_last(4, tokens.shape[1])),)}
-        return ch.score(lm.config, lm.params, prompts, edits=edits)[0].expected(values).sum()
+        edits = {"resid_post": (add_vector(scale * direction, at_last(4, tokens.shape[1])),)}
+        return score.score(lm.config, lm.params, prompts, edits=edits)[0].expected(values).sum()
 
     slope, h = jax.grad(mean)(0.0), 1e-2
     assert abs(slope - (mean(h) - mean(-h)) / (2 * h)) < 2e-2 * max(1.0, abs(slope))
@@ -150,11 +150,11 @@ def test_expectation_is_differentiable(lm):
 def test_one_trace_for_a_sweep(lm):
     tokens, mask = jm.encode_prompts(lm, PROMPTS)
     prompts = jm.Prompts(tokens, mask, build_tries(lm, PROMPTS, [AMOUNTS] * 3))
-    before = ch._score_jit._cache_size()
+    before = score._score_jit._cache_size()
     for scale in (0.0, 1.0, -3.0):
-        edits = {"resid_post": (ed.add_vector(jnp.full((4, 32), scale), ed.everywhere(4, jnp.arange(4) == 2)),)}
-        ch._score_jit(lm.config, lm.params, prompts, edits)
-    assert ch._score_jit._cache_size() == before + 1
+        edits = {"resid_post": (add_vector(jnp.full((4, 32), scale), everywhere(4, jnp.arange(4) == 2)),)}
+        score._score_jit(lm.config, lm.params, prompts, edits)
+    assert score._score_jit._cache_size() == before + 1
 
 
 @pytest.mark.slow
@@ -166,25 +166,25 @@ def test_a_shared_prefix_is_the_text_before_the_prompt(lm):
     whole = [a + b for a, b in zip(before, PROMPTS, strict=True)]
     vector = jax.random.normal(jax.random.key(0), (4, 32))
     own = jax.random.normal(jax.random.key(1), (4, 3, 32))
-    for edit in (None, ed.add_vector(vector, ed.everywhere(4)), ed.add_vector(own, ed.everywhere(4))):
+    for edit in (None, add_vector(vector, everywhere(4)), add_vector(own, everywhere(4))):
         edits = None if edit is None else {"resid_mid": (edit,)}
-        want = ch.choice_distribution(lm, whole, AMOUNTS, edits=edits).logprobs
-        got = ch.score(lm.config, lm.params, prompts, edits=edits)[0].logprobs
+        want = score.choice_distribution(lm, whole, AMOUNTS, edits=edits).logprobs
+        got = score.score(lm.config, lm.params, prompts, edits=edits)[0].logprobs
         np.testing.assert_allclose(got, want, atol=2e-4)
     with pytest.raises(ValueError, match="says nothing of the worked examples"):
-        donor = ed.Replace(donor=jnp.zeros((4, 1, 16, 32)), spans=ed.everywhere(4))
-        ch.score(lm.config, lm.params, prompts, edits={"mlp_out": (donor,)})
+        donor = Replace(donor=jnp.zeros((4, 1, 16, 32)), spans=everywhere(4))
+        score.score(lm.config, lm.params, prompts, edits={"mlp_out": (donor,)})
 
 
 @pytest.mark.slow
 def test_reading_out_in_pieces_changes_nothing(lm, monkeypatch):
     prompts = jm.make_prompts(lm, PROMPTS, AMOUNTS)
-    _, out = ch.score(lm.config, lm.params, prompts)
+    _, out = score.score(lm.config, lm.params, prompts)
     final = out.final[:, prompts.tokens.shape[1] - 1 :]
-    whole = ch.read_out(lm.config, lm.params, final, prompts.trie)
-    monkeypatch.setattr(ch, "_LOGITS_AT_ONCE", 5 * lm.config.vocab_size)
-    np.testing.assert_allclose(ch.read_out(lm.config, lm.params, final, prompts.trie), whole, atol=1e-5)
-    two = ch.read_out(lm.config, lm.params, jnp.stack([final, 2 * final]), prompts.trie)
+    whole = score.read_out(lm.config, lm.params, final, prompts.trie)
+    monkeypatch.setattr(score, "_LOGITS_AT_ONCE", 5 * lm.config.vocab_size)
+    np.testing.assert_allclose(score.read_out(lm.config, lm.params, final, prompts.trie), whole, atol=1e-5)
+    two = score.read_out(lm.config, lm.params, jnp.stack([final, 2 * final]), prompts.trie)
     np.testing.assert_allclose(two[0], whole, atol=1e-5)
 
 
@@ -238,7 +238,7 @@ def test_which_tokens_go_on(written, continues, separators, byte_level):
 
 def test_bad_choices_are_named(lm):
     with pytest.raises(ValueError, match="'5' and '5'"):
-        ch.choice_distribution(lm, PROMPTS, ["5", "5"])
+        score.choice_distribution(lm, PROMPTS, ["5", "5"])
     for choices, message in (
         ([0, 1, 5], r"choices: expected strings.*got 0 \(int\); write numbers as str\(number\)"),
         ("yes", "choices: expected a list of at least one answer, got 'yes'"),
@@ -246,28 +246,28 @@ def test_bad_choices_are_named(lm):
         (["5", ()], r"got \(\) \(tuple\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            ch.choice_distribution(lm, PROMPTS, choices)
+            score.choice_distribution(lm, PROMPTS, choices)
     for texts in ("how much", [], [3]):
         with pytest.raises(ValueError, match="^texts: expected at least one, as a list of strings"):
             jm.make_prompts(lm, texts, ["5"])
     with pytest.raises(ValueError, match="prefixes: expected one for each of 3 texts, got 2"):
         jm.make_prompts(lm, PROMPTS, ["5"], prefixes=["a\n", "b\n"])
     with pytest.raises(ValueError, match="does not tokenise"):
-        ch.choice_distribution(lm, PROMPTS, ["5", ""])
+        score.choice_distribution(lm, PROMPTS, ["5", ""])
     with pytest.raises(ValueError, match="at most 256"):
-        ch.choice_distribution(lm, ["a" * 300], ["5"])
+        score.choice_distribution(lm, ["a" * 300], ["5"])
 
 
 def test_positions_count_and_slots_do_not(lm, tokenizer):
     """A text may fill the learned positions up, however many nodes its answers have; what runs past them is named."""
     config = tiny_config(learned_positions=True, rope=None, rope_local=None, max_positions=24, is_local=(False,) * 4)
     model = replace(lm, config=config, params=init_params(config, jax.random.key(0)))
-    short = ch.choice_distribution(model, ["a" * 20], [str(a) for a in range(10)])
+    short = score.choice_distribution(model, ["a" * 20], [str(a) for a in range(10)])
     assert np.isfinite(short.logprobs).all()
     want = [naive(model, "a" * 20, [str(a)]) for a in range(10)]
     np.testing.assert_allclose(short.logprobs[0], want, atol=1e-4)
     with pytest.raises(ValueError, match="^prompt 0: 23 tokens, worked examples included, and 2 of its longest answer"):
-        ch.choice_distribution(model, ["a" * 22], ["1"])
+        score.choice_distribution(model, ["a" * 22], ["1"])
     with pytest.raises(ValueError, match="^prompt 1: 24 tokens, worked examples included, and 2 .* 24 positions"):
         jm.make_prompts(model, ["a", "a" * 13], ["1"], prefixes=["b" * 10, "b" * 10])
     asked = dict(prefix=["b" * 10] * 2, query=["a", "a" * 13], answers=[["0", "1"]] * 2, score=[[0.0, 1.0]] * 2)
@@ -277,7 +277,7 @@ def test_positions_count_and_slots_do_not(lm, tokenizer):
 
 
 def test_values_of_another_number_of_choices_are_named(lm):
-    dist = ch.choice_distribution(lm, PROMPTS, AMOUNTS)
+    dist = score.choice_distribution(lm, PROMPTS, AMOUNTS)
     assert dist.expected(np.ones(6)).shape == dist.expected(np.ones((3, 6))).shape == (3,)
     for values in (np.ones(5), np.ones((2, 6)), 1.0, np.ones((6, 3))):
         with pytest.raises(ValueError, match=r"values: expected \[N\] or \[B,N\] for choices \[3, 6\], got shape"):

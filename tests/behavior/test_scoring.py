@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import jaxmech.answers.score as ch
-from jaxmech.behavior import scoring as sc
+from jaxmech.answers.score import choice_distribution
+from jaxmech.behavior import scoring
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +21,10 @@ def table():
 
 @pytest.mark.slow
 def test_shared_prefixes_equal_whole_prompts(lm, table):
-    encoded = sc.encode_table(lm, table, batch=2)
-    scored = sc.allocate(lm, table, encoded, batch=3)
+    encoded = scoring.encode_table(lm, table, batch=2)
+    scored = scoring.allocate(lm, table, encoded, batch=3)
     for row in scored.itertuples():
-        whole = ch.choice_distribution(lm, [row.prefix + row.query], row.answers)
+        whole = choice_distribution(lm, [row.prefix + row.query], row.answers)
         np.testing.assert_allclose(row.logprobs, whole.logprobs[0], atol=1e-4)
         probs = np.asarray(whole.probs[0])
         assert row.g == pytest.approx(float((probs * row.score).sum()), abs=1e-5)
@@ -36,10 +36,10 @@ def test_prompts_may_differ_in_their_number_of_answers(lm, table):
         answers=[["0", "10"], ["0", "5", "10"], ["0", "4"], ["0", "2", "4"]],
         score=[[0.0, 1.0], [0.0, 0.5, 1.0], [1.0, 0.0], [1.0, 0.5, 0.0]],
     )
-    scored = sc.allocate(lm, mixed, sc.encode_table(lm, mixed))
+    scored = scoring.allocate(lm, mixed, scoring.encode_table(lm, mixed))
     assert np.isneginf(scored["logprobs"].iloc[0][-1]) and np.isfinite(scored["g"]).all()
 
 
 def test_nan_is_named(table):
     with pytest.raises(ValueError, match="prompt 2"):
-        sc.with_outcomes(table, np.where(np.arange(4)[:, None] == 2, np.nan, np.zeros((4, 3))), np.zeros((4, 3)))
+        scoring.with_outcomes(table, np.where(np.arange(4)[:, None] == 2, np.nan, np.zeros((4, 3))), np.zeros((4, 3)))

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmech.contrast import flips
-from jaxmech.contrast import selection as co
+from jaxmech.contrast import flips, selection
 from jaxmech.contrast.flips import permutation_p, sign_flips
 from jaxmech.contrast.moments import batch_moments, correlation_with_g, empty_moments, merge_moments
 from jaxmech.io.arguments import rng_of
@@ -72,7 +71,7 @@ def planted(K=16, m=300, found=3, seed=0):
     placebo = rng.normal(0, 0.2, m)
     placebo[found : found + 2] = 5.0
     fires = np.ones((2, m))
-    return co.FeatureStats(
+    return selection.FeatureStats(
         d, plus, minus, 2.0 * (d > 0), 2.0 * (d < 0), 2.0 * K, fires, np.full(m, 0.05), placebo
     )  # fmt: skip
 
@@ -80,26 +79,31 @@ def planted(K=16, m=300, found=3, seed=0):
 def test_the_rule_finds_what_was_planted_and_no_placebo():
     s = planted()
     permuted = permutation_p(s.difference, key=jax.random.key(0), R=1000)
-    chosen = co.select_features(s, co.Rule(), permuted, splits=20, key=jax.random.key(0))
+    chosen = selection.select_features(s, selection.Rule(), permuted, splits=20, key=jax.random.key(0))
     assert set(np.flatnonzero(chosen.chosen)) == {0, 1, 2}
-    assert co.top_budget(s, 5 / 300).sum() == 5
+    assert selection.top_budget(s, 5 / 300).sum() == 5
 
 
 def test_the_null_selects_next_to_nothing():
     s = planted()
     permutation = partial(permutation_p, key=jax.random.key(0), R=1000)
-    assert co.expected_false(s, co.Rule(), permutation, relabelings=40, splits=10, key=jax.random.key(1)).mean() <= 0.1
+    assert (
+        selection.expected_false(
+            s, selection.Rule(), permutation, relabelings=40, splits=10, key=jax.random.key(1)
+        ).mean()
+        <= 0.1
+    )
 
 
 def test_the_null_is_the_whole_rule_on_relabelled_families():
     """With criteria so loose that a good many features pass by chance, against the rule on each relabelling."""
-    s, rule = planted(), co.Rule(q=0.3, d_z=0.1, sign=0.5, control_ratio=0.0, auroc=0.6, half_splits=0.0)
+    s, rule = planted(), selection.Rule(q=0.3, d_z=0.1, sign=0.5, control_ratio=0.0, auroc=0.6, half_splits=0.0)
     permutation = partial(permutation_p, key=jax.random.key(0), R=1000)
-    got = co.expected_false(s, rule, permutation, relabelings=6, splits=2, key=jax.random.key(1))
+    got = selection.expected_false(s, rule, permutation, relabelings=6, splits=2, key=jax.random.key(1))
     flips = rng_of(jax.random.fold_in(jax.random.key(1), 1)).integers(0, 2, (6, len(s.difference))).astype(bool)
     for count, flip in zip(got, flips, strict=True):
-        again = co.flip_families(s, flip)
-        alone = co.select_features(again, rule, permutation(again.difference), splits=2, key=jax.random.key(1))
+        again = selection.flip_families(s, flip)
+        alone = selection.select_features(again, rule, permutation(again.difference), splits=2, key=jax.random.key(1))
         assert count == alone.chosen.sum()
     assert got.max() > 0
 
@@ -109,8 +113,8 @@ def test_correlated_but_dense_or_rare_features_fail():
     permuted = permutation_p(s.difference, key=jax.random.key(0), R=1000)
     density, fires = s.density.copy(), s.fires.copy()
     density[0], fires[:, 1] = 0.5, 0.1
-    chosen = co.select_features(
-        s._replace(density=density, fires=fires), co.Rule(), permuted, splits=20, key=jax.random.key(0)
+    chosen = selection.select_features(
+        s._replace(density=density, fires=fires), selection.Rule(), permuted, splits=20, key=jax.random.key(0)
     )
     assert not chosen.passed["density"][0] and not chosen.passed["fires"][1]
     assert set(np.flatnonzero(chosen.chosen)) == {2}
@@ -170,5 +174,5 @@ def test_p_values_of_sign_flips_are_exact():
 
 def test_flipping_families_twice_is_nothing():
     s, flip = planted(), np.arange(16) % 3 == 0
-    for a, b in zip(co.flip_families(co.flip_families(s, flip), flip), s, strict=True):
+    for a, b in zip(selection.flip_families(selection.flip_families(s, flip), flip), s, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxmech.contrast import statistics as js
+from jaxmech.contrast import statistics
 from jaxmech.interventions.proximity import within_layer_difference
 
 RNG = np.random.default_rng(0)
@@ -13,30 +13,30 @@ RNG = np.random.default_rng(0)
 
 def test_family_means_are_group_means():
     values, families = np.array([1.0, 3.0, 5.0, 9.0]), np.array(["b", "a", "b", "a"])
-    np.testing.assert_array_equal(js.family_means(values, families), [6.0, 3.0])
+    np.testing.assert_array_equal(statistics.family_means(values, families), [6.0, 3.0])
 
 
 def test_paired_t_equals_scipy():
     d = RNG.normal(size=(9, 5)) + 0.3
-    t, p, d_z = js.paired_t(d)
+    t, p, d_z = statistics.paired_t(d)
     want = stats.ttest_1samp(d, 0)
     np.testing.assert_allclose(t, want.statistic)
     np.testing.assert_allclose(p, want.pvalue)
     np.testing.assert_allclose(d_z, d.mean(0) / d.std(0, ddof=1))
-    assert js.paired_t(np.zeros((4, 1)))[1][0] == 1.0
+    assert statistics.paired_t(np.zeros((4, 1)))[1][0] == 1.0
 
 
 @pytest.mark.parametrize("df", [1, 2, 3, 4, 15, 31, 32, 200, 201])
 def test_two_sided_p_equals_scipy_far_into_the_tail(df):
     t = np.concatenate([[0.0, np.inf, -np.inf], np.geomspace(1e-6, 1e4, 400) * RNG.choice([-1, 1], 400)])
-    np.testing.assert_allclose(js.two_sided_p(t, df), 2 * stats.t.sf(np.abs(t), df), rtol=1e-10)
+    np.testing.assert_allclose(statistics.two_sided_p(t, df), 2 * stats.t.sf(np.abs(t), df), rtol=1e-10)
 
 
 def test_paired_t_over_many_blocks(monkeypatch):
     d = RNG.normal(size=(6, 4, 5)).astype(np.float32)
-    want = js.paired_t(d)
-    monkeypatch.setattr(js, "_COLUMNS", 3)
-    for a, b in zip(js.paired_t(d), want, strict=True):
+    want = statistics.paired_t(d)
+    monkeypatch.setattr(statistics, "_COLUMNS", 3)
+    for a, b in zip(statistics.paired_t(d), want, strict=True):
         assert a.shape == (4, 5)
         np.testing.assert_array_equal(a, b)
 
@@ -45,62 +45,66 @@ def test_paired_t_over_many_blocks(monkeypatch):
 def test_benjamini_hochberg_equals_scipy(spread):
     """Also where values differ in their last digits alone, or not at all."""
     p = 0.3 + spread * (RNG.uniform(size=1000) ** 2 - 0.3)
-    np.testing.assert_allclose(js.benjamini_hochberg(p), stats.false_discovery_control(p), rtol=1e-14)
+    np.testing.assert_allclose(statistics.benjamini_hochberg(p), stats.false_discovery_control(p), rtol=1e-14)
 
 
 def test_auroc_equals_mann_whitney():
     a, b = RNG.integers(0, 4, (7, 3)).astype(float), RNG.integers(0, 4, (9, 3)).astype(float)
     want = [stats.mannwhitneyu(a[:, i], b[:, i]).statistic / 63 for i in range(3)]
-    np.testing.assert_allclose(js.auroc(a, b), want)
+    np.testing.assert_allclose(statistics.auroc(a, b), want)
 
 
 def test_holm_by_hand():
-    np.testing.assert_allclose(js.holm(np.array([0.01, 0.04, 0.03])), [0.03, 0.06, 0.06])
+    np.testing.assert_allclose(statistics.holm(np.array([0.01, 0.04, 0.03])), [0.03, 0.06, 0.06])
 
 
 def test_p_from_null_counts_ties_and_nan():
-    assert js.p_from_null(2.0, [1.0, 2.0, -3.0, np.nan]) == pytest.approx(3 / 5)
+    assert statistics.p_from_null(2.0, [1.0, 2.0, -3.0, np.nan]) == pytest.approx(3 / 5)
 
 
 def test_p_from_a_normal_null_is_uniform_under_it():
     draws = RNG.normal(2.0, 3.0, (2000, 11))
-    assert stats.kstest([js.p_from_normal_null(d[0], d[1:]) for d in draws], "uniform").pvalue > 0.01
-    assert js.p_from_normal_null(1.0, np.zeros(5)) == 1.0
+    assert stats.kstest([statistics.p_from_normal_null(d[0], d[1:]) for d in draws], "uniform").pvalue > 0.01
+    assert statistics.p_from_normal_null(1.0, np.zeros(5)) == 1.0
 
 
 def test_mean_effect_covers_the_truth():
     hits = 0
     for seed in range(100):
-        effect = js.mean_effect(np.random.default_rng(seed).normal(1.0, 1.0, 30), key=jax.random.key(seed), R=500)
+        effect = statistics.mean_effect(
+            np.random.default_rng(seed).normal(1.0, 1.0, 30), key=jax.random.key(seed), R=500
+        )
         hits += effect.low <= 1.0 <= effect.high
     assert hits >= 88
 
 
 def test_ratio_of_sums_is_not_a_mean_of_ratios():
-    effect = js.ratio_of_sums(np.array([1.0, 5.0]), np.array([0.001, 10.0]), key=jax.random.key(0))
+    effect = statistics.ratio_of_sums(np.array([1.0, 5.0]), np.array([0.001, 10.0]), key=jax.random.key(0))
     assert effect.value == pytest.approx(6 / 10.001)
-    some = js.ratio_of_sums(np.array([1.0, 0.0, 0.0]), np.array([2.0, 0.0, 0.0]), key=jax.random.key(0))
+    some = statistics.ratio_of_sums(np.array([1.0, 0.0, 0.0]), np.array([2.0, 0.0, 0.0]), key=jax.random.key(0))
     assert (some.value, some.low, some.high) == (0.5, 0.5, 0.5)
-    assert np.isnan(js.ratio_of_sums(np.ones(2), np.zeros(2), key=jax.random.key(0)).value)
+    assert np.isnan(statistics.ratio_of_sums(np.ones(2), np.zeros(2), key=jax.random.key(0)).value)
 
 
 def test_a_test_without_a_p_value_is_none():
     """As R's p.adjust: the others are adjusted for their own number."""
     p = np.array([0.001, 0.002, np.nan, 0.5, 0.9])
-    np.testing.assert_allclose(js.benjamini_hochberg(p), [0.004, 0.004, np.nan, 2 / 3, 0.9])
-    np.testing.assert_allclose(js.holm(p), [0.004, 0.006, np.nan, 1.0, 1.0])
-    assert np.isnan(js.holm(np.full(2, np.nan))).all() and np.isnan(js.benjamini_hochberg([np.nan])).all()
+    np.testing.assert_allclose(statistics.benjamini_hochberg(p), [0.004, 0.004, np.nan, 2 / 3, 0.9])
+    np.testing.assert_allclose(statistics.holm(p), [0.004, 0.006, np.nan, 1.0, 1.0])
+    assert (
+        np.isnan(statistics.holm(np.full(2, np.nan))).all() and np.isnan(statistics.benjamini_hochberg([np.nan])).all()
+    )
     for wrong in (-0.1, 1.5):
         with pytest.raises(ValueError, match=f"p: expected p-values from 0 to 1, got {wrong}"):
-            js.benjamini_hochberg([0.1, wrong])
+            statistics.benjamini_hochberg([0.1, wrong])
 
 
 def test_what_is_not_a_number_stays_none():
     high, low = np.array([[1.0, np.nan], [2.0, 3.0]]), np.array([[0.0, 0.0], [1.0, 0.0]])
-    np.testing.assert_array_equal(js.auroc(high, low), [0.875, np.nan])
-    assert np.isnan(js.p_from_normal_null(np.nan, [0.0, 1.0, 2.0]))
-    assert np.isnan(js.p_from_normal_null(5.0, [0.0, np.nan, 2.0]))
-    assert js.p_from_null(np.nan, [0.0, 1.0]) == 1.0 and js.p_from_null(5.0, [0.0, np.nan]) == 2 / 3
+    np.testing.assert_array_equal(statistics.auroc(high, low), [0.875, np.nan])
+    assert np.isnan(statistics.p_from_normal_null(np.nan, [0.0, 1.0, 2.0]))
+    assert np.isnan(statistics.p_from_normal_null(5.0, [0.0, np.nan, 2.0]))
+    assert statistics.p_from_null(np.nan, [0.0, 1.0]) == 1.0 and statistics.p_from_null(5.0, [0.0, np.nan]) == 2 / 3
     labels, layer = np.array([True, False] * 4), np.repeat([0, 1], 4)
     difference, p, _ = within_layer_difference(
         np.array([np.nan, *np.arange(7.0)]), layer, labels, permutations=50, key=jax.random.key(0)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import jaxmech as jm
-import jaxmech.answers.score as ch
-from jaxmech.interventions import attribution as at
-from jaxmech.interventions import edits as ed
+from jaxmech.answers import score
+from jaxmech.interventions import attribution
+from jaxmech.interventions.edits import Replace, add_vector, at_last, at_positions
 from jaxmech.sae.collect import run_decision
 
 pytestmark = pytest.mark.slow
@@ -23,19 +23,19 @@ LAYERS = jnp.array([1, 3])
 def runs(lm):
     out = {}
     for name, texts in (("base", BASE), ("donor", DONOR)):
-        p = ch.before_last(lm.config, lm.params, jm.make_prompts(lm, texts, AMOUNTS))
+        p = score.before_last(lm.config, lm.params, jm.make_prompts(lm, texts, AMOUNTS))
         out[name] = (p, run_decision(lm.config, lm.params, p))
     return out
 
 
 def expected(lm, prompts, edits=None):
-    return ch.score(lm.config, lm.params, prompts, edits=edits)[0].expected(VALUES)
+    return score.score(lm.config, lm.params, prompts, edits=edits)[0].expected(VALUES)
 
 
 def test_attribution_is_the_derivative_of_true_patching(lm, saes, runs):
     (p, base), (_, donor) = runs["base"], runs["donor"]
-    gradient = at.residual_gradient(lm.config, lm.params, p, VALUES)[LAYERS]
-    scores = at.attribute(saes, gradient, base.resid[LAYERS], donor.resid[LAYERS], by_prompt=True)
+    gradient = attribution.residual_gradient(lm.config, lm.params, p, VALUES)[LAYERS]
+    scores = attribution.attribute(saes, gradient, base.resid[LAYERS], donor.resid[LAYERS], by_prompt=True)
     h, checked = 1e-2, 0
     for slot, layer in enumerate((1, 3)):
         sae = saes.at(layer)
@@ -44,21 +44,21 @@ def test_attribution_is_the_derivative_of_true_patching(lm, saes, runs):
             vector = jnp.zeros((4, 2, 32)).at[layer].set(dz[:, feature, None] * sae.params["W_dec"][feature])
 
             def mean(scale, vector=vector):
-                return expected(lm, p, {"resid_post": (ed.add_vector(scale * vector, ed.at_last(4, 1)),)})
+                return expected(lm, p, {"resid_post": (add_vector(scale * vector, at_last(4, 1)),)})
 
             slope = (mean(h) - mean(-h)) / (2 * h)
             np.testing.assert_allclose(scores[slot, :, feature], slope, rtol=0.05, atol=2e-4)
             checked += 1
     assert checked >= 3
-    means = at.attribute(saes, gradient, base.resid[LAYERS], donor.resid[LAYERS])
+    means = attribution.attribute(saes, gradient, base.resid[LAYERS], donor.resid[LAYERS])
     np.testing.assert_allclose(means, scores.mean(1), rtol=1e-5, atol=1e-7)
 
 
 def test_one_point_at_the_base_is_plain_attribution(lm, saes, runs):
     (p, base), (_, donor) = runs["base"], runs["donor"]
     resid = base.resid[LAYERS], donor.resid[LAYERS]
-    got = at.path_gradient(lm.config, lm.params, p, VALUES, saes, *resid, jnp.zeros(1))
-    want = at.residual_gradient(lm.config, lm.params, p, VALUES)[LAYERS]
+    got = attribution.path_gradient(lm.config, lm.params, p, VALUES, saes, *resid, jnp.zeros(1))
+    want = attribution.residual_gradient(lm.config, lm.params, p, VALUES)[LAYERS]
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
 
@@ -67,12 +67,12 @@ def test_integrated_gradients_of_a_layer_add_up_to_the_change(lm, saes, runs, la
     (p, base), (_, donor) = runs["base"], runs["donor"]
     sae = saes.at(layer).as_stack()
     resid = base.resid[layer : layer + 1], None if from_zero else donor.resid[layer : layer + 1]
-    gradient = at.path_gradient(lm.config, lm.params, p, VALUES, sae, *resid, at.midpoints(100))
-    total = at.attribute(sae, gradient, *resid, by_prompt=True).sum((0, 2))
+    gradient = attribution.path_gradient(lm.config, lm.params, p, VALUES, sae, *resid, attribution.midpoints(100))
+    total = attribution.attribute(sae, gradient, *resid, by_prompt=True).sum((0, 2))
     z = sae.encode(resid[0])
     way = (z if from_zero else sae.encode(resid[1]) - z) @ sae.params["W_dec"]
     push = jnp.zeros((4, 2, 32)).at[layer].set((-1 if from_zero else 1) * way[0])
-    moved = expected(lm, p, {"resid_post": (ed.add_vector(push, ed.at_last(4, 1)),)})
+    moved = expected(lm, p, {"resid_post": (add_vector(push, at_last(4, 1)),)})
     want = (expected(lm, p) - moved) if from_zero else (moved - expected(lm, p))
     assert np.abs(want).max() > 5e-3
     np.testing.assert_allclose(total, want, rtol=1e-2, atol=1e-4)
@@ -80,20 +80,20 @@ def test_integrated_gradients_of_a_layer_add_up_to_the_change(lm, saes, runs, la
 
 def test_the_decision_token_of_all_positions_and_finite_differences(lm):
     prompts = jm.make_prompts(lm, BASE, AMOUNTS)
-    everywhere = at.residual_gradient(lm.config, lm.params, prompts, VALUES, everywhere=True)
-    last = at.residual_gradient(lm.config, lm.params, prompts, VALUES)
+    everywhere = attribution.residual_gradient(lm.config, lm.params, prompts, VALUES, everywhere=True)
+    last = attribution.residual_gradient(lm.config, lm.params, prompts, VALUES)
     assert everywhere.shape == (4, 2, *prompts.tokens.shape[1:], 32)
     np.testing.assert_allclose(everywhere[:, :, -1], last, rtol=1e-3, atol=1e-6)
-    again = at.residual_gradient(lm.config, lm.params, prompts, VALUES, everywhere=True, remat=True)
+    again = attribution.residual_gradient(lm.config, lm.params, prompts, VALUES, everywhere=True, remat=True)
     np.testing.assert_allclose(again, everywhere, rtol=1e-3, atol=1e-6)
-    _, out = ch.score(lm.config, lm.params, prompts, taps=("resid_post",))
+    _, out = score.score(lm.config, lm.params, prompts, taps=("resid_post",))
     T = prompts.tokens.shape[1]
     resid, direction = out.taps["resid_post"][:, :, :T], jax.random.normal(jax.random.key(2), (32,))
     for layer, slot in ((0, 5), (2, 9)):
 
         def moved(scale, layer=layer, slot=slot):
             donor = resid.at[layer, :, slot].add(scale * direction)
-            edit = ed.Replace(donor=donor, spans=ed.at_positions(4, jnp.arange(T) == slot, (layer,)))
+            edit = Replace(donor=donor, spans=at_positions(4, jnp.arange(T) == slot, (layer,)))
             return expected(lm, prompts, {"resid_post": (edit,)})
 
         slope = (moved(1e-2) - moved(-1e-2)) / 2e-2
@@ -105,18 +105,18 @@ def test_shared_worked_examples_change_nothing(lm, site):
     """Three prompts, two of which share their examples, against each written out as one text."""
     prefixes, texts = ["he gave 1.\n", "she kept 5.\n", "he gave 1.\n"], ["a stingy one $", "my mean man $", "who? $"]
     shared = jm.make_prompts(lm, texts, AMOUNTS, prefixes=prefixes)
-    got = at.residual_gradient(lm.config, lm.params, shared, VALUES, site=site, everywhere=True)
+    got = attribution.residual_gradient(lm.config, lm.params, shared, VALUES, site=site, everywhere=True)
     prefix = shared.prefix
     for b in range(3):
         alone = jm.make_prompts(lm, [prefixes[b] + texts[b]], AMOUNTS)
-        want = at.residual_gradient(lm.config, lm.params, alone, VALUES, site=site, everywhere=True)
+        want = attribution.residual_gradient(lm.config, lm.params, alone, VALUES, site=site, everywhere=True)
         want = want[:, 0, alone.mask[0]]
         real = np.concatenate([prefix.mask[prefix.rows[b]], shared.mask[b]])
         np.testing.assert_allclose(got[:, b, real], want, rtol=2e-3, atol=2e-6)
         assert not np.any(got[:, b, ~real])
-    by_one = at.residual_gradient(lm.config, lm.params, shared, VALUES, site=site, everywhere=True, chunk=1)
+    by_one = attribution.residual_gradient(lm.config, lm.params, shared, VALUES, site=site, everywhere=True, chunk=1)
     np.testing.assert_allclose(by_one, got, rtol=2e-3, atol=2e-6)
-    decision = at.residual_gradient(lm.config, lm.params, shared, VALUES, site=site)
+    decision = attribution.residual_gradient(lm.config, lm.params, shared, VALUES, site=site)
     np.testing.assert_allclose(decision, got[:, :, -1], rtol=1e-3, atol=2e-6)
 
 
@@ -128,16 +128,16 @@ def test_chunks_of_prefixes_change_nothing(lm):
     unread = jm.Prefix(tokens[[0, 0, 1, 2, 0]], mask[[0, 0, 1, 2, 0]], jnp.asarray(rows + 1))
     prompts = prompts._replace(prefix=jax.tree.map(jnp.asarray, unread))
     values = VALUES * jnp.arange(1.0, 5.0)[:, None]
-    gradient = lambda chunk: at.residual_gradient(  # noqa: E731
+    gradient = lambda chunk: attribution.residual_gradient(  # noqa: E731
         lm.config, lm.params, prompts, values, everywhere=True, chunk=chunk
     )
     together = gradient(8)
     real = np.concatenate([mask[rows], prompts.mask], axis=1)
     assert together.shape[2] > 64 and not np.any(together[:, ~real]) and np.all(np.any(together[0, real], axis=1))
-    before = at._shared_gradients._cache_size()
+    before = attribution._shared_gradients._cache_size()
     for chunk in (1, 2):
         np.testing.assert_allclose(gradient(chunk), together, rtol=2e-3, atol=2e-6)
-    assert at._shared_gradients._cache_size() - before <= 4  # two lengths for each number of prefixes
+    assert attribution._shared_gradients._cache_size() - before <= 4  # two lengths for each number of prefixes
     with pytest.raises(ValueError, match="chunk"):
         gradient(0)
 
@@ -148,8 +148,8 @@ def test_a_dictionary_that_normalises_tokens_counts_their_scale(lm, saes, runs):
     sae = saes.at(1).as_stack()
     sae = sae.replace(config=sae.config.__class__(**{**vars(sae.config), "normalize": "norm"}))
     resid = base.resid[1:2], donor.resid[1:2]
-    gradient = at.residual_gradient(lm.config, lm.params, p, VALUES)[1:2]
-    got = at.attribute(sae, gradient, *resid, by_prompt=True).sum((0, 2))
+    gradient = attribution.residual_gradient(lm.config, lm.params, p, VALUES)[1:2]
+    got = attribution.attribute(sae, gradient, *resid, by_prompt=True).sum((0, 2))
     scale = np.sqrt((np.asarray(resid[0]) ** 2).mean(-1, keepdims=True))
     way = ((sae.encode(resid[1]) - sae.encode(resid[0])) @ sae.params["W_dec"]) * scale
     np.testing.assert_allclose(got, (way * gradient).sum((0, 2)), rtol=1e-4)
@@ -157,7 +157,7 @@ def test_a_dictionary_that_normalises_tokens_counts_their_scale(lm, saes, runs):
 
 def test_no_array_over_layers_prompts_and_features(lm, saes, runs):
     base, donor = runs["base"][1], runs["donor"][1]
-    traced = jax.make_jaxpr(at.attribute)(saes, base.resid[LAYERS], base.resid[LAYERS], donor.resid[LAYERS])
+    traced = jax.make_jaxpr(attribution.attribute)(saes, base.resid[LAYERS], base.resid[LAYERS], donor.resid[LAYERS])
     assert "f32[2,2,24]" not in str(traced) and "f32[2,24]" in str(traced)
 
 
@@ -168,13 +168,13 @@ def test_double_precision_switched_on_changes_nothing(lm, saes, runs):
     shared = jm.make_prompts(lm, BASE, AMOUNTS, prefixes=["a b\n"] * 2)
 
     def results(points):
-        along = at.path_gradient(lm.config, lm.params, p, VALUES, saes, *resid, points())
-        everywhere = at.residual_gradient(lm.config, lm.params, shared, VALUES, everywhere=True)
-        return along, everywhere, at.attribute(saes, along, *resid)
+        along = attribution.path_gradient(lm.config, lm.params, p, VALUES, saes, *resid, points())
+        everywhere = attribution.residual_gradient(lm.config, lm.params, shared, VALUES, everywhere=True)
+        return along, everywhere, attribution.attribute(saes, along, *resid)
 
-    want = results(lambda: at.midpoints(2))
+    want = results(lambda: attribution.midpoints(2))
     with jax.enable_x64(True):
-        for points in (lambda: at.midpoints(2), lambda: np.array([0.25, 0.75])):
+        for points in (lambda: attribution.midpoints(2), lambda: np.array([0.25, 0.75])):
             for got, once in zip(results(points), want, strict=True):
                 assert got.dtype == jnp.float32
                 np.testing.assert_allclose(got, once, rtol=1e-4, atol=1e-6)
@@ -184,4 +184,4 @@ def test_arrays_of_other_layers_or_prompts_are_named(saes):
     right = jnp.zeros((2, 3, 32))
     for wrong in (jnp.zeros((4, 3, 32)), jnp.zeros((2, 3, 16)), jnp.zeros((2, 5, 32)), jnp.zeros((2, 32))):
         with pytest.raises(ValueError, match=r"gradient, base: expected \[L',B,D\] .* layers 1, 3, got"):
-            at.attribute(saes, right, wrong)
+            attribution.attribute(saes, right, wrong)

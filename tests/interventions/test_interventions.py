@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 
 import jaxmech as jm
-import jaxmech.answers.score as ch
+from jaxmech.answers import score
 from jaxmech.answers.trie import build_tries
-from jaxmech.interventions import controls
-from jaxmech.interventions import edits as ed
-from jaxmech.interventions import patching as pa
-from jaxmech.interventions import proximity as px
-from jaxmech.interventions import steering as st
+from jaxmech.interventions import controls, patching, steering
+from jaxmech.interventions.edits import Replace, add_vector, at_last, merge, select
+from jaxmech.interventions.proximity import base_sublayers, direct_effects, mediated_effect, within_layer_difference
 from jaxmech.interventions.sweep import run_chunk
 from jaxmech.models.decoder import forward
 from jaxmech.sae.collect import run_decision
@@ -27,7 +25,7 @@ def runs(lm):
     def prompts(texts):
         tokens, mask = jm.encode_prompts(lm, texts, length=20)
         full = jm.Prompts(tokens, mask, build_tries(lm, texts, [AMOUNTS] * len(texts)))
-        return ch.before_last(lm.config, lm.params, full)
+        return score.before_last(lm.config, lm.params, full)
 
     out = {}
     for name, texts in (("base", BASE), ("donor", DONOR)):
@@ -37,16 +35,16 @@ def runs(lm):
 
 
 def sets(*pairs):
-    return jax.tree.map(lambda *a: jnp.stack(a), *(ed.select(p, 4, 2) for p in pairs))
+    return jax.tree.map(lambda *a: jnp.stack(a), *(select(p, 4, 2) for p in pairs))
 
 
 @pytest.mark.slow
 def test_patching_a_prompt_with_itself_changes_nothing(lm, saes, runs):
     p, base = runs["base"]
-    got = pa.patch_features(lm.config, lm.params, p, saes, sets([(1, 3), (3, 5)], [(1, 0)]), base.resid).logprobs
+    got = patching.patch_features(lm.config, lm.params, p, saes, sets([(1, 3), (3, 5)], [(1, 0)]), base.resid).logprobs
     for each in got:
         np.testing.assert_allclose(each, base.choices.logprobs, atol=2e-5)
-    for got in pa.patch_parts(
+    for got in patching.patch_parts(
         lm.config, lm.params, p, saes, base.resid, jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
     ).logprobs:
         np.testing.assert_allclose(got, base.choices.logprobs, atol=2e-5)
@@ -58,27 +56,27 @@ def test_sets_are_set_to_the_donor_after_upstream_patches(lm, saes, runs):
     chosen = [(1, 3), (1, 7), (3, 5)]
     # The plain loop, one edit at a time, each with deltas from the run that holds the earlier ones.
     first = {"resid_post": (one_layer(lm, saes, [(1, 3), (1, 7)], donor.resid),)}
-    _, middle = ch.score(lm.config, lm.params, p, edits=first, taps=("resid_post",))
+    _, middle = score.score(lm.config, lm.params, p, edits=first, taps=("resid_post",))
     sae = saes.at(3)
     now, then = sae.encode(middle.taps["resid_post"][3, :, 0])[:, 5], sae.encode(donor.resid[3])[:, 5]
     push = jnp.zeros((4, 2, 32)).at[3].set((then - now)[:, None] * sae.params["W_dec"][5])
-    both = ed.merge(first, {"resid_post": (ed.add_vector(push, ed.at_last(4, 1, (3,))),)})
-    want = ch.score(lm.config, lm.params, p, edits=both)[0].logprobs
-    got = pa.patch_features(lm.config, lm.params, p, saes, sets(chosen), donor.resid).logprobs[0]
+    both = merge(first, {"resid_post": (add_vector(push, at_last(4, 1, (3,))),)})
+    want = score.score(lm.config, lm.params, p, edits=both)[0].logprobs
+    got = patching.patch_features(lm.config, lm.params, p, saes, sets(chosen), donor.resid).logprobs[0]
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 def one_layer(lm, saes, pairs, resid):
-    return pa.patch_edit(ed.select(pairs, 4, 2), saes, resid, ed.at_last(4, 1))["resid_post"][0]
+    return patching.patch_edit(select(pairs, 4, 2), saes, resid, at_last(4, 1))["resid_post"][0]
 
 
 def test_whole_residual_at_the_last_layer_is_the_donor(lm, saes, runs):
     """With layer 3, the last, replaced, the first token's distribution is the donor's own."""
     (p, _), (q, donor) = runs["base"], runs["donor"]
-    spans = ed.at_last(4, 1, (3,))
-    edit = {"resid_post": (ed.Replace(donor=donor.resid[:, :, None], spans=spans),)}
-    _, got = ch.score(lm.config, lm.params, p, edits=edit)
-    _, want = ch.score(lm.config, lm.params, q)
+    spans = at_last(4, 1, (3,))
+    edit = {"resid_post": (Replace(donor=donor.resid[:, :, None], spans=spans),)}
+    _, got = score.score(lm.config, lm.params, p, edits=edit)
+    _, want = score.score(lm.config, lm.params, q)
     np.testing.assert_allclose(got.final[:, 0], want.final[:, 0], rtol=1e-4, atol=1e-3)
 
 
@@ -87,19 +85,19 @@ def test_steering_sweep_equals_single_runs_and_traces_once(lm, runs):
     v = jax.random.normal(jax.random.key(0), (4, 32))
     alphas = np.array([-2.0, 0.0, 1.0])
     before = run_chunk._cache_size()
-    swept = st.steer(lm.config, lm.params, p, alphas[:, None, None] * v).logprobs
-    st.steer(lm.config, lm.params, p, alphas[:, None, None] * (3 * v))
+    swept = steering.steer(lm.config, lm.params, p, alphas[:, None, None] * v).logprobs
+    steering.steer(lm.config, lm.params, p, alphas[:, None, None] * (3 * v))
     assert run_chunk._cache_size() == before + 1
     np.testing.assert_allclose(swept[1], base.choices.logprobs, atol=1e-5)
     for alpha, got in zip(alphas, swept, strict=True):
-        edits = {"resid_post": (ed.add_vector(alpha * v, ed.at_last(4, 1)),)}
-        np.testing.assert_allclose(got, ch.score(lm.config, lm.params, p, edits=edits)[0].logprobs, atol=1e-4)
+        edits = {"resid_post": (add_vector(alpha * v, at_last(4, 1)),)}
+        np.testing.assert_allclose(got, score.score(lm.config, lm.params, p, edits=edits)[0].logprobs, atol=1e-4)
 
 
 def test_language_cost_against_a_loop(lm, tokens):
     v = 2 * jax.random.normal(jax.random.key(1), (2, 4, 32)).at[0].set(0.0)
     mask = jnp.ones_like(tokens, bool).at[0, 8:].set(False)
-    nll, kl = st.language_cost(lm.config, lm.params, tokens, mask, v)
+    nll, kl = steering.language_cost(lm.config, lm.params, tokens, mask, v)
     assert abs(float(kl[0])) < 1e-6 and float(kl[1]) > 0
     logp = jax.nn.log_softmax(forward(lm.config, lm.params, tokens, mask=mask, logits="all").logits)
     want = [-logp[b, t, tokens[b, t + 1]] for b in range(3) for t in range(11) if mask[b, t + 1]]
@@ -112,9 +110,9 @@ def test_direct_effect_with_nothing_downstream_is_the_total(lm, saes, runs):
     sae = saes.at(1)
     early = int(np.abs(sae.encode(donor.resid[1]) - sae.encode(base.resid[1])).min(0).argmax())  # one that moves
     chosen = sets([(3, 5)], [(1, early)])
-    sublayers = px.base_sublayers(lm.config, lm.params, p)
-    total = pa.patch_features(lm.config, lm.params, p, saes, chosen, donor.resid).logprobs
-    direct = px.direct_effects(lm.config, lm.params, p, saes, chosen, donor.resid, sublayers).logprobs
+    sublayers = base_sublayers(lm.config, lm.params, p)
+    total = patching.patch_features(lm.config, lm.params, p, saes, chosen, donor.resid).logprobs
+    direct = direct_effects(lm.config, lm.params, p, saes, chosen, donor.resid, sublayers).logprobs
     np.testing.assert_allclose(direct[0], total[0], atol=1e-4)
     assert np.abs(total[1] - base.choices.logprobs).max() > 1e-3
     assert np.abs(direct[1] - total[1]).max() > 1e-3
@@ -122,11 +120,11 @@ def test_direct_effect_with_nothing_downstream_is_the_total(lm, saes, runs):
 
 def test_holding_a_set_at_base_takes_its_part_out(lm, saes, runs):
     (p, base), (_, donor) = runs["base"], runs["donor"]
-    a, b = ed.select([(1, 3)], 4, 1), ed.select([(3, 5)], 4, 1)
-    free = px.mediated_effect(lm.config, lm.params, p, saes, a, ed.select([], 4, 1), donor.resid, base.resid).logprobs
-    want = pa.patch_features(lm.config, lm.params, p, saes, sets([(1, 3)]), donor.resid).logprobs[0]
+    a, b = select([(1, 3)], 4, 1), select([(3, 5)], 4, 1)
+    free = mediated_effect(lm.config, lm.params, p, saes, a, select([], 4, 1), donor.resid, base.resid).logprobs
+    want = patching.patch_features(lm.config, lm.params, p, saes, sets([(1, 3)]), donor.resid).logprobs[0]
     np.testing.assert_allclose(free, want, atol=1e-5)
-    held = px.mediated_effect(lm.config, lm.params, p, saes, a, b, donor.resid, base.resid).logprobs
+    held = mediated_effect(lm.config, lm.params, p, saes, a, b, donor.resid, base.resid).logprobs
     assert np.isfinite(held).all()
 
 
@@ -144,14 +142,14 @@ def test_layer_matched_difference():
     layer = np.repeat([2, 5, 9], 6)
     s2 = np.tile([True, False], 9)
     proximity = layer / 10 + 0.2 * s2
-    difference, p, layers = px.within_layer_difference(proximity, layer, s2, permutations=500, key=jax.random.key(0))
+    difference, p, layers = within_layer_difference(proximity, layer, s2, permutations=500, key=jax.random.key(0))
     assert difference == pytest.approx(0.2) and p < 0.05 and layers == 3
-    assert px.within_layer_difference(proximity, layer, layer > 4, permutations=10, key=jax.random.key(0))[2] == 0
+    assert within_layer_difference(proximity, layer, layer > 4, permutations=10, key=jax.random.key(0))[2] == 0
 
 
 def test_dose_response_and_usable_range():
     alphas = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
-    d = st.dose_response(alphas, 0.3 + 0.1 * alphas)
+    d = steering.dose_response(alphas, 0.3 + 0.1 * alphas)
     assert d["slope"] == pytest.approx(0.1) and d["spearman"] == pytest.approx(1.0)
     assert d["isotonic_r2"] == pytest.approx(1.0) and d["asymmetry"] == pytest.approx(0.0, abs=1e-9)
-    assert st.usable_range(alphas, np.array([True, False, True, True, True])) == (0.0, 2.0)
+    assert steering.usable_range(alphas, np.array([True, False, True, True, True])) == (0.0, 2.0)

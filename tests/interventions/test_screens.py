@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxmech.answers.score as ch
-from jaxmech.interventions import edits as ed
+from jaxmech.answers import score
 from jaxmech.interventions import screens
 from jaxmech.interventions.controls import matched_sets
+from jaxmech.interventions.edits import Replace, at_last, at_positions, select
 from jaxmech.interventions.patching import patch_edit
 from jaxmech.interventions.sweep import run_chunk
 from jaxmech.sae.collect import run_decision
@@ -23,7 +23,7 @@ L, D = 4, 32
 
 @pytest.fixture(scope="module")
 def prompts(lm):
-    return ch.make_prompts(lm, TEXTS, AMOUNTS)
+    return score.make_prompts(lm, TEXTS, AMOUNTS)
 
 
 def test_sets():
@@ -45,10 +45,10 @@ def test_one_sweep_in_both_directions_equals_single_runs(lm, saes, prompts):
     traces = run_chunk._cache_size()
     got = screens.screen(lm.config, lm.params, prompts, saes, sets, donors, chunk=5).logprobs
     assert run_chunk._cache_size() == traces + 1
-    spans = ed.at_last(L, prompts.tokens.shape[1])
+    spans = at_last(L, prompts.tokens.shape[1])
     for chosen, logprobs in zip(sets, got, strict=True):
-        edits = patch_edit(ed.select(chosen, L, 2), saes, donors, spans)
-        want = ch.score(lm.config, lm.params, prompts, edits=edits)[0].logprobs
+        edits = patch_edit(select(chosen, L, 2), saes, donors, spans)
+        want = score.score(lm.config, lm.params, prompts, edits=edits)[0].logprobs
         np.testing.assert_allclose(logprobs, want, atol=2e-4)
     with pytest.raises(ValueError, match=r"feature \(1, 24\) does not exist"):
         screens.screen(lm.config, lm.params, prompts, saes, [[(1, 24)]], donors)
@@ -66,9 +66,9 @@ def test_the_grid_equals_a_loop(lm, prompts):
     assert got.shape[:3] == (L, 2, 4) and run_chunk._cache_size() == traces + 1
     for layer in range(L):
         for slot, position in enumerate(positions):
-            where = ed.at_positions(L, np.arange(T) == position, (layer,))
-            edits = {"mlp_out": (ed.Replace(donor=donor, spans=where),)}
-            want = ch.score(lm.config, lm.params, prompts, edits=edits)[0].logprobs
+            where = at_positions(L, np.arange(T) == position, (layer,))
+            edits = {"mlp_out": (Replace(donor=donor, spans=where),)}
+            want = score.score(lm.config, lm.params, prompts, edits=edits)[0].logprobs
             np.testing.assert_allclose(got[layer, slot], want, atol=2e-4)
     with pytest.raises(ValueError, match="positions: expected 0"):
         screens.patch_positions(lm.config, lm.params, prompts, donor, positions=[T])

@@ -9,10 +9,20 @@ import pytest
 from flax import struct
 from jax.tree_util import Partial
 
-import jaxmech.answers.score as ch
-from jaxmech.interventions import edits as ed
+from jaxmech.answers import score
 from jaxmech.interventions import sweep as engine
-from jaxmech.interventions.edits import add_vector, at_last, at_positions, everywhere
+from jaxmech.interventions.edits import (
+    Edit,
+    Replace,
+    Spans,
+    add_vector,
+    at_last,
+    at_positions,
+    everywhere,
+    features,
+    select,
+    select_sets,
+)
 from jaxmech.interventions.patching import patch_edit
 from jaxmech.interventions.steering import AddVector
 from jaxmech.models.generate import generate
@@ -26,7 +36,7 @@ L, D = 4, 32
 
 @pytest.fixture(scope="module")
 def prompts(lm):
-    return ch.make_prompts(lm, TEXTS, AMOUNTS, prefixes=BEFORE)
+    return score.make_prompts(lm, TEXTS, AMOUNTS, prefixes=BEFORE)
 
 
 def vector(i, *shape):
@@ -38,14 +48,14 @@ def stack(*points):
 
 
 def one_by_one(lm, prompts, points):
-    return np.stack([ch.score(lm.config, lm.params, prompts, edits=edits)[0].logprobs for edits in points])
+    return np.stack([score.score(lm.config, lm.params, prompts, edits=edits)[0].logprobs for edits in points])
 
 
 def spans(where, before=False, after=False, layers=range(L)):
     """Full-sized spans, so that points of any reach have arrays of one shape."""
     active = jnp.zeros(L, bool).at[jnp.asarray(layers)].set(True)
     where = active[:, None, None] & jnp.asarray(where)
-    return ed.Spans(active[:, None] & before, where, active[:, None] & after)
+    return Spans(active[:, None] & before, where, active[:, None] & after)
 
 
 @pytest.mark.slow
@@ -88,12 +98,12 @@ def test_values_of_each_prompt_part_the_prefix(lm, prompts):
 def test_feature_sets_and_donors(lm, saes, prompts):
     """A function of the point, with the dictionaries and donors shared by all points."""
     resid, spans = jnp.swapaxes(vector(5, 3), 0, 1), at_last(L, prompts.tokens.shape[1])
-    sets = [ed.select(pairs, L, 2) for pairs in ([(1, 3), (3, 5)], [(3, 0), (3, 1)], [(1, 2)], [])]
+    sets = [select(pairs, L, 2) for pairs in ([(1, 3), (3, 5)], [(3, 0), (3, 1)], [(1, 2)], [])]
     build = Partial(patch_edit, saes=saes, donor=resid, spans=spans)
     got = engine.sweep(lm.config, lm.params, prompts, build, stack(*sets)).logprobs
     want = one_by_one(lm, prompts, [patch_edit(s, saes, resid, spans) for s in sets])
     np.testing.assert_allclose(got, want, atol=2e-4)
-    np.testing.assert_allclose(got[-1], ch.score(lm.config, lm.params, prompts)[0].logprobs, atol=2e-5)
+    np.testing.assert_allclose(got[-1], score.score(lm.config, lm.params, prompts)[0].logprobs, atol=2e-5)
 
 
 @pytest.mark.slow
@@ -102,7 +112,7 @@ def test_donors_that_speak_of_every_token_lose_those_that_are_cached(lm, prompts
     for length in (T, T + M):
         donors = jnp.moveaxis(vector(6, 2, 3, length), 3, 1)  # [S,L,B,T,D]
         where = at_positions(L, np.arange(T) >= T - 5, (2,))
-        points = [{"attn_out": (ed.Replace(donor=donor, spans=where),)} for donor in donors]
+        points = [{"attn_out": (Replace(donor=donor, spans=where),)} for donor in donors]
         got = engine.sweep(lm.config, lm.params, prompts, stack(*points)).logprobs
         np.testing.assert_allclose(got, one_by_one(lm, prompts, points), atol=2e-4)
 
@@ -134,7 +144,7 @@ def test_a_builder_made_anew_is_the_same_program(lm, prompts):
 
 
 @struct.dataclass
-class Damp(ed.Edit):
+class Damp(Edit):
     """A kind of one's own, of arrays for each prompt and for each of its tokens: x less a share of itself."""
 
     share: jax.Array
@@ -159,7 +169,7 @@ def test_a_kind_of_ones_own_is_its_change_alone(lm, prompts):
     np.testing.assert_allclose(got, want, atol=1e-5)  # the last prompt token's value serves the answers
     swept = engine.sweep(lm.config, lm.params, prompts, jax.tree.map(lambda a: a[None], edits)).logprobs[0]
     np.testing.assert_allclose(swept, want, atol=2e-4)
-    assert np.abs(want - ch.score(lm.config, lm.params, prompts)[0].logprobs).max() > 1e-3
+    assert np.abs(want - score.score(lm.config, lm.params, prompts)[0].logprobs).max() > 1e-3
     write = partial(generate, lm.config, lm.params, prompts.tokens, mask=prompts.mask, max_new_tokens=6)
     ids = [write(edits=e) for e in (edits, last)]
     np.testing.assert_array_equal(*ids)
@@ -197,7 +207,7 @@ def test_progress_and_order(lm, prompts):
     build = Partial(alone, spans=at_last(L, prompts.tokens.shape[1]))
     got = engine.sweep(lm.config, lm.params, prompts, build, points, chunk=3, advance=done.append).logprobs
     assert done == [3, 3, 1]
-    np.testing.assert_allclose(got[3], ch.score(lm.config, lm.params, prompts)[0].logprobs, atol=2e-5)
+    np.testing.assert_allclose(got[3], score.score(lm.config, lm.params, prompts)[0].logprobs, atol=2e-5)
 
 
 def test_a_chunk_takes_what_memory_allows(lm, prompts, monkeypatch):
@@ -236,8 +246,8 @@ def test_features_that_do_not_exist_are_named_before_anything_runs(lm, saes, pro
     build = Partial(chosen_alone, saes=saes, spans=at_last(L, prompts.tokens.shape[1]))
     for pair in ((1, 9999), (2, 0)):
         with pytest.raises(ValueError, match=rf"feature \({pair[0]}, {pair[1]}\) does not exist"):
-            engine.sweep(lm.config, lm.params, prompts, build, ed.select_sets([[(1, 2)], [pair]], L))
+            engine.sweep(lm.config, lm.params, prompts, build, select_sets([[(1, 2)], [pair]], L))
 
 
 def chosen_alone(selection, saes, spans):
-    return {"resid_post": (ed.features(saes, selection, gain=0.0, shift=1.0, spans=spans),)}
+    return {"resid_post": (features(saes, selection, gain=0.0, shift=1.0, spans=spans),)}

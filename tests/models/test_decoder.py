@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmech.activations.stream import ActivationStream
-from jaxmech.interventions import edits as ed
+from jaxmech.interventions.edits import Replace, add_vector, everywhere
 from jaxmech.interventions.steering import language_cost, next_token
 from jaxmech.models import block, decoder
 from jaxmech.models.decoder import Tap, forward, init_params
@@ -48,7 +48,7 @@ def test_scan_equals_an_unrolled_loop(lm, tokens):
     for layer in range(c.n_layers):
         one = tiny_config(n_layers=1, is_local=(c.is_local[layer],))
         params = p | {"layers": jax.tree.map(lambda a: a[layer : layer + 1], p["layers"])}  # noqa: B023
-        start = ed.Replace(donor=resid["resid_pre"][layer : layer + 1], spans=ed.everywhere(1))
+        start = Replace(donor=resid["resid_pre"][layer : layer + 1], spans=everywhere(1))
         got = forward(one, params, tokens, edits={"resid_pre": (start,)}, taps=("resid_post",)).taps["resid_post"][0]
         np.testing.assert_allclose(got, resid["resid_post"][layer], **TIGHT)
 
@@ -73,7 +73,7 @@ def test_ends_apart_change_nothing(lm, tokens, n_layers):
     c = tiny_config(n_layers=n_layers, is_local=lm.config.is_local[:n_layers])
     params = lm.params | {"layers": jax.tree.map(lambda a: a[:n_layers], lm.params["layers"])}
     vector = jax.random.normal(jax.random.key(1), (n_layers, c.d_model))
-    edits = {"mlp_out": (ed.add_vector(vector, ed.everywhere(n_layers)),)}
+    edits = {"mlp_out": (add_vector(vector, everywhere(n_layers)),)}
     runs = [
         forward(c, params, tokens, edits=edits, taps=("resid_mid",), return_cache=True, ends_apart=apart)
         for apart in (False, True)
@@ -120,7 +120,7 @@ def test_every_site_can_be_edited(change):
     tokens = jax.random.randint(jax.random.key(3), (2, 6), 1, config.vocab_size)
     base = forward(config, params, tokens, taps=block.SITES)
     for site in block.SITES:
-        edit = ed.Replace(donor=2 * base.taps[site], spans=ed.everywhere(2, (1,)))
+        edit = Replace(donor=2 * base.taps[site], spans=everywhere(2, (1,)))
         taps = forward(config, params, tokens, taps=(site, "resid_post"), edits={site: (edit,)}).taps
         np.testing.assert_allclose(taps[site][1], 2 * base.taps[site][1], **TIGHT, err_msg=site)
         assert np.abs(taps["resid_post"][1] - base.taps["resid_post"][1]).max() > 1e-4, site
@@ -134,9 +134,9 @@ def test_shapes_axes_and_parameters_agree(lm):
 
 def test_one_trace_whatever_changes_in_an_edit(lm, tokens):
     def run(vector, layer, position):
-        spans = ed.everywhere(lm.config.n_layers, jnp.arange(lm.config.n_layers) == layer)
+        spans = everywhere(lm.config.n_layers, jnp.arange(lm.config.n_layers) == layer)
         spans = spans.replace(prompt=spans.prompt & (jnp.arange(12) == position))
-        return forward(lm.config, lm.params, tokens, edits={"resid_post": (ed.add_vector(vector, spans),)}).logits
+        return forward(lm.config, lm.params, tokens, edits={"resid_post": (add_vector(vector, spans),)}).logits
 
     run = jax.jit(chex.assert_max_traces(run, 1))
     out = [run(jnp.full((4, 32), a), layer, p) for a, layer, p in [(0.0, 0, 11), (3.0, 2, 11), (3.0, 1, 4)]]
@@ -150,9 +150,9 @@ def test_one_trace_whatever_changes_in_an_edit(lm, tokens):
         (dict(edits={"nowhere": ()}), "nowhere"),
         (dict(logits="first"), "logits"),
         (dict(taps="resid_post"), r"write|tuple, such as \('resid_post',\)"),
-        (dict(edits={"resid_post": ed.add_vector(jnp.ones((4, 32)), ed.everywhere(4))}), "expected a tuple of edits"),
-        (dict(edits={"resid_post": (ed.add_vector(jnp.ones((3, 32)), ed.everywhere(4)),)}), "the model's 4 layers"),
-        (dict(edits=(ed.add_vector(jnp.ones((4, 32)), ed.everywhere(4)),)), "expected {site"),
+        (dict(edits={"resid_post": add_vector(jnp.ones((4, 32)), everywhere(4))}), "expected a tuple of edits"),
+        (dict(edits={"resid_post": (add_vector(jnp.ones((3, 32)), everywhere(4)),)}), "the model's 4 layers"),
+        (dict(edits=(add_vector(jnp.ones((4, 32)), everywhere(4)),)), "expected {site"),
         (dict(logits=99), "1..12"),
         (dict(mask=jnp.ones((3, 4), bool)), r"\(3, 12\)"),
     ],

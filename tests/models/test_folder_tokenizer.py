@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from jaxmech.models import tokenizer as tk
+from jaxmech.models.tokenizer import first_id, from_folder, load_saved, save
 
 TEXTS = [
     "Hello world, it's 2024!",
@@ -120,10 +120,10 @@ def test_the_tokens_are_those_of_the_file(model_type, kind, file, again, backend
     settings = {"bos_token": "<s>", "eos_token": "</s>"} | ({"tokenizer_class": kind} if kind else {})
     # What transformers would split, clean up or add by.
     settings |= {"clean_up_tokenization_spaces": True, "add_prefix_space": True, "legacy": False}
-    tokenizer = tk.from_folder(write(tmp_path / "model", reference, settings, model_type))
+    tokenizer = from_folder(write(tmp_path / "model", reference, settings, model_type))
     if again:
-        tk.save(tokenizer, tmp_path)
-        tokenizer = tk.load_saved(tmp_path)
+        save(tokenizer, tmp_path)
+        tokenizer = load_saved(tmp_path)
     for text in TEXTS:
         ids = reference.encode(text).ids
         assert tokenizer(text).input_ids == ids, text
@@ -136,7 +136,7 @@ def test_truncation_and_padding_of_a_training_are_left_out(tmp_path):
     saved = Tokenizer.from_str(reference.to_str())
     saved.enable_truncation(3)
     saved.enable_padding(length=8)
-    tokenizer = tk.from_folder(write(tmp_path, saved, {}))
+    tokenizer = from_folder(write(tmp_path, saved, {}))
     for text in TEXTS:
         assert tokenizer(text).input_ids == reference.encode(text).ids
 
@@ -148,31 +148,31 @@ def test_special_tokens_and_template_come_from_the_configuration(tmp_path):
     settings = {"eos_token": {"__type": "AddedToken", "content": END}, "pad_token": "<pad>", "bos_token": None}
     settings |= {"additional_special_tokens": ["<|im_start|>"], "chat_template": "{{ messages[0].content }}"}
     backend = byte_level()
-    tokenizer = tk.from_folder(write(tmp_path, backend, settings))
+    tokenizer = from_folder(write(tmp_path, backend, settings))
     assert (tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token) == (END, None, "<pad>")
     assert tokenizer.pad_token_id == backend.get_vocab_size() and len(tokenizer) == backend.get_vocab_size() + 1
     assert tokenizer.chat_template == "{{ messages[0].content }}"
     (tmp_path / "chat_template.jinja").write_text("other")
-    assert tk.from_folder(tmp_path).chat_template == "other"  # a file wins, as in transformers
+    assert from_folder(tmp_path).chat_template == "other"  # a file wins, as in transformers
 
 
 def test_tokens_that_only_the_configuration_declares(tmp_path):
     backend = byte_level()
     size = backend.get_vocab_size()
     told = {str(size + i): {"content": name, "special": False} for i, name in enumerate(("<a>", "<b>"))}
-    tokenizer = tk.from_folder(write(tmp_path, backend, {"added_tokens_decoder": told, "pad_token": "<b>"}))
+    tokenizer = from_folder(write(tmp_path, backend, {"added_tokens_decoder": told, "pad_token": "<b>"}))
     assert tokenizer("<b><a>").input_ids == [size + 1, size]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"7": {"content": "<a>"}}}))
     with pytest.raises(ValueError, match=f"does not fit tokenizer.json: '<a>' is 7 there and {size} here"):
-        tk.from_folder(tmp_path)
+        from_folder(tmp_path)
 
 
 def test_names_that_only_an_old_map_or_the_model_gives(tmp_path):
     backend = byte_level()
     folder = write(tmp_path, backend, {"model_max_length": 64}, bos_token_id=backend.token_to_id("<s>"))
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": END, "lstrip": False}}))
-    tokenizer = tk.from_folder(folder)
-    assert (tokenizer.eos_token, tokenizer.bos_token, tk.first_id(tokenizer)) == (END, "<s>", None)
+    tokenizer = from_folder(folder)
+    assert (tokenizer.eos_token, tokenizer.bos_token, first_id(tokenizer)) == (END, "<s>", None)
 
 
 TEMPLATES = {"default": "{{ messages[0].content }}", "rag": "rag {{ messages[0].content }}"}
@@ -181,10 +181,10 @@ TEMPLATES = {"default": "{{ messages[0].content }}", "rag": "rag {{ messages[0].
 @pytest.mark.parametrize("names", [("default", "rag"), ("rag",), ("default",)])
 def test_named_templates_survive_saving(names, tmp_path):
     told = [{"name": name, "template": TEMPLATES[name]} for name in names]
-    tokenizer = tk.from_folder(write(tmp_path / "model", byte_level(), {"chat_template": told}))
-    tk.save(tokenizer, tmp_path)
+    tokenizer = from_folder(write(tmp_path / "model", byte_level(), {"chat_template": told}))
+    save(tokenizer, tmp_path)
     expected = {name: TEMPLATES[name] for name in names}
-    for one in (tokenizer, tk.load_saved(tmp_path)):
+    for one in (tokenizer, load_saved(tmp_path)):
         assert one.chat_template == (expected["default"] if names == ("default",) else expected)
 
 
@@ -203,8 +203,8 @@ def first(*tokens, eos=False):
 @pytest.mark.parametrize("eos", [False, True])
 def test_the_first_token_is_what_the_file_puts_first(settings, eos, tmp_path):
     backend = first("<s>", eos=eos)
-    tokenizer = tk.from_folder(write(tmp_path, backend, settings))
-    assert tk.first_id(tokenizer) == backend.token_to_id("<s>")
+    tokenizer = from_folder(write(tmp_path, backend, settings))
+    assert first_id(tokenizer) == backend.token_to_id("<s>")
     assert tokenizer("ab").input_ids == backend.encode("ab").ids
     if "bos_token" not in (settings or {}):
         assert tokenizer.bos_token == "<s>"
@@ -212,10 +212,10 @@ def test_the_first_token_is_what_the_file_puts_first(settings, eos, tmp_path):
 
 def test_none_or_several_first_tokens(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "jaxmech"):
-        tokenizer = tk.from_folder(write(tmp_path, byte_level(), {"bos_token": "<s>", "add_bos_token": True}))
-    assert tk.first_id(tokenizer) is None and "puts no token before a text" in caplog.text
+        tokenizer = from_folder(write(tmp_path, byte_level(), {"bos_token": "<s>", "add_bos_token": True}))
+    assert first_id(tokenizer) is None and "puts no token before a text" in caplog.text
     with pytest.raises(ValueError, match="puts 2 tokens before a text .<s>, </s>."):
-        tk.from_folder(write(tmp_path, first("<s>", "</s>"), {}))
+        from_folder(write(tmp_path, first("<s>", "</s>"), {}))
 
 
 # What cannot be read -------------------------------------------------------------------------------------------------
@@ -224,14 +224,14 @@ def test_none_or_several_first_tokens(tmp_path, caplog):
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(ValueError, match="its tokenizer is missing; .*tokenizer.json.*load_model.…, tokenizer=…"):
-        tk.from_folder(tmp_path)
+        from_folder(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
-    monkeypatch.setattr(tk, "_installed", lambda module: False)
+    monkeypatch.setattr("jaxmech.models.tokenizer._installed", lambda module: False)
     with pytest.raises(ValueError, match="tokenizer.model is read with sentencepiece protobuf, .*pip install sentence"):
-        tk.from_folder(tmp_path)
+        from_folder(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\n")
     with pytest.raises(ValueError, match="read with tiktoken, which is not installed"):
-        tk.from_folder(tmp_path)
+        from_folder(tmp_path)
 
 
 def test_code_of_its_own_is_not_asked_for(tmp_path, monkeypatch):
@@ -241,9 +241,9 @@ def test_code_of_its_own_is_not_asked_for(tmp_path, monkeypatch):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(ValueError, match="is code of its own .auto_map.*add a tokenizer.json"):
-        tk.from_folder(tmp_path)
+        from_folder(tmp_path)
     reference = byte_level()
-    tokenizer = tk.from_folder(write(tmp_path, reference, settings, "x"))
+    tokenizer = from_folder(write(tmp_path, reference, settings, "x"))
     assert tokenizer("  a1").input_ids == reference.encode("  a1").ids
 
 
@@ -259,18 +259,18 @@ def test_damaged_files(content, message, tmp_path):
     folder = write(tmp_path, byte_level(), {})
     (folder / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match=message):
-        tk.from_folder(folder)
+        from_folder(folder)
     write(tmp_path, byte_level())
     (folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(ValueError, match="tokenizer_config.json is damaged"):
-        tk.from_folder(folder)
+        from_folder(folder)
 
 
 def test_a_null_in_the_models_configuration_is_not_the_tokenizers_fault(tmp_path):
     reference = byte_level()
     folder = write(tmp_path, reference, {"tokenizer_class": "LlamaTokenizer"}, rope_scaling=None, eos_token_id=None)
     (folder / "config.json").write_text(json.dumps({"model_type": None, "vocab_size": None, "text_config": None}))
-    assert tk.from_folder(folder)("a 12").input_ids == reference.encode("a 12").ids
+    assert from_folder(folder)("a 12").input_ids == reference.encode("a 12").ids
 
 
 def test_a_vocabulary_without_tokenizer_json_is_read_by_its_class(tmp_path):
@@ -280,7 +280,7 @@ def test_a_vocabulary_without_tokenizer_json_is_read_by_its_class(tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in fields["merges"]))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
-    tokenizer = tk.from_folder(tmp_path)
+    tokenizer = from_folder(tmp_path)
     for text in TEXTS[:5]:
         assert tokenizer(text).input_ids == backend.encode(text).ids
 
@@ -290,5 +290,5 @@ def test_an_added_token_keeps_how_the_file_matches_it(tmp_path):
     backend.add_special_tokens([AddedToken("<x>", lstrip=True, rstrip=True)])
     i = backend.token_to_id("<x>")
     told = {"added_tokens_decoder": {str(i): {"content": "<x>", "lstrip": False, "rstrip": False, "special": True}}}
-    tokenizer = tk.from_folder(write(tmp_path, backend, told | {"pad_token": "<x>"}))
+    tokenizer = from_folder(write(tmp_path, backend, told | {"pad_token": "<x>"}))
     assert tokenizer("a  <x>  b").input_ids == backend.encode("a  <x>  b").ids

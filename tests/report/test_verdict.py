@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from jaxmech.report import formats as fm
+from jaxmech.report import formats
 from jaxmech.report.verdict import STAGES, judge, side_questions
 
 
@@ -230,22 +230,22 @@ def test_open_signs_and_the_home_game_do_not_count(judged):
     [(0.0004, "p < 0.001"), (0.025, "p = 0.025"), (0.5, "p = 0.50"), (None, "p n/a"), (float("nan"), "p n/a")],
 )
 def test_p_values(value, text):
-    assert plain(fm.p_value(value)) == text
+    assert plain(formats.p_value(value)) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(-0.04, "0.0 pp"), (3.14, "+3.1 pp"), (-2.0, "−2.0 pp"), (None, "n/a")])
 def test_points(value, text):
-    assert plain(fm.points(value)) == text
+    assert plain(formats.points(value)) == text
 
 
 def test_numbers():
-    assert fm.number(-1234.5, 1) == "−1,234.5" and fm.number(-0.0001) == "0.00"
-    assert fm.significant(0.00024) == "0.000240" and fm.significant(1240) == "1,240"
-    assert fm.listing(["a", "b", "c"]) == "a, b and c" and fm.listing([]) == "none"
+    assert formats.number(-1234.5, 1) == "−1,234.5" and formats.number(-0.0001) == "0.00"
+    assert formats.significant(0.00024) == "0.000240" and formats.significant(1240) == "1,240"
+    assert formats.listing(["a", "b", "c"]) == "a, b and c" and formats.listing([]) == "none"
 
 
 def plain(text):
-    return text.replace(fm.NBSP, " ")
+    return text.replace(formats.NBSP, " ")
 
 
 def test_too_few_random_sets_are_no_evidence_of_their_effect(judged):

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from jaxmech.io.lock import sole_user
 from jaxmech.io.settings import build
-from jaxmech.study import effects as ef
+from jaxmech.study import effects
 from jaxmech.study import run as runner
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.folder import Outcome, RunFolder
@@ -68,7 +68,7 @@ def test_unknown_stages_are_named(small_study):
 
 
 def test_directions_are_named_after_what_they_move_to():
-    assert ef.DIRECTIONS["to_plus"] == ("minus", "plus")
+    assert effects.DIRECTIONS["to_plus"] == ("minus", "plus")
 
 
 def test_a_folder_has_one_user_at_a_time(small_study, tmp_path):

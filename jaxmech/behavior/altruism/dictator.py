@@ -13,8 +13,17 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from jaxmech.behavior import behavior
-from jaxmech.behavior import prompts as qa
 from jaxmech.behavior.altruism.scenarios import LEADS, OWN_ACCOUNTS, SCENARIOS, Scenario
+from jaxmech.behavior.prompts import (
+    allowed_amounts,
+    check_boundary,
+    differ_elsewhere,
+    digest,
+    memoized,
+    person,
+    rng,
+    tokenize,
+)
 from jaxmech.behavior.rendering import PLAIN, Rendering
 from jaxmech.io.reprs import short_repr
 from jaxmech.io.settings import Checked
@@ -109,7 +118,7 @@ class BankConfig(Checked):
             if not levels or not all(0 <= level <= 10 for level in levels):
                 raise ValueError(f"{name}: expected tenths of the stake from 0 to 10, got {levels}")
         for stake in self.stakes or (0,):
-            qa.allowed_amounts(stake)
+            allowed_amounts(stake)
         if twice := sorted({stake for stake in self.stakes if self.stakes.count(stake) > 1}):
             raise ValueError(f"stakes: {twice[0]} stands twice; families get the stakes evenly, list each once")
         self._check_words()
@@ -144,7 +153,7 @@ def stock_families() -> dict[str, list[str]]:
     Test families are taken from the far end: the first twelve of the hash order were looked at while the wording of
     worked examples was being chosen, the last eight were not.
     """
-    names = sorted((s.name for s in SCENARIOS), key=lambda name: qa.digest(_SALT, name))
+    names = sorted((s.name for s in SCENARIOS), key=lambda name: digest(_SALT, name))
     test, development = _STOCK["test"], _STOCK["development"]
     return {
         "test": names[:test][::-1],
@@ -169,7 +178,7 @@ def build_bank(config: BankConfig, tokenizer: Any, *, seed: int = 0, rendering: 
     Raises:
       ValueError: no pair of some of `stance_words` passes the check.
     """
-    scenarios, tokenizer = {s.name: s for s in SCENARIOS}, qa.memoized(tokenizer)
+    scenarios, tokenizer = {s.name: s for s in SCENARIOS}, memoized(tokenizer)
     rows, failures = [], []
     for split in behavior.SPLITS:
         names = stock_families()[split][: getattr(config, split)]
@@ -207,7 +216,7 @@ class _Family:
 
     def ask(self, stance: str = "", *, after: str = "", lead: str = "", wording: str | None = None) -> str:
         wording = wording or getattr(self.scenario, self.frame)
-        who = qa.person(self.scenario.giver, stance and self.intense(stance), after)
+        who = person(self.scenario.giver, stance and self.intense(stance), after)
         return lead + wording.format(E=self.scenario.endowment(self.stake), **who)
 
     @property
@@ -219,7 +228,7 @@ class _Family:
 
     def prefix(self) -> str:
         """Worked examples: half of either stance, and the decoys, in words and order drawn for this family."""
-        config, random = self.config, qa.rng(self.seed, self.name, "prefix")
+        config, random = self.config, rng(self.seed, self.name, "prefix")
         half, dealt = config.examples // 2, list(config.decoys)
         for side, tenths in enumerate((config.generous_tenths, config.selfish_tenths)):
             words = [pair[side] for pair in config.example_words]
@@ -270,7 +279,7 @@ class _Family:
                 yield control if len(asked) == 2 else "own_accounts:neutral", 0, asked
 
     def _row(self, prefix: str, condition: str, pair: int, word: str, question: str) -> dict:
-        amounts, reverse = qa.allowed_amounts(self.stake), self.frame != "give"
+        amounts, reverse = allowed_amounts(self.stake), self.frame != "give"
         return {
             "id": f"{self.name}/{condition}/{pair}", "family": self.name, "split": self.split, "pair": pair,
             "condition": condition, "prefix": prefix, "query": self.rendering.query(question, self.lead),
@@ -287,7 +296,7 @@ def _families(
     """The give family of a scenario, then those of its other frames that the configuration asks for."""
     controls = config.selection_controls if split == "selection" else config.controls
     # Dealt in turn, from an offset of the seed's, so that a split has every stake and placebo equally often.
-    deal = [qa.digest(seed, split, what) + index for what in ("stake", "placebo", "own")]
+    deal = [digest(seed, split, what) + index for what in ("stake", "placebo", "own")]
     for frame in ("give", "keep", "take"):
         stanced = frame in config.stance_frames
         if frame == "give" or stanced or frame in controls:
@@ -302,15 +311,15 @@ def _families(
 
 def _check(tokenizer: Any, group: list[dict]) -> tuple[str, list[dict]]:
     """("", rows), or (reason, [])."""
-    checked = [qa.check_boundary(tokenizer, row["prefix"], row["query"], row["answers"]) for row in group]
+    checked = [check_boundary(tokenizer, row["prefix"], row["query"], row["answers"]) for row in group]
     for one in checked:
         if one.reason:
             return one.reason, []
     if len(group) == 1:
         return "", group
-    longest = max(len(qa.tokenize(tokenizer, " " + row["word"])) for row in group)
+    longest = max(len(tokenize(tokenizer, " " + row["word"])) for row in group)
     # One more than the words have: the article before them may change from "a" to "an".
-    reason = qa.differ_elsewhere(checked[0].ids, checked[1].ids, longest + 1)
+    reason = differ_elsewhere(checked[0].ids, checked[1].ids, longest + 1)
     return reason, [] if reason else group
 
 
@@ -329,7 +338,7 @@ def _refuse_unusable_words(config: BankConfig, bank: Bank, tokenizer: Any) -> No
     if len(stanced) or not tried:
         return
     lengths = "; ".join(
-        " / ".join(f"'{w}' {len(qa.tokenize(tokenizer, ' ' + w))} tokens" for w in pair) for pair in config.stance_words
+        " / ".join(f"'{w}' {len(tokenize(tokenizer, ' ' + w))} tokens" for w in pair) for pair in config.stance_words
     )
     first = bank.exclusions.iloc[0]
     raise ValueError(

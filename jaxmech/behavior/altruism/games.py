@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from jaxmech.behavior import prompts as qa
+from jaxmech.behavior import prompts
 from jaxmech.behavior.altruism.dictator import COLUMNS
 from jaxmech.behavior.altruism.game_wordings import NAMES, WORDINGS
 from jaxmech.behavior.rendering import PLAIN, Rendering
@@ -49,7 +49,7 @@ class Game:
 
     def actions(self, stake: int | None = None) -> list[int]:
         """The allowed actions: 11 equal steps, or every whole number of a pot below 20."""
-        return qa.allowed_amounts(self.pot(self._stake(stake)))
+        return prompts.allowed_amounts(self.pot(self._stake(stake)))
 
     def payoffs(self, action: int, stake: int | None = None) -> tuple[float, float]:
         """(own, other's) payoff."""
@@ -143,7 +143,7 @@ def game_prompts(
         raise ValueError(f"examples: expected an even number from 2 to {len(_EXAMPLE_TENTHS)}, got {examples}")
     rows = [_prompt(game, i, wording, examples, stake, seed, rendering) for i, wording in enumerate(stock[:families])]
     for row in rows if tokenizer is not None else ():
-        checked = qa.check_boundary(tokenizer, row["prefix"], row["query"], row["answers"])
+        checked = prompts.check_boundary(tokenizer, row["prefix"], row["query"], row["answers"])
         if checked.reason:
             raise ValueError(f"prompt {row['id']}: {checked.reason} in this model's tokenizer; choose another stake")
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -154,7 +154,7 @@ def _prompt(
 ) -> dict:
     stake = game.stake if stake is None else stake
     amounts, family = game.actions(stake), f"{game.name}.{index}"
-    top, random = amounts[-1], qa.rng(seed, family)
+    top, random = amounts[-1], prompts.rng(seed, family)
     *names, player = random.sample(NAMES, examples + 1)
     answers = [min(amounts, key=lambda a: abs(a - top * tenths / 10)) for tenths in _EXAMPLE_TENTHS[:examples]]
     random.shuffle(answers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from jaxmech.behavior import prompts as qa
+from jaxmech.behavior import prompts
 from jaxmech.behavior.dual_process.items import GENERATORS, Generator, Twins
 from jaxmech.behavior.rendering import PLAIN, Rendering
 
@@ -55,7 +55,7 @@ def build_items(per_generator: int = 16, seed: int = 0, rendering: Rendering = P
 
 def _distinct(generator: Generator, count: int, seed: int) -> list[tuple[int, Twins]]:
     """Items whose conflict questions all differ, wordings in turn."""
-    random, seen = qa.rng("dual process", seed, generator.name), set()
+    random, seen = prompts.rng("dual process", seed, generator.name), set()
     out: list[tuple[int, Twins]] = []
     missed = 0
     while len(out) < count and missed < 50 * (len(out) + 20):  # draws in a row without a new item: there are no more

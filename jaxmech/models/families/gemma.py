@@ -11,10 +11,9 @@ import numpy as np
 
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.convert import Table
-from jaxmech.models.families import attributes as at
-from jaxmech.models.families import tensors as tn
+from jaxmech.models.families import attributes, tensors
 
-_HANDLED = at.ROPE | {"attention_bias"}
+_HANDLED = attributes.ROPE | {"attention_bias"}
 _GEMMA_2_3 = _HANDLED | set(
     "hidden_activation query_pre_attn_scalar sliding_window layer_types final_logit_softcapping".split()
 )
@@ -43,19 +42,19 @@ NESTED_GEMMA3 = {
 
 def _gemma(hf: Mapping[str, Any]) -> dict[str, Any]:
     """What all three share: norms of 1 + w, embeddings scaled by the root of their width."""
-    return {**at.biases(hf), "norm_offset": 1.0, "embed_scale": math.sqrt(at.need(hf, "hidden_size"))}
+    return {**attributes.biases(hf), "norm_offset": 1.0, "embed_scale": math.sqrt(attributes.need(hf, "hidden_size"))}
 
 
 def _gemma1(hf: Mapping[str, Any]) -> dict[str, Any]:
-    act = at.activation(hf)  # the releases say "gelu" and mean its tanh form
-    return {**_gemma(hf), **at.rotary(hf), "activation": "gelu_tanh" if act == "gelu" else act}
+    act = attributes.activation(hf)  # the releases say "gelu" and mean its tanh form
+    return {**_gemma(hf), **attributes.rotary(hf), "activation": "gelu_tanh" if act == "gelu" else act}
 
 
 def _gemma_2_3(hf: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **_gemma(hf),
-        "activation": at.activation(hf, "hidden_activation"),
-        "query_scale": at.need(hf, "query_pre_attn_scalar") ** -0.5,
+        "activation": attributes.activation(hf, "hidden_activation"),
+        "query_scale": attributes.need(hf, "query_pre_attn_scalar") ** -0.5,
         "post_norms": True,
         "final_softcap": hf.get("final_logit_softcapping"),
     }
@@ -65,33 +64,36 @@ def _gemma2(hf: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if key not in hf:  # None switches it off
             raise ValueError(f"configuration of gemma2: {key} is missing")
-    windows = at.windows(hf, lambda i: i % 2 == 0)
-    return {**_gemma_2_3(hf), **at.rotary(hf), **windows, "attn_softcap": hf["attn_logit_softcapping"]}
+    windows = attributes.windows(hf, lambda i: i % 2 == 0)
+    return {**_gemma_2_3(hf), **attributes.rotary(hf), **windows, "attn_softcap": hf["attn_logit_softcapping"]}
 
 
 def _gemma3(hf: Mapping[str, Any]) -> dict[str, Any]:
     new, pattern = hf.get("rope_parameters"), hf.get("sliding_window_pattern", hf.get("_sliding_window_pattern"))
     if new is None:
-        whole, local = at.old_rope(hf, "rope_theta"), at.old_rope(hf, "rope_local_base_freq", scaled=False)
+        whole, local = (
+            attributes.old_rope(hf, "rope_theta"),
+            attributes.old_rope(hf, "rope_local_base_freq", scaled=False),
+        )
     else:
         if hf.get("rope_scaling") is not None:
             raise ValueError(f"rope_scaling={hf['rope_scaling']} beside rope_parameters: expected one of them")
         if absent := {"full_attention", "sliding_attention"} - {k for k, v in new.items() if v}:
             raise ValueError(f"rope_parameters: {sorted(absent)} missing; Gemma 3 has one entry per layer type")
         kinds = ("full_attention", "sliding_attention")
-        whole, local = (at.parse_rope(new[k], f"rope_parameters[{k!r}]", hf) for k in kinds)
+        whole, local = (attributes.parse_rope(new[k], f"rope_parameters[{k!r}]", hf) for k in kinds)
     if hf.get("layer_types") is None and pattern is None:
         raise ValueError("layer_types: missing, and there is no sliding_window_pattern either")
-    windows = at.windows(hf, lambda i: (i + 1) % pattern)
+    windows = attributes.windows(hf, lambda i: (i + 1) % pattern)
     return {**_gemma_2_3(hf), **windows, "rope": whole, "rope_local": local, "qk_norm": "head"}
 
 
 def _gguf(config: ModelConfig) -> Table:
-    return tn.gguf_table(config, {"norm": lambda x: x - np.float32(1)})  # llama.cpp stores 1 + w
+    return tensors.gguf_table(config, {"norm": lambda x: x - np.float32(1)})  # llama.cpp stores 1 + w
 
 
 _SANDWICH = {  # Gemma 2 and 3: a norm before and one after each sublayer
-    **tn.HF_NAMES,
+    **tensors.HF_NAMES,
     "attn_norm": "input_layernorm",
     "attn_post_norm": "post_attention_layernorm",
     "mlp_norm": "pre_feedforward_layernorm",
@@ -99,21 +101,21 @@ _SANDWICH = {  # Gemma 2 and 3: a norm before and one after each sublayer
 }
 _VISION = (r"(?:model\.)?(?:vision_tower|multi_modal_projector)\..*",)
 
-GEMMA = at.Family(
+GEMMA = attributes.Family(
     name="gemma",
     model_types=("gemma",),
     config=_gemma1,
-    table=partial(tn.hf_table, tn.HF_NAMES | tn.PRE_NORMS),
+    table=partial(tensors.hf_table, tensors.HF_NAMES | tensors.PRE_NORMS),
     gguf_table=_gguf,
     handled=_HANDLED | {"hidden_act"},
     neutral={**_NEUTRAL, "hidden_activation": (None, "gelu_pytorch_tanh")},
     defaults=_TIED,
 )
-GEMMA2 = at.Family(
+GEMMA2 = attributes.Family(
     name="gemma2",
     model_types=("gemma2",),
     config=_gemma2,
-    table=partial(tn.hf_table, _SANDWICH),
+    table=partial(tensors.hf_table, _SANDWICH),
     gguf_table=_gguf,
     handled=_GEMMA_2_3 | {"attn_logit_softcapping"},
     # HF's Gemma 2 and 3 read hidden_activation only, and never sliding_window_size.
@@ -121,11 +123,11 @@ GEMMA2 = at.Family(
     neutral=_NEUTRAL,
     defaults=_TIED,
 )
-GEMMA3 = at.Family(
+GEMMA3 = attributes.Family(
     name="gemma3",
     model_types=("gemma3_text",),
     config=_gemma3,
-    table=partial(tn.hf_table, _SANDWICH, strays=_VISION),
+    table=partial(tensors.hf_table, _SANDWICH, strays=_VISION),
     gguf_table=_gguf,
     handled=_GEMMA_2_3 | {"sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq"},
     inert=frozenset({"hidden_act"}),

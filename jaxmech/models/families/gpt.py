@@ -10,8 +10,7 @@ import numpy as np
 
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.convert import Rule, Table
-from jaxmech.models.families import attributes as at
-from jaxmech.models.families import tensors as tn
+from jaxmech.models.families import attributes, tensors
 
 _NORMED = {"norm": "layer", "gated": False, "output_bias": True, "attention_bias": True, "mlp_bias": True}
 
@@ -24,8 +23,8 @@ def _gpt2(hf: Mapping[str, Any]) -> dict[str, Any]:
         "d_mlp": width,
         "rope": None,
         "learned_positions": True,
-        "activation": at.activation(hf),
-        "query_scale": at.head_dim(hf) ** -0.5 if hf.get("scale_attn_weights", True) else 1.0,
+        "activation": attributes.activation(hf),
+        "query_scale": attributes.head_dim(hf) ** -0.5 if hf.get("scale_attn_weights", True) else 1.0,
         "score_scales": tuple(1 / (i + 1) for i in range(hf["num_hidden_layers"])) if own else None,
     }
 
@@ -34,10 +33,10 @@ def _neox(hf: Mapping[str, Any]) -> dict[str, Any]:
     parallel = bool(hf["use_parallel_residual"])
     return {
         **_NORMED,
-        **at.biases(hf),
-        **at.rotary(hf, partial=True),
+        **attributes.biases(hf),
+        **attributes.rotary(hf, partial=True),
         "parallel": parallel,
-        "activation": at.activation(hf),
+        "activation": attributes.activation(hf),
     }
 
 
@@ -62,33 +61,35 @@ def _fused(name: str, heads: int, take) -> list[Rule]:
 
 def _gpt2_table(config: ModelConfig) -> Table:
     stem, H = r"(?:transformer\.|)", config.n_heads
-    layer = stem + r"h\." + tn.LAYER
+    layer = stem + r"h\." + tensors.LAYER
     rules = _fused(layer + r"attn\.c_attn", H, _third)
     rules.append(Rule(layer + r"attn\.c_proj\.weight", "layers/attn/o/kernel", lambda x: x.reshape(H, -1, x.shape[1])))
     rules.append(Rule(layer + r"attn\.c_proj\.bias", "layers/attn/o/bias"))
     for name, part in (("c_fc", "up"), ("c_proj", "down")):
         rules.append(Rule(layer + rf"mlp\.{name}\.weight", f"layers/mlp/{part}/kernel"))
         rules.append(Rule(layer + rf"mlp\.{name}\.bias", f"layers/mlp/{part}/bias"))
-    rules += tn.layer_rules(config, stem + r"h\.", {"attn_norm": "ln_1", "mlp_norm": "ln_2"})
+    rules += tensors.layer_rules(config, stem + r"h\.", {"attn_norm": "ln_1", "mlp_norm": "ln_2"})
     rules.append(Rule(stem + r"wpe\.weight", "positions/embedding"))
     causal_mask = layer + r"attn\.(?:bias|masked_bias)"  # a buffer, despite its name
-    return tn.ends(config, stem + "wte", stem + "ln_f", "lm_head", rules, (causal_mask,))
+    return tensors.ends(config, stem + "wte", stem + "ln_f", "lm_head", rules, (causal_mask,))
 
 
 def _neox_table(config: ModelConfig) -> Table:
     stem = r"(?:gpt_neox\.|)"
-    layer = stem + r"layers\." + tn.LAYER
+    layer = stem + r"layers\." + tensors.LAYER
     names = {"attn/o": "attention.dense", "mlp/up": "mlp.dense_h_to_4h", "mlp/down": "mlp.dense_4h_to_h"}
     rules = [
         *_fused(layer + r"attention\.query_key_value", config.n_heads, _interleaved),
-        *tn.layer_rules(config, stem + r"layers\.", names | tn.PRE_NORMS),
+        *tensors.layer_rules(config, stem + r"layers\.", names | tensors.PRE_NORMS),
     ]
-    strays = (tn.ROTARY_BUFFER, layer + r"attention\.(?:bias|masked_bias)")
+    strays = (tensors.ROTARY_BUFFER, layer + r"attention\.(?:bias|masked_bias)")
     head = r"(?:embed_out|lm_head)"
-    return tn.ends(config, stem + "embed_in", stem + "final_layer_norm", head, rules, strays, head_name="embed_out")
+    return tensors.ends(
+        config, stem + "embed_in", stem + "final_layer_norm", head, rules, strays, head_name="embed_out"
+    )
 
 
-GPT2 = at.Family(
+GPT2 = attributes.Family(
     name="gpt2",
     model_types=("gpt2",),
     config=_gpt2,
@@ -109,12 +110,12 @@ GPT2 = at.Family(
         "activation_function": "hidden_act",
     },
 )
-GPT_NEOX = at.Family(
+GPT_NEOX = attributes.Family(
     name="gpt_neox",
     model_types=("gpt_neox",),
     config=_neox,
     table=_neox_table,
-    handled=at.ROPE | {"hidden_act", "use_parallel_residual", "attention_bias", "partial_rotary_factor"},
+    handled=attributes.ROPE | {"hidden_act", "use_parallel_residual", "attention_bias", "partial_rotary_factor"},
     inert=frozenset({"hidden_dropout", "classifier_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob"}),
     defaults={
         "tie_word_embeddings": False,

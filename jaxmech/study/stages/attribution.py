@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from jaxmech.interventions import patching as pa
+from jaxmech.interventions import patching
 from jaxmech.interventions.attribution import attribute, midpoints, path_gradient, residual_gradient
 from jaxmech.io.arguments import rng_of
-from jaxmech.study import effects as ef
+from jaxmech.study import effects
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 
@@ -20,7 +20,7 @@ from jaxmech.study.folder import Outcome
 def run(ctx: Context) -> Outcome:
     """Attributes plus donors' features on minus prompts; patches the top and some random features one by one."""
     saes = ctx.saes
-    base, donor = (ef.side(ctx, name) for name in ("minus", "plus"))
+    base, donor = (effects.side(ctx, name) for name in ("minus", "plus"))
     layers, model = jnp.asarray(saes.config.layers), (ctx.lm.config, ctx.lm.params, base.prompts, base.values)
     resid = base.resid[layers], donor.resid[layers]
     gradients = {
@@ -44,7 +44,7 @@ def run(ctx: Context) -> Outcome:
     return Outcome(results, {"attribution": frame, "audit": audit})
 
 
-def audited(ctx: Context, frame: pd.DataFrame, base: ef.Side, donor: ef.Side) -> pd.DataFrame:
+def audited(ctx: Context, frame: pd.DataFrame, base: effects.Side, donor: effects.Side) -> pd.DataFrame:
     """The strongest features and random ones of the rest that move at all, with the effect of truly patching each."""
     n = ctx.config.attribution.audited
     moving = frame[frame["attribution"] != 0.0]
@@ -52,10 +52,10 @@ def audited(ctx: Context, frame: pd.DataFrame, base: ef.Side, donor: ef.Side) ->
     rest = moving.drop(top.index)
     rest = rest.sample(min(n, len(rest)), random_state=rng_of(ctx.key("attribution.audit")))
     audit = pd.concat([top.assign(group="top"), rest.assign(group="random")], ignore_index=True)
-    points = ef.stack_selections(ctx, [[pair] for pair in ef.pairs_of(audit)])
+    points = effects.stack_selections(ctx, [[pair] for pair in effects.pairs_of(audit)])
     model = (ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes)
-    patch = partial(pa.patch_features, *model, donor=donor.resid)
-    g = ef.sweep_sets(patch, points, base.values, what="attribution audit")
+    patch = partial(patching.patch_features, *model, donor=donor.resid)
+    g = effects.sweep_sets(patch, points, base.values, what="attribution audit")
     return audit.assign(patched=(g - base.g).mean(1))
 
 

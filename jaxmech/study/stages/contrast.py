@@ -10,7 +10,7 @@ import pandas as pd
 
 from jaxmech.behavior.behavior import poles
 from jaxmech.behavior.scoring import Encoded, encode_table, take
-from jaxmech.contrast import selection as co
+from jaxmech.contrast import selection
 from jaxmech.contrast.flips import permutation_p
 from jaxmech.contrast.moments import Moments, correlation_with_g, empty_moments
 from jaxmech.contrast.statistics import paired_t
@@ -31,14 +31,14 @@ def run(ctx: Context) -> Outcome:
     against = [stream_moments(ctx, table, encoded, *poles(name))[0] for name in controls]
     density = ctx.folder.arrays("fidelity")["density"]
     rule, asked = c.rule, c.selection
-    s = co.feature_stats(moments, against, density)
+    s = selection.feature_stats(moments, against, density)
     permutation = partial(permutation_p, key=ctx.key("contrast.permutations"), R=asked.permutations)
     permuted = permutation(s.difference)
     splits = asked.half_splits
-    chosen = co.select_features(s, rule, permuted, splits=splits, key=ctx.key("contrast.half_splits"))
+    chosen = selection.select_features(s, rule, permuted, splits=splits, key=ctx.key("contrast.half_splits"))
     draws, key = asked.relabelings, ctx.key("contrast.relabelings")
-    false = co.expected_false(s, rule, permutation, relabelings=draws, splits=splits, key=key)
-    budget = co.top_budget(s, asked.budget)
+    false = selection.expected_false(s, rule, permutation, relabelings=draws, splits=splits, key=key)
+    budget = selection.top_budget(s, asked.budget)
     frame = feature_table(ctx, s, moments, permuted, chosen, budget)
     mode = asked.mode if chosen.chosen.any() else "budget"
     picked = frame[frame["selected" if mode == "rule" else "in_budget"]]
@@ -97,10 +97,12 @@ def stream_moments(
     return moments, difference / len(plus)
 
 
-def feature_table(ctx: Context, s: co.FeatureStats, m: Moments, permuted, chosen: co.Selected, budget) -> pd.DataFrame:
+def feature_table(
+    ctx: Context, s: selection.FeatureStats, m: Moments, permuted, chosen: selection.Selected, budget
+) -> pd.DataFrame:
     """One row per feature of every layer, dead ones included."""
     layers, F = ctx.saes.config.layers, ctx.saes.config.d_sae
-    tests = co.family_tests(s)
+    tests = selection.family_tests(s)
     norm = np.linalg.norm(np.asarray(ctx.saes.params["W_dec"]), axis=-1).reshape(-1)
     correlation = correlation_with_g(m).reshape(2, -1)
     frame = pd.DataFrame(
@@ -108,7 +110,7 @@ def feature_table(ctx: Context, s: co.FeatureStats, m: Moments, permuted, chosen
             layer=np.repeat(layers, F), feature=np.tile(np.arange(F), len(layers)), live=s.fires.max(0) > 0,
             dz=s.difference.mean(0), strength=np.abs(s.difference.mean(0)) * norm, **tests._asdict(),
             permutation_p=permuted,
-            auroc=co.auroc(s.plus, s.minus), fires_plus=s.fires[0], fires_minus=s.fires[1], density=s.density,
+            auroc=selection.auroc(s.plus, s.minus), fires_plus=s.fires[0], fires_minus=s.fires[1], density=s.density,
             control_d_z=s.control_d_z, correlation_plus=correlation[0], correlation_minus=correlation[1],
             stability=chosen.stability, selected=chosen.chosen, in_budget=budget,
         )
@@ -117,7 +119,7 @@ def feature_table(ctx: Context, s: co.FeatureStats, m: Moments, permuted, chosen
     return frame.assign(**{f"passes_{name}": passed for name, passed in chosen.passed.items()})
 
 
-def criteria_counts(chosen: co.Selected) -> pd.DataFrame:
+def criteria_counts(chosen: selection.Selected) -> pd.DataFrame:
     """How many features each criterion alone lets through, and how many are left after each in turn."""
     left, rows = np.ones(len(chosen.chosen), bool), []
     for name, passed in chosen.passed.items():
@@ -126,11 +128,11 @@ def criteria_counts(chosen: co.Selected) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def budget_sweep(s: co.FeatureStats, share: float) -> pd.DataFrame:
+def budget_sweep(s: selection.FeatureStats, share: float) -> pd.DataFrame:
     """What larger and smaller budgets would take: number of features and the smallest |t| among them."""
     t, rows = np.abs(np.nan_to_num(paired_t(s.difference)[0], posinf=np.inf)), []
     for factor in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
-        taken = co.top_budget(s, share * factor)
+        taken = selection.top_budget(s, share * factor)
         rows.append(
             dict(
                 share=share * factor,
@@ -141,7 +143,7 @@ def budget_sweep(s: co.FeatureStats, share: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def selection_results(s, chosen: co.Selected, false, budget, mode: str, picked: pd.DataFrame) -> dict:
+def selection_results(s, chosen: selection.Selected, false, budget, mode: str, picked: pd.DataFrame) -> dict:
     live, found = int((s.fires.max(0) > 0).sum()), int(chosen.chosen.sum())
     return {
         "features_total": len(chosen.chosen),

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pandas as pd
 
-from jaxmech.behavior.dual_process import index as di
+from jaxmech.behavior.dual_process import index
 from jaxmech.behavior.dual_process.prompts import build_items
 from jaxmech.behavior.scoring import encode_table, take
 from jaxmech.contrast.statistics import mean_effect
-from jaxmech.interventions import edits as ed
+from jaxmech.interventions import edits
 from jaxmech.interventions.patching import donor_values
 from jaxmech.io.progress import progress
 from jaxmech.models.text import token_ids
@@ -32,7 +32,7 @@ def run(ctx: Context) -> Outcome:
     arms = {name: matched(items, z, *conditions) for name, conditions in ARMS.items()}
     fires = (z > 0).mean(0)
     classes = features.assign(
-        **{"class": di.classify(arms["demand"], arms["instruction"], fires, cut=c.dual_process.cut)},
+        **{"class": index.classify(arms["demand"], arms["instruction"], fires, cut=c.dual_process.cut)},
         index=(arms["demand"].index + arms["instruction"].index) / 2,
         silent_share=1 - fires,
     )
@@ -40,7 +40,7 @@ def run(ctx: Context) -> Outcome:
         classes[name], classes[f"{name}_low"], classes[f"{name}_high"] = arm.index, arm.low, arm.high
     classes["lexical"] = lexical_flags(ctx, features)
     counts = [
-        dict(cut=cut) | class_counts(di.classify(arms["demand"], arms["instruction"], fires, cut=cut))
+        dict(cut=cut) | class_counts(index.classify(arms["demand"], arms["instruction"], fires, cut=cut))
         for cut in (0.1, 0.2, 0.3, 0.4, 0.5)
     ]
     behavior = behaviour(items, key=ctx.key("dual_process.behavior"))
@@ -55,7 +55,7 @@ def answered(ctx: Context, items: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarra
     """Items with p_correct, log_mass and tokens, and the selected features' activations [n, features]."""
     lm, saes, selection = ctx.lm, ctx.saes, ctx.selection()
     encoded = encode_table(lm, items)
-    encoder, _ = ed.gather(saes, selection)
+    encoder, _ = edits.gather(saes, selection)
     valid, batch = np.asarray(selection.valid), ctx.config.batch
     p_correct, mass, z = [], [], []
     with progress("dual-process items", len(items), unit="prompts") as advance:
@@ -80,14 +80,14 @@ def answered(ctx: Context, items: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarra
     return items, out
 
 
-def matched(items: pd.DataFrame, z: np.ndarray, high: str, low: str) -> di.Arm:
+def matched(items: pd.DataFrame, z: np.ndarray, high: str, low: str) -> index.Arm:
     """An arm's index from the two prompts of every item."""
     wide = (
         items.reset_index(drop=True).reset_index().pivot(index="item", columns="condition", values="index")[[high, low]]
     )
     a, b = (wide.dropna()[name].to_numpy(int) for name in (high, low))
     covariates = items[list(COVARIATES)].to_numpy(float)
-    return di.arm_index(z[a], z[b], (covariates[a], covariates[b]), items["family"].to_numpy()[a])
+    return index.arm_index(z[a], z[b], (covariates[a], covariates[b]), items["family"].to_numpy()[a])
 
 
 def lexical_flags(ctx: Context, features: pd.DataFrame) -> np.ndarray:
@@ -98,7 +98,7 @@ def lexical_flags(ctx: Context, features: pd.DataFrame) -> np.ndarray:
 
 
 def class_counts(classes) -> dict[str, int]:
-    return {name: int((np.asarray(classes) == name).sum()) for name in di.CLASSES}
+    return {name: int((np.asarray(classes) == name).sum()) for name in index.CLASSES}
 
 
 def behaviour(items: pd.DataFrame, *, key: jax.Array) -> dict:

@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from jaxmech.contrast.statistics import mean_effect, ratio_of_sums
-from jaxmech.interventions import patching as pa
-from jaxmech.interventions import proximity as px
-from jaxmech.study import effects as ef
+from jaxmech.interventions import patching, proximity
+from jaxmech.study import effects
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 
@@ -20,19 +19,21 @@ from jaxmech.study.folder import Outcome
 def run(ctx: Context) -> Outcome:
     """Total and direct effects of the selection, of the classes, and single features; mediation; layer-matched test."""
     classes = ctx.folder.table("dual_process", "classes")
-    base, donor = ef.side(ctx, "minus"), ef.side(ctx, "plus")
-    sublayers = px.base_sublayers(ctx.lm.config, ctx.lm.params, base.prompts)
+    base, donor = effects.side(ctx, "minus"), effects.side(ctx, "plus")
+    sublayers = proximity.base_sublayers(ctx.lm.config, ctx.lm.params, base.prompts)
     groups = {"all": ctx.selected} | {
         name: classes[classes["class"] == name] for name in ("s1", "s2") if (classes["class"] == name).any()
     }
     singles = classes.head(ctx.config.proximity.features)
-    points = ef.stack_selections(
-        ctx, [ef.pairs_of(g) for g in groups.values()] + [[pair] for pair in ef.pairs_of(singles)]
+    points = effects.stack_selections(
+        ctx, [effects.pairs_of(g) for g in groups.values()] + [[pair] for pair in effects.pairs_of(singles)]
     )
     model = (ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes)
-    patch, patch_frozen = (partial(run, *model, donor=donor.resid) for run in (pa.patch_features, px.direct_effects))
-    total = ef.sweep_sets(patch, points, base.values, what="total effects")
-    direct = ef.sweep_sets(partial(patch_frozen, base=sublayers), points, base.values, what="direct effects")
+    patch, patch_frozen = (
+        partial(run, *model, donor=donor.resid) for run in (patching.patch_features, proximity.direct_effects)
+    )
+    total = effects.sweep_sets(patch, points, base.values, what="total effects")
+    direct = effects.sweep_sets(partial(patch_frozen, base=sublayers), points, base.values, what="direct effects")
     total, direct = total - base.g, direct - base.g
     intervals = ctx.key("proximity.intervals")
     table = pd.DataFrame(
@@ -56,9 +57,9 @@ def run(ctx: Context) -> Outcome:
     return Outcome(results, {"sets": table, "features": each})
 
 
-def effect_row(total: np.ndarray, direct: np.ndarray, base: ef.Side, key: jax.Array) -> dict:
+def effect_row(total: np.ndarray, direct: np.ndarray, base: effects.Side, key: jax.Array) -> dict:
     """TE, DE and proximity of one set from per-prompt effects [B]; pi only where TE's interval excludes 0."""
-    te, de = ef.by_family(total, base), ef.by_family(direct, base)
+    te, de = effects.by_family(total, base), effects.by_family(direct, base)
     effect, straight = mean_effect(te, key=key), mean_effect(de, key=key)
     row = dict(
         total_pp=100 * effect.value, total_low=100 * effect.low, total_high=100 * effect.high,
@@ -84,7 +85,7 @@ def layer_matched(each: pd.DataFrame, key: jax.Array) -> dict:
     both = each[each["class"].isin(["s1", "s2"])].dropna(subset=["proximity"])
     difference, p, layers = (float("nan"), float("nan"), 0)
     if len(both):
-        difference, p, layers = px.within_layer_difference(
+        difference, p, layers = proximity.within_layer_difference(
             both["proximity"].to_numpy(), both["layer"].to_numpy(), (both["class"] == "s2").to_numpy(),
             permutations=2000, key=key,
         )  # fmt: skip
@@ -92,17 +93,17 @@ def layer_matched(each: pd.DataFrame, key: jax.Array) -> dict:
     return {"difference": difference, "p": p, "layers": layers, "verdict": verdict}
 
 
-def mediation(ctx: Context, groups: dict, base: ef.Side, donor: ef.Side, total: np.ndarray) -> dict | None:
+def mediation(ctx: Context, groups: dict, base: effects.Side, donor: effects.Side, total: np.ndarray) -> dict | None:
     """1 - TE(a | b held at base) / TE(a) for S1 through S2 and the reverse; None unless both classes exist."""
     if not {"s1", "s2"} <= set(groups):
         return None
     order, out, key = list(groups), {}, ctx.key("proximity.mediation")
     for name, other in (("s1", "s2"), ("s2", "s1")):
-        choices = px.mediated_effect(
+        choices = proximity.mediated_effect(
             ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes, ctx.selection(groups[name]),
             ctx.selection(groups[other]), donor.resid, base.resid,
         )  # fmt: skip
-        held = ef.by_family(ef.expected(choices, base.values) - base.g, base)
-        ratio = ratio_of_sums(held, ef.by_family(total[order.index(name)], base), key=key)
+        held = effects.by_family(effects.expected(choices, base.values) - base.g, base)
+        ratio = ratio_of_sums(held, effects.by_family(total[order.index(name)], base), key=key)
         out[f"{name}_through_{other}"] = {"share": 1 - ratio.value, "ci": [1 - ratio.high, 1 - ratio.low]}
     return out

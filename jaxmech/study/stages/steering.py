@@ -16,15 +16,15 @@ from jaxmech.behavior.arithmetic import one_digit_sums
 from jaxmech.behavior.behavior import poles
 from jaxmech.behavior.scoring import take, with_outcomes
 from jaxmech.contrast.statistics import family_means, mean_effect, p_from_normal_null, p_from_null
-from jaxmech.interventions import steering as st
+from jaxmech.interventions import steering
 from jaxmech.interventions.controls import matched_sets, random_directions
 from jaxmech.interventions.sweep import in_chunks
 from jaxmech.io.arguments import rng_of
 from jaxmech.io.progress import progress
 from jaxmech.models.text import encode_prompts
 from jaxmech.sae.collect import run_decision
-from jaxmech.study import effects as ef
 from jaxmech.study.context import Context
+from jaxmech.study.effects import CHUNK, expected, pairs_of
 from jaxmech.study.folder import Outcome
 
 
@@ -41,7 +41,7 @@ def run(ctx: Context) -> Outcome:
     baseline = dose.loc[dose["alpha"] == 0, "mass"].iloc[0]
     usable = (dose["mass"].to_numpy() >= 0.95 * baseline) & cost["usable"].to_numpy()
     usable |= alphas == 0
-    low, high = st.usable_range(alphas, usable)
+    low, high = steering.usable_range(alphas, usable)
     inside = (alphas >= low) & (alphas <= high)
     effects = comparators(ctx, neutral, vector)
     slopes = family_slopes(alphas, doses, neutral, inside if inside.sum() >= 2 else np.abs(alphas) <= 1)
@@ -53,7 +53,7 @@ def run(ctx: Context) -> Outcome:
         "slope_ci": [100 * slope.low, 100 * slope.high],
         "usable_range": [low, high],
         "effect_in_range_pp": 100 * float(dose["g"][inside].iloc[-1] - dose["g"][inside].iloc[0]),
-        "dose_response": {k: v for k, v in st.dose_response(alphas[inside], dose["g"][inside].to_numpy()).items()}
+        "dose_response": {k: v for k, v in steering.dose_response(alphas[inside], dose["g"][inside].to_numpy()).items()}
         if inside.sum() >= 3
         else None,
         **effects.attrs,
@@ -76,11 +76,11 @@ class Steered:
         prompts, self.values = take(ctx.encoded[1], self.rows)
         self.prompts = before_last(ctx.lm.config, ctx.lm.params, prompts)
 
-    def sweep(self, vectors, *, what: str, chunk: int = ef.CHUNK) -> Choices:
+    def sweep(self, vectors, *, what: str, chunk: int = CHUNK) -> Choices:
         """Choices, logprobs [S,B,N], for vectors [S,L,D]."""
         lm, site = self.ctx.lm, self.ctx.saes.config.site_out
         with progress(what, len(vectors), unit="points") as advance:
-            return st.steer(
+            return steering.steer(
                 lm.config,
                 lm.params,
                 self.prompts,
@@ -91,7 +91,7 @@ class Steered:
             )
 
     def expected(self, choices: Choices) -> np.ndarray:
-        return ef.expected(choices, self.values)
+        return expected(choices, self.values)
 
     def by_family(self, values: np.ndarray) -> np.ndarray:
         """Means within families of values [B]: where both poles are steered, a family has two prompts."""
@@ -102,7 +102,7 @@ def direction(ctx: Context, features: pd.DataFrame | None = None) -> jax.Array:
     """v_l = sum_j mean(dz_j) D_j of the selected features (or some of them), [L,D], from the selection families."""
     features = ctx.selected if features is None else features
     selection = ctx.selection(features)
-    return st.feature_direction(ctx.saes, selection, jnp.asarray(ctx.per_feature(selection, features, "dz")))
+    return steering.feature_direction(ctx.saes, selection, jnp.asarray(ctx.per_feature(selection, features, "dz")))
 
 
 def dose_table(prompts: Steered, alphas: np.ndarray, doses: Choices) -> pd.DataFrame:
@@ -134,10 +134,10 @@ def costs(ctx: Context, vector: jax.Array, alphas: np.ndarray) -> pd.DataFrame:
     vectors = (alphas[:, None, None] * np.asarray(vector)).astype(np.float32)
     model, size = (lm.config, lm.params), 3
     with progress("cost on text", len(alphas), unit="points") as advance:
-        nll, kl = in_chunks(partial(st.language_cost, *model, tokens, mask), vectors, size=size, advance=advance)
+        nll, kl = in_chunks(partial(steering.language_cost, *model, tokens, mask), vectors, size=size, advance=advance)
     sums, answers = arithmetic(lm, c.steering.sums, key=ctx.key("steering.sums"))
     with progress("cost on arithmetic", len(alphas), unit="points") as advance:
-        said = in_chunks(partial(st.next_token, *model, *sums), vectors, size=size, advance=advance)
+        said = in_chunks(partial(steering.next_token, *model, *sums), vectors, size=size, advance=advance)
     accuracy = (said == answers).mean(1)
     zero = int(np.flatnonzero(alphas == 0)[0])
     perplexity = np.exp(nll)
@@ -165,7 +165,7 @@ def comparators(ctx: Context, neutral: Steered, vector: jax.Array) -> pd.DataFra
     fires = features[["fires_plus", "fires_minus"]].max(axis=1).to_numpy().reshape(len(layers), F)
     strength = features["strength"].to_numpy().reshape(len(layers), F)
     sets = matched_sets(
-        ef.pairs_of(ctx.selected), fires, strength, layers, sets=c.patching.random_sets, key=ctx.key("steering.sets")
+        pairs_of(ctx.selected), fires, strength, layers, sets=c.patching.random_sets, key=ctx.key("steering.sets")
     )
     lookup = features.set_index(["layer", "feature"])
     named = [("selected features", "effect", vector)]

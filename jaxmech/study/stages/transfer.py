@@ -8,10 +8,10 @@ import pandas as pd
 from jaxmech.answers.score import before_last
 from jaxmech.behavior.scoring import encode_table, take
 from jaxmech.contrast.statistics import holm, mean_effect, p_from_normal_null
-from jaxmech.interventions import steering as st
+from jaxmech.interventions import steering
 from jaxmech.interventions.controls import random_directions
 from jaxmech.io.progress import progress
-from jaxmech.study import effects as ef
+from jaxmech.study import effects
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 
@@ -67,13 +67,13 @@ def played(ctx: Context, vectors: np.ndarray) -> tuple[pd.DataFrame, np.ndarray,
     prompts, values = take(encode_table(ctx.lm, table), np.arange(len(table)))
     prompts = before_last(ctx.lm.config, ctx.lm.params, prompts)
     with progress("transfer", len(vectors), unit="points") as advance:
-        choices = st.steer(
+        choices = steering.steer(
             ctx.lm.config,
             ctx.lm.params,
             prompts,
             vectors,
             site=ctx.saes.config.site_out,
-            chunk=ef.CHUNK,
+            chunk=effects.CHUNK,
             advance=advance,
         )
-    return table, ef.expected(choices, values), np.asarray(choices.mass)
+    return table, effects.expected(choices, values), np.asarray(choices.mass)

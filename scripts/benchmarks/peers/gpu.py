@@ -18,7 +18,7 @@ import numpy as np
 import jaxmech as jm
 from jaxmech.answers.prompts import Prefix
 from jaxmech.answers.trie import Trie
-from jaxmech.interventions import edits as ed
+from jaxmech.interventions.edits import add_vector, at_last
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import param_shapes
 from jaxmech.models.families import config_from_hf
@@ -214,8 +214,8 @@ def _sweep(config, params, name: str, sizes: Sizes, runs: int) -> Row:
     prefix = Prefix(examples, jnp.ones(examples.shape, bool), jnp.arange(B) % G)
     prompts = jm.Prompts(tokens, jnp.ones(tokens.shape, bool), answers(B, config.vocab_size), prefix=prefix)
     middle = config.n_layers // 2
-    one = ed.add_vector(
-        jnp.zeros((config.n_layers, config.d_model)), spans=ed.at_last(config.n_layers, T, [middle])
+    one = add_vector(
+        jnp.zeros((config.n_layers, config.d_model)), spans=at_last(config.n_layers, T, [middle])
     )  # fmt: skip
     every = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (S, *leaf.shape)), one)
     vectors = jax.random.normal(keys[2], (S, 1, 1, config.d_model))

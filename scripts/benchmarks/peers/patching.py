@@ -13,7 +13,7 @@ import torch
 import jaxmech as jm
 from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.score import before_last
-from jaxmech.interventions import edits as ed
+from jaxmech.interventions import edits
 from peers.bench import APART, Bench, shared_flops, to_torch
 from peers.flops import text_flops, unembed_flops
 from peers.results import Row
@@ -21,10 +21,10 @@ from peers.timing import Peer, compare, relative
 
 
 @partial(jax.jit, static_argnums=0)
-def patched_logits(config, params, prompts: Prompts, saes: jm.SAE, selection: ed.Selection, values: jax.Array):
+def patched_logits(config, params, prompts: Prompts, saes: jm.SAE, selection: edits.Selection, values: jax.Array):
     """Next-token logits [B,V] with the chosen features at the donors' values [L,B,K]."""
     prompts = before_last(config, params, prompts)
-    edit = ed.features(saes, selection, gain=0.0, shift=values, spans=ed.at_last(config.n_layers, 1))
+    edit = edits.features(saes, selection, gain=0.0, shift=values, spans=edits.at_last(config.n_layers, 1))
     out = jm.forward(
         config, params, prompts.tokens, mask=prompts.mask, cache=prompts.cache, edits={saes.config.site_out: (edit,)}
     )
@@ -116,7 +116,7 @@ def patching(bench: Bench) -> list[Row]:
     donor = jax.block_until_ready(saes.encode(jnp.roll(bench.residuals[:, :, -1], 1, axis=1)))
     index = np.argsort(-np.asarray(donor.sum(1)), axis=1)[:, :K].astype(np.int32)
     values = jnp.take_along_axis(donor, jnp.asarray(index)[:, None], axis=2)
-    selection = ed.Selection(jnp.asarray(index), jnp.ones(index.shape, bool))
+    selection = edits.Selection(jnp.asarray(index), jnp.ones(index.shape, bool))
     patch = Patch(bench, index, np.asarray(values))
 
     def ours(prompts):

@@ -11,7 +11,7 @@ import numpy as np
 
 import jaxmech as jm
 from jaxmech.answers.score import before_last
-from jaxmech.interventions import edits as ed
+from jaxmech.interventions import edits
 from jaxmech.interventions.controls import matched_sets
 from jaxmech.interventions.patching import patch_edit, patch_features
 from peers.bench import ANSWERS, Bench
@@ -25,9 +25,11 @@ TOLERANCE = 5e-3
 
 
 @partial(jax.jit, static_argnums=0)
-def one_set(config, params, prompts: jm.Prompts, saes: jm.SAE, selection: ed.Selection, resid: jax.Array) -> jax.Array:
+def one_set(
+    config, params, prompts: jm.Prompts, saes: jm.SAE, selection: edits.Selection, resid: jax.Array
+) -> jax.Array:
     """log s(a) [B,N] with one feature set [L,K] patched in from donors with residuals [L,B,D]."""
-    edit = patch_edit(selection, saes, resid, ed.at_last(config.n_layers, prompts.tokens.shape[1]))
+    edit = patch_edit(selection, saes, resid, edits.at_last(config.n_layers, prompts.tokens.shape[1]))
     return jm.score(config, params, prompts, edits=edit)[0].logprobs
 
 
@@ -46,7 +48,7 @@ def random_sets(bench: Bench) -> list[Row]:
         rng.uniform(0.1, 1, (1, sizes.features)), rng.uniform(0, 1, (1, sizes.features)), (LAYER,),
         sets=sizes.sets, key=jax.random.key(0), neighbours=min(500, sizes.features - FEATURES),
     )  # fmt: skip
-    selections = [ed.select(chosen, config.n_layers, FEATURES) for chosen in sets]
+    selections = [edits.select(chosen, config.n_layers, FEATURES) for chosen in sets]
     points = jax.tree.map(lambda *leaves: jnp.stack(leaves), *selections)
     kept = jax.block_until_ready(before_last(config, params, prompts))
 

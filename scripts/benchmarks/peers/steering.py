@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 import jaxmech as jm
-from jaxmech.interventions import edits as ed
 from jaxmech.models.text import token_ids
 from peers import hf_choices
 from peers.bench import ANSWERS, APART, MIDDLE, Bench, steering_vector, to_torch
@@ -24,10 +23,10 @@ TOLERANCE = 5e-3
 """Of log probabilities, absolute. The least likely answers differ most."""
 
 
-def steered(vector: np.ndarray, coefficients: np.ndarray, n_layers: int, length: int, last: bool) -> ed.Edits:
+def steered(vector: np.ndarray, coefficients: np.ndarray, n_layers: int, length: int, last: bool) -> jm.edits.Edits:
     """The sweep's edits: `vector` [D] times each of S coefficients, at the middle layer."""
-    spans = ed.at_last(n_layers, length, [MIDDLE]) if last else ed.everywhere(n_layers, [MIDDLE])
-    one = ed.add_vector(jnp.broadcast_to(vector, (n_layers, len(vector))), spans)
+    spans = jm.edits.at_last(n_layers, length, [MIDDLE]) if last else jm.edits.everywhere(n_layers, [MIDDLE])
+    one = jm.edits.add_vector(jnp.broadcast_to(vector, (n_layers, len(vector))), spans)
     every = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(coefficients), *leaf.shape)), one)
     return {"resid_post": (every.replace(vector=every.vector * coefficients[:, None, None, None]),)}
 
