@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -16,7 +14,8 @@ from scipy import special, stats
 
 from jaxmech.io.arguments import rng_of
 
-_COLUMNS = 16384  # features a block: few enough for the cache at some dozens of families, many enough for threads
+_COLUMNS = 2**16
+"""Features taken at a time: float64 copies of all of them need not fit into memory."""
 
 
 class Effect(NamedTuple):
@@ -85,70 +84,26 @@ def p_from_normal_null(observed: float, null: np.ndarray) -> float:
 
 
 def paired_t(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """t, two-sided p and d_z = mean / sd over the leading axis of differences [K, ...]; p = 1 where all are 0.
-
-    In float64 whatever comes in; blocks of columns that stay in cache, side by side on all cores.
-    """
+    """t, two-sided p and d_z = mean / sd over the leading axis of differences [K, ...], in float64; p = 1 where all
+    differences are 0."""
     differences = np.asarray(differences)
     K, shape = len(differences), differences.shape[1:]
     flat = differences.reshape(K, -1)
-    t, p, d_z = out = np.empty((3, flat.shape[1]))
-
-    def block(start: int) -> None:
-        here = slice(start, start + _COLUMNS)
-        off = flat[:, here].astype(np.float64)
-        mean = off.mean(0)
-        off -= mean
+    d_z = np.empty(flat.shape[1])
+    for start in range(0, flat.shape[1], _COLUMNS):
+        block = flat[:, start : start + _COLUMNS].astype(np.float64)
+        mean, sd = block.mean(0), block.std(0, ddof=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            sd = np.sqrt(np.einsum("kf,kf->f", off, off) / (K - 1))
-            d_z[here] = np.where(sd > 0, mean / sd, np.where(mean == 0, 0.0, np.inf * np.sign(mean)))
-        t[here] = d_z[here] * np.sqrt(K)
-        p[here] = two_sided_p(t[here], K - 1)
-
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        list(threads.map(block, range(0, flat.shape[1], _COLUMNS)))
-    shaped: list[np.ndarray] = [a.reshape(shape) if shape else a[0] for a in out]
-    return shaped[0], shaped[1], shaped[2]
-
-
-def two_sided_p(t: np.ndarray, df: int) -> np.ndarray:
-    """P(|T| >= |t|) of Student's t with a whole number of degrees of freedom, accurate to about 1e-11 of itself.
-
-    The finite sums of Abramowitz & Stegun (1964), 26.7.3 and 26.7.4, which are many times as fast as the incomplete
-    beta function. One minus them has no digits left where p is small, so there it is SciPy that answers.
-    """
-    if not 0 < df <= 200:
-        return 2 * special.stdtr(df, -np.abs(t))
-    ratio = np.minimum(np.abs(t) / np.sqrt(df), 1e150)  # tan of the angle; an infinite t would give inf * 0
-    square = 1 / (1 + ratio**2)  # of its cosine
-    odd = df % 2
-    j = np.arange(1, (df - odd) // 2)
-    *terms, last = np.cumprod([1.0, *(2 * j - 1 + odd) / (2 * j + odd)])
-    series = np.full_like(square, last)
-    for term in reversed(terms):  # in place: a polynomial of NumPy's takes two new arrays a term
-        series *= square
-        series += term
-    inside = ratio * (square if odd else np.sqrt(square)) * series
-    if odd:
-        inside = 2 / np.pi * (np.arctan(ratio) + (inside if df > 1 else 0.0))
-    p = np.asarray(1 - inside)
-    small = ~(p > 1e-4)
-    p[small] = 2 * special.stdtr(df, -np.abs(t[small]))
-    return p
+            d_z[start : start + _COLUMNS] = np.where(sd > 0, mean / sd, np.where(mean == 0, 0.0, mean * np.inf))
+    t = d_z * np.sqrt(K)
+    p = 2 * special.stdtr(K - 1, -np.abs(t))
+    return t.reshape(shape), p.reshape(shape), d_z.reshape(shape)
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     """Adjusted p-values (q) of the family of tests p [m] (Benjamini & Hochberg 1995). A test without a p (NaN) is none:
     its q is NaN, and the others are adjusted for their own number."""
-    return _adjusted(p, _step_up)
-
-
-def _step_up(p: np.ndarray) -> np.ndarray:
-    order, ascending = _sorted(p)
-    scaled = ascending * len(p) / np.arange(1, len(p) + 1)
-    q = np.empty_like(scaled)
-    q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
-    return q
+    return _adjusted(p, stats.false_discovery_control)
 
 
 def _adjusted(p: np.ndarray, adjust: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -161,28 +116,6 @@ def _adjusted(p: np.ndarray, adjust: Callable[[np.ndarray], np.ndarray]) -> np.n
     out = np.full_like(p, np.nan)
     out[~none] = adjust(p[~none])
     return out
-
-
-def _sorted(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The stable order of p [m] >= 0, and p in it, some times as fast as `argsort`.
-
-    The bits of floats that are not negative sort as whole numbers do. With the lowest of them given to the index, a few
-    plain sorts side by side leave next to nothing for NumPy's stable sort, which merges what is sorted already.
-    """
-    index = np.arange(len(p), dtype=np.uint64)
-    low = np.uint64((1 << len(p).bit_length()) - 1)
-    rough = ((p + 0.0).view(np.uint64) & ~low) | index  # + 0.0 makes -0.0 a 0.0
-    runs = min(os.cpu_count() or 1, 4, 1 + len(p) // _COLUMNS)  # merging more would take longer than sorting them saves
-    with ThreadPoolExecutor(runs) as threads:
-        list(threads.map(np.ndarray.sort, np.array_split(rough, runs)))
-    rough.sort(kind="stable")
-    rough &= low
-    order = rough.astype(np.intp)
-    ascending = p[order]
-    if not np.all(ascending[1:] >= ascending[:-1]):
-        rest = np.argsort(ascending, kind="stable")
-        order, ascending = order[rest], ascending[rest]
-    return order, ascending
 
 
 def auroc(high: np.ndarray, low: np.ndarray) -> np.ndarray:

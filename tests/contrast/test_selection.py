@@ -130,11 +130,10 @@ def test_permutation_p_equals_a_plain_loop():
 
 
 @pytest.mark.parametrize("K, m, R", [(7, 11, 60), (6, 4, 7), (6, 4, 64), (13, 9, 1), (70, 5, 1000), (3, 5, 1000)])
-def test_permutation_p_over_many_tiles(monkeypatch, K, m, R):
-    """Blocks that overlap or are padded, more and fewer families than flips told apart by the low bits, sparse features
-    full of ties."""
-    for name, value in {"_TILE": 2, "_LEAST": 4, "_BLOCK": 8}.items():
-        monkeypatch.setattr(flips, name, value)
+def test_permutation_p_over_many_blocks(monkeypatch, K, m, R):
+    """Several blocks, the last one padded, more and fewer families than independent flips, sparse features full of
+    ties."""
+    monkeypatch.setattr(flips, "_SUMS", 128)
     rng, key = np.random.default_rng(K), jax.random.key(1)
     d = rng.normal(0.2, 1.0, (K, m)) * (rng.uniform(size=(K, m)) < 0.5)
     signs = sign_flips(key, K, R).astype(np.float64)

@@ -26,12 +26,6 @@ def test_paired_t_equals_scipy():
     assert statistics.paired_t(np.zeros((4, 1)))[1][0] == 1.0
 
 
-@pytest.mark.parametrize("df", [1, 2, 3, 4, 15, 31, 32, 200, 201])
-def test_two_sided_p_equals_scipy_far_into_the_tail(df):
-    t = np.concatenate([[0.0, np.inf, -np.inf], np.geomspace(1e-6, 1e4, 400) * RNG.choice([-1, 1], 400)])
-    np.testing.assert_allclose(statistics.two_sided_p(t, df), 2 * stats.t.sf(np.abs(t), df), rtol=1e-10)
-
-
 def test_paired_t_over_many_blocks(monkeypatch):
     d = RNG.normal(size=(6, 4, 5)).astype(np.float32)
     want = statistics.paired_t(d)
@@ -42,10 +36,12 @@ def test_paired_t_over_many_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-12, 0.0])
-def test_benjamini_hochberg_equals_scipy(spread):
+def test_benjamini_hochberg_is_the_least_level_that_rejects(spread):
     """Also where values differ in their last digits alone, or not at all."""
-    p = 0.3 + spread * (RNG.uniform(size=1000) ** 2 - 0.3)
-    np.testing.assert_allclose(statistics.benjamini_hochberg(p), stats.false_discovery_control(p), rtol=1e-14)
+    p = 0.3 + spread * (RNG.uniform(size=300) ** 2 - 0.3)
+    levels = {value: len(p) * value / (p <= value).sum() for value in p}
+    want = [min(level for value, level in levels.items() if value >= mine) for mine in p]
+    np.testing.assert_allclose(statistics.benjamini_hochberg(p), np.minimum(want, 1.0), rtol=1e-12)
 
 
 def test_auroc_equals_mann_whitney():
