@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
-from jaxmech.activations.stream import BatchStream, behind_first, first_layers, token_rows
+from jaxmech.activations.stream import BatchStream, behind_first, first_layers, order_of, token_rows
 from jaxmech.io import reprs
-from jaxmech.io.arguments import whole_number, whole_numbers
+from jaxmech.io.arguments import Array, whole_number, whole_numbers
 from jaxmech.io.files import disk_errors, read_json, reason, require_space, whole
 from jaxmech.io.progress import progress
 from jaxmech.models.block import SITES
@@ -44,10 +44,10 @@ _REMEDY = "make room, or choose another folder, fewer layers or a smaller dtype"
 def save_activations(
     config: ModelConfig,
     params: Params,
-    tokens,
-    mask,
-    folder: str | Path,
+    tokens: Array,
     *,
+    mask: Array | None = None,
+    folder: str | Path,
     sites: Sequence[str] = ("resid_post",),
     layers: Sequence[int] | None = None,
     dtype: str = "float32",
@@ -366,7 +366,7 @@ class CacheStream(BatchStream):
     Args:
       source: from `load_activations`.
       layers: all by default; site: the only one there is.
-      batch_size, buffer_tokens, epochs, skip_first, seed: as for `ActivationStream`.
+      batch_size, buffer_tokens, epochs, skip_first, key: as for `ActivationStream`.
     """
 
     def __init__(
@@ -379,20 +379,20 @@ class CacheStream(BatchStream):
         buffer_tokens: int = 65_536,
         epochs: int = 1,
         skip_first: int = 1,
-        seed: int = 0,
+        key: jax.Array | None = None,
     ):
         self._source, self.site, self.model = source, source.site(site), source.facts["model"]
         self.layers = source.layers if layers is None else whole_numbers("layers", layers)
         if not self.layers or len(set(self.layers)) < len(self.layers) or set(self.layers) - set(source.layers):
             raise ValueError(f"layers: expected distinct ones of {source.layers}, at least one, got {self.layers}")
-        self.epochs, self.skip_first, self.seed = epochs, whole_number("skip_first", skip_first, 0), seed
+        self.epochs, self.skip_first, self.order = epochs, whole_number("skip_first", skip_first, 0), order_of(key)
         self.d_in = source.arrays[self.site].shape[-1]
         self._kept = behind_first(source.mask, self.skip_first)
         total, rows = int(self._kept.sum()), source.facts["rows"]
         self.batch_size = min(512, max(total, 1)) if batch_size is None else whole_number("batch_size", batch_size, 1)
         self.buffer_tokens = max(whole_number("buffer_tokens", buffer_tokens), self.batch_size)
         sizes = np.add.reduceat(self._kept.sum(1), np.arange(0, len(self._kept), rows))
-        order = np.random.default_rng((whole_number("seed", seed, 0), 0)).permutation(len(sizes))
+        order = np.random.default_rng((*self.order, 0)).permutation(len(sizes))
         count = int(np.clip(total // self.buffer_tokens, 1, len(sizes)))
         while count > 1 and min(sizes[files].sum() for files in np.array_split(order, count)) < self.batch_size:
             count -= 1

@@ -1,8 +1,8 @@
-"""Activations as a stream of shuffled batches, each a pure function of the seed and its number.
+"""Activations as a stream of shuffled batches, each a pure function of the key and its number.
 
 `B` denotes a batch of activations, `N` texts, `T` tokens, `D` the width at the site, `L'` the layers asked for.
 
-Because batch i depends on nothing but (seed, i), a training that is killed resumes exactly where it stood: the data
+Because batch i depends on nothing but (key, i), a training that is killed resumes exactly where it stood: the data
 position is the step number. Activations are computed a buffer at a time, and each buffer is visited `epochs` times in
 a fresh order before the next one replaces it.
 """
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from jaxmech.io import reprs
-from jaxmech.io.arguments import whole_number, whole_numbers
+from jaxmech.io.arguments import Array, key_words, whole_number, whole_numbers
 from jaxmech.io.files import disk_errors, whole
 from jaxmech.models.block import SITES
 from jaxmech.models.checks import check_tokens
@@ -35,7 +35,8 @@ class BatchStream:
     """Batches [L',B,D] from buffers [L',n,D] that a subclass provides; endless, buffer after buffer.
 
     A subclass sets `layers`, `site`, `model`, `skip_first` (tokens at the start of a text that it leaves out), `d_in`,
-    `batch_size`, `epochs`, `seed` and `buffer_sizes` (rows of each buffer), and defines `buffer(b)` and `contents()`.
+    `batch_size`, `epochs`, `order` (the numbers of a key) and `buffer_sizes` (rows of each buffer), and defines
+    `buffer(b)` and `contents()`.
     """
 
     layers: tuple[int, ...]
@@ -45,7 +46,7 @@ class BatchStream:
     d_in: int
     batch_size: int
     epochs: int
-    seed: int
+    order: tuple[int, ...]
     buffer_sizes: tuple[int, ...]
 
     def __repr__(self) -> str:
@@ -62,8 +63,9 @@ class BatchStream:
 
     def settings(self) -> dict[str, Any]:
         """All that the batches depend on, as JSON."""
-        names = ("site", "batch_size", "epochs", "skip_first", "seed")
-        common = {"stream": type(self).__name__, "layers": list(self.layers)} | {n: getattr(self, n) for n in names}
+        names = ("site", "batch_size", "epochs", "skip_first")
+        common = {"stream": type(self).__name__, "layers": list(self.layers), "order": list(self.order)}
+        common |= {name: getattr(self, name) for name in names}
         return common | self.contents()
 
     def fingerprint(self) -> str:
@@ -106,7 +108,7 @@ class BatchStream:
     def _order(self, *visit: int) -> np.ndarray:
         """The order of a buffer's rows on one visit (round, buffer, epoch)."""
         if getattr(self, "_visit", (None, None))[0] != visit:
-            order = np.random.default_rng((self.seed, 1, *visit)).permutation(self.buffer_sizes[visit[1]])
+            order = np.random.default_rng((*self.order, 1, *visit)).permutation(self.buffer_sizes[visit[1]])
             self._visit = (visit, order)
         return self._visit[1]
 
@@ -123,7 +125,7 @@ class BatchStream:
 
     def _check(self) -> None:
         """Makes the numbers that a subclass was given plain, and refuses those that fit nothing."""
-        for name, least in {"batch_size": 1, "epochs": 1, "skip_first": 0, "seed": 0}.items():
+        for name, least in {"batch_size": 1, "epochs": 1, "skip_first": 0}.items():
             setattr(self, name, whole_number(name, getattr(self, name), least))
         if (smallest := min(self.buffer_sizes)) < self.batch_size:
             raise ValueError(
@@ -135,7 +137,10 @@ class BatchStream:
 class ArrayStream(BatchStream):
     """A stream over activations [L',n,D] already in memory."""
 
-    def __init__(self, activations, *, batch_size, layers=None, site="resid_post", model=None, skip_first=1, seed=0):
+    def __init__(
+        self, activations: Array, *, batch_size: int, layers: Sequence[int] | None = None, site: str = "resid_post",
+        model: str | None = None, skip_first: int = 1, key: jax.Array | None = None,
+    ):  # fmt: skip
         array = jnp.asarray(activations)
         self._array = array.astype(jnp.float32) if array.dtype == np.float64 else array
         if self._array.ndim != 3:
@@ -144,7 +149,7 @@ class ArrayStream(BatchStream):
         if len(self.layers) != len(self._array):
             raise ValueError(f"layers: expected {len(self._array)} entries, got {self.layers}")
         _require_distinct(self.layers)
-        self.site, self.model, self.skip_first, self.seed, self.epochs = site, model, skip_first, seed, 1
+        self.site, self.model, self.skip_first, self.epochs, self.order = site, model, skip_first, 1, order_of(key)
         self.d_in, self.batch_size = self._array.shape[2], batch_size
         self.buffer_sizes = (self._array.shape[1],)
         self._check()
@@ -171,6 +176,7 @@ class ActivationStream(BatchStream):
       buffer_tokens: about how many activations are held at a time (all of them if they fit).
       epochs: visits of a buffer before it is replaced.
       forward_batch: texts in one forward pass.
+      key: of the order of texts and activations; `jax.random.key(0)` when None.
       dtype: of the buffer; float32, or bfloat16 to hold twice as many.
       cache: a folder that keeps every buffer, so that a second pass, or another training on the same activations,
         reads instead of computing. By default nothing is written.
@@ -180,9 +186,9 @@ class ActivationStream(BatchStream):
         self,
         config: ModelConfig,
         params: Params,
-        tokens,
-        mask=None,
+        tokens: Array,
         *,
+        mask: Array | None = None,
         layers: Sequence[int],
         site: str = "resid_post",
         batch_size: int | None = None,
@@ -190,13 +196,13 @@ class ActivationStream(BatchStream):
         epochs: int = 1,
         skip_first: int = 1,
         forward_batch: int = 8,
-        seed: int = 0,
+        key: jax.Array | None = None,
         dtype: str = "float32",
         model: str | None = None,
         cache: str | Path | None = None,
     ):
         self.layers, self.site, self.model = whole_numbers("layers", layers), site, model
-        self.epochs, self.skip_first, self.seed = epochs, whole_number("skip_first", skip_first, 0), seed
+        self.epochs, self.skip_first, self.order = epochs, whole_number("skip_first", skip_first, 0), order_of(key)
         self.forward_batch = whole_number("forward_batch", forward_batch, 1)
         self._cache = None if cache is None else Path(cache)
         tokens, mask = token_rows(config, tokens, mask)
@@ -209,7 +215,7 @@ class ActivationStream(BatchStream):
             raise ValueError(f"dtype: expected 'float32' or 'bfloat16', got {dtype!r}")
         self._dtype = jnp.dtype(dtype)
         self._config, self._params = first_layers(config, params, max(self.layers) + 1)
-        order = np.random.default_rng((whole_number("seed", seed, 0), 0)).permutation(len(tokens))
+        order = np.random.default_rng((*self.order, 0)).permutation(len(tokens))
         self._tokens, self._mask = tokens[order], mask[order]
         self._kept = behind_first(self._mask, self.skip_first)
         total = int(self._kept.sum())
@@ -267,6 +273,11 @@ class ActivationStream(BatchStream):
         """Texts start..stop, filled up to the one shape that is compiled."""
         rows = np.minimum(np.arange(start, start + self.forward_batch), stop - 1)
         return self._tokens[rows], self._mask[rows]
+
+
+def order_of(key: jax.Array | None) -> tuple[int, ...]:
+    """The numbers of the key that orders a stream."""
+    return key_words("key", jax.random.key(0) if key is None else key)
 
 
 def token_rows(config: ModelConfig, tokens, mask) -> tuple[np.ndarray, np.ndarray]:

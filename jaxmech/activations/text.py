@@ -168,10 +168,10 @@ def sample_text(
     lm: LanguageModel,
     n: int,
     length: int,
-    key: jax.Array,
     *,
+    key: jax.Array,
     temperature: float = 1.0,
-    batch_size: int = 64,
+    batch: int = 64,
     starts: Sequence[str] = (),
 ) -> Tokens:
     """n texts of `length` tokens (BOS included), sampled from the model itself.
@@ -180,11 +180,11 @@ def sample_text(
     missing. What follows an end-of-text token is masked out.
 
     Args:
-      batch_size: rows sampled together; it does not change the samples' distribution, only their draw.
+      batch: rows sampled together; it does not change the samples' distribution, only their draw.
       starts: openings, used in turn, for text about given subjects; from BOS alone if none are given.
     """
     n, length = whole_number("n", n, 1), whole_number("length", length)
-    batch_size = whole_number("batch_size", batch_size, 1)
+    batch = whole_number("batch", batch, 1)
     openings = [text_ids(lm, start) for start in strings("starts", starts)]
     if lm.config.bos_id is None and not openings:
         raise ValueError("starts: this model has no BOS token to sample from; give openings")
@@ -193,10 +193,10 @@ def sample_text(
         raise ValueError(f"length: the longest opening already has {longest} tokens, more than fits in {length}")
     out = Tokens(np.zeros((n, length), np.int32), np.zeros((n, length), bool))
     with progress("sampling text", n, unit="texts") as advance:
-        for first in range(0, n, batch_size):
+        for first in range(0, n, batch):
             # Every batch has the same shape, so that one program samples them all.
-            rows = [openings[i % len(openings)] for i in range(first, first + batch_size)]
-            prompt, mask = np.zeros((batch_size, longest), np.int32), np.zeros((batch_size, longest), bool)
+            rows = [openings[i % len(openings)] for i in range(first, first + batch)]
+            prompt, mask = np.zeros((batch, longest), np.int32), np.zeros((batch, longest), bool)
             for i, row in enumerate(rows):
                 prompt[i, : len(row)], mask[i, : len(row)] = row, True
             new = generate(
@@ -237,7 +237,7 @@ def draw(
         return from_file(lm, file, length=length, limit=n), str(file)
     if dataset:
         return from_dataset(lm, dataset, length=length, limit=n), dataset
-    return sample_text(lm, n, length, key, batch_size=min(64, n)), "sampled from the model"
+    return sample_text(lm, n, length, key=key, batch=min(64, n)), "sampled from the model"
 
 
 def mix(*parts: Tokens) -> Tokens:

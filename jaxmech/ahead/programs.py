@@ -134,8 +134,10 @@ def attribution_program(config: ModelConfig, mesh: Mesh, sizes: Sizes) -> Progra
 
 
 def _attribution(config, params, prompts, values, saes, base, donor, points):
-    gradient = path_gradient(config, params, prompts, values, saes, base, donor, points, remat=True)
-    return attribute(saes, gradient, base, donor)
+    gradient = path_gradient(
+        config, params, prompts, values, saes=saes, base=base, donor=donor, points=points, remat=True
+    )
+    return attribute(saes, gradient, base=base, donor=donor)
 
 
 def training_program(config: ModelConfig, mesh: Mesh, sizes: Sizes) -> Program:

@@ -253,7 +253,7 @@ def before_last(config, params: Params, prompts: Prompts) -> Prompts:
 
 
 def choice_distribution(
-    lm: LanguageModel, prompts: Sequence[str], choices: Sequence[Any], edits: Edits | None = None
+    lm: LanguageModel, prompts: Sequence[str], choices: Sequence[Any], *, edits: Edits | None = None
 ) -> Choices:
     """The exact distribution over `choices` after each prompt.
 

@@ -37,7 +37,7 @@ def is_own(name: str) -> bool:
     return is_table(name) or ":" in name
 
 
-def read_behavior(name: str, words: Words = _WORDS, rules_out: Mapping[str, str] | None = None) -> Behavior:
+def read_behavior(name: str, *, words: Words = _WORDS, rules_out: Mapping[str, str] | None = None) -> Behavior:
     """A behaviour from a table of prompts (.jsonl, .csv, .parquet), or from `module:function`, which returns one.
 
     A row has family, condition, answers, score, and either `text` or `prefix` and `query`: see

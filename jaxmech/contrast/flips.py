@@ -20,7 +20,7 @@ def permutation_p(difference: np.ndarray, *, key: jax.Array, R: int) -> np.ndarr
     Under sign flips the sum of squares does not change, so comparing |mean| is comparing |t|: sums are enough.
     """
     K, m = difference.shape
-    signs = sign_flips(key, K, R)
+    signs = sign_flips(K, key=key, R=R)
     width = max(1, min(_SUMS // len(signs), 1 << max(m - 1, 0).bit_length()))  # a few programs serve all numbers
     counts = []
     for start in range(0, m, width):
@@ -31,7 +31,7 @@ def permutation_p(difference: np.ndarray, *, key: jax.Array, R: int) -> np.ndarr
     return np.maximum(as_large, 1) / len(signs)  # flipping nothing counts, whatever the rounding
 
 
-def sign_flips(key: jax.Array, K: int, R: int) -> np.ndarray:
+def sign_flips(K: int, *, key: jax.Array, R: int) -> np.ndarray:
     """Sign flips of K families, float32 [2^r,K] of 1 and -1: the smallest power of two that is at least R, or all 2^K.
 
     They are a group, the first of which flips nothing, so p-values are exact, and not just close to those of all 2^K

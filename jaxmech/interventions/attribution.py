@@ -185,7 +185,7 @@ def _nudge(vector: jax.Array) -> _Nudge:
 
 @partial(jax.jit, static_argnames="by_prompt")
 def attribute(
-    saes: SAE, gradient: jax.Array, base: jax.Array, donor: jax.Array | None = None, *, by_prompt: bool = False
+    saes: SAE, gradient: jax.Array, *, base: jax.Array, donor: jax.Array | None = None, by_prompt: bool = False
 ) -> jax.Array:
     """First-order effect of setting each feature of `saes` to its donor's value, [L',F]: the mean over prompts.
 
@@ -211,11 +211,11 @@ def path_gradient(
     params: Params,
     prompts: Prompts,
     values: jax.Array,
+    *,
     saes: SAE,
     base: jax.Array,
     donor: jax.Array | None,
     points: jax.Array,
-    *,
     remat: bool = False,
 ) -> jax.Array:
     """The mean gradient [L',B,D] along the path of all features, one backward pass per point for all layers together.

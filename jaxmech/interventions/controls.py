@@ -14,10 +14,10 @@ from jaxmech.io.arguments import Array, rng_of
 
 def matched_sets(
     selection: list[tuple[int, int]],
+    *,
     fires: np.ndarray,
     strength: np.ndarray,
     layers: tuple[int, ...],
-    *,
     sets: int,
     key: jax.Array,
     neighbours: int = 20,
@@ -60,7 +60,7 @@ def matched_sets(
     return out
 
 
-def random_directions(key: jax.Array, like: Array, count: int) -> jax.Array:
+def random_directions(like: Array, *, count: int, key: jax.Array) -> jax.Array:
     """[count,L,D] Gaussian directions with the norm of `like` [L,D] at every layer."""
     noise = jax.random.normal(key, (count, *like.shape))
     return noise / jnp.linalg.norm(noise, axis=-1, keepdims=True) * jnp.linalg.norm(like, axis=-1, keepdims=True)

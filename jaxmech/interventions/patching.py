@@ -35,7 +35,7 @@ def check_donors(config, prompts: Prompts, donor: jax.Array, site: str) -> None:
         )
 
 
-def patch_edit(selection: edits.Selection, saes: SAE, donor: jax.Array, spans: edits.Spans) -> edits.Edits:
+def patch_edit(saes: SAE, selection: edits.Selection, *, donor: jax.Array, spans: edits.Spans) -> edits.Edits:
     """Sets the selection to its values at the donor's residuals [L,B,D], where `spans` says: `edits.at_last`."""
     edit = edits.features(saes, selection, gain=0.0, shift=0.0, spans=spans)
     edit = edit.replace(shift=donor_values(edit.encoder, donor))
@@ -53,11 +53,11 @@ class PatchFeatures:
     __repr__ = short_repr
 
     def __call__(self, selection: edits.Selection) -> edits.Edits:
-        return patch_edit(selection, self.saes, self.donor, self.spans)
+        return patch_edit(self.saes, selection, donor=self.donor, spans=self.spans)
 
 
 def patch_features(
-    config, params: Params, prompts: Prompts, saes: SAE, selections: edits.Selection, donor: jax.Array, **options
+    config, params: Params, prompts: Prompts, selections: edits.Selection, *, saes: SAE, donor: jax.Array, **options
 ) -> Choices:
     """Choices, logprobs [S,B,N], of every prompt with each feature set [S,L,K] patched in.
 
@@ -71,7 +71,7 @@ def patch_features(
 
 
 def patch_vectors(
-    config, params: Params, prompts: Prompts, directions: jax.Array, donor: jax.Array, layers: jax.Array, *,
+    config, params: Params, prompts: Prompts, directions: jax.Array, *, donor: jax.Array, layers: jax.Array,
     site: str = "resid_post", **options,
 ) -> Choices:  # fmt: skip
     """Choices, logprobs [S,B,N], with the component along unit directions [S,L,D] set to the donor's, at layers [L]."""
@@ -96,7 +96,7 @@ class PatchDirection:
 
 
 def patch_parts(
-    config, params: Params, prompts: Prompts, saes: SAE, donor: jax.Array, parts: jax.Array, **options
+    config, params: Params, prompts: Prompts, parts: jax.Array, *, saes: SAE, donor: jax.Array, **options
 ) -> Choices:
     """Choices, logprobs [S,B,N], with parts of the residual taken from the donor, at every layer that has a dictionary.
 

@@ -53,7 +53,7 @@ def freeze(base: Sublayers, layers: jax.Array) -> Edits:
 
 
 def direct_effects(
-    config, params: Params, prompts: Prompts, saes: SAE, selections: Selection, donor: jax.Array, base: Sublayers,
+    config, params: Params, prompts: Prompts, selections: Selection, *, saes: SAE, donor: jax.Array, base: Sublayers,
     **options,
 ) -> Choices:  # fmt: skip
     """Choices, logprobs [S,B,N], with each set [S,L,K] patched from donors [L,B,D] and all sublayers frozen.
@@ -80,18 +80,23 @@ class PatchFrozen:
 
     def __call__(self, selection: Selection) -> Edits:
         downstream = jnp.cumsum(selection.valid.any(1)) > 0  # before that nothing has changed yet
-        return merge(patch_edit(selection, self.saes, self.donor, self.spans), freeze(self.base, downstream))
+        return merge(
+            patch_edit(self.saes, selection, donor=self.donor, spans=self.spans), freeze(self.base, downstream)
+        )
 
 
 @partial(jax.jit, static_argnums=0)
 def mediated_effect(
-    config, params: Params, prompts: Prompts, saes: SAE, patched: Selection, held: Selection, donor, base_donor
-) -> Choices:
+    config, params: Params, prompts: Prompts, *, saes: SAE, patched: Selection, held: Selection, donor: jax.Array,
+    base_donor: jax.Array,
+) -> Choices:  # fmt: skip
     """Choices, logprobs [B,N], with `patched` set to the donor's values while `held` stays at the base run's values."""
     for one in (donor, base_donor):
         check_donors(config, prompts, one, saes.config.site)
     spans = at_last(config.n_layers, prompts.tokens.shape[1])
-    edits = merge(patch_edit(patched, saes, donor, spans), patch_edit(held, saes, base_donor, spans))
+    edits = merge(
+        patch_edit(saes, patched, donor=donor, spans=spans), patch_edit(saes, held, donor=base_donor, spans=spans)
+    )
     return score(config, params, prompts, edits=edits)[0]
 
 

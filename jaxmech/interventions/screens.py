@@ -55,8 +55,9 @@ def twins(resid: jax.Array) -> jax.Array:
 
 
 def screen(
-    config, params: Params, prompts: Prompts, saes: SAE, sets: Sequence[Sequence[Feature]], donor: jax.Array, **options
-) -> Choices:
+    config, params: Params, prompts: Prompts, sets: Sequence[Sequence[Feature]], *, saes: SAE, donor: jax.Array,
+    **options,
+) -> Choices:  # fmt: skip
     """Every prompt's choices, logprobs [S,B,N], with each feature set patched in from donors with residuals [L,B,D].
 
     For both directions give B prompts and then their twins, and `twins(resid)`.
@@ -68,11 +69,11 @@ def screen(
       ValueError: no sets, a feature that does not exist or stands twice in a set, donors of another shape.
     """
     selections = edits.select_sets(sets, config.n_layers)
-    return patch_features(config, params, prompts, saes, selections, donor, **options)
+    return patch_features(config, params, prompts, selections, saes=saes, donor=donor, **options)
 
 
 def patch_positions(
-    config, params: Params, prompts: Prompts, donor: jax.Array, *, site: str = "resid_post",
+    config, params: Params, prompts: Prompts, *, donor: jax.Array, site: str = "resid_post",
     layers: Sequence[int] | None = None, positions: Sequence[int] | None = None, **options,
 ) -> Choices:  # fmt: skip
     """Activation patching over a grid: each layer and each position alone takes the donor's whole activation.

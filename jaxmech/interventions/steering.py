@@ -56,7 +56,7 @@ class AddVector:
         return {self.site: (add_vector(vector, self.spans),)}
 
 
-def language_cost(config, params: Params, tokens: Array, mask: Array, vectors: Array):
+def language_cost(config, params: Params, tokens: Array, vectors: Array, *, mask: Array) -> tuple[jax.Array, jax.Array]:
     """What steering at every token costs on text.
 
     Args:
@@ -92,7 +92,7 @@ def _language_cost(config, params, tokens, mask, vectors):
     return jax.lax.map(one, vectors)
 
 
-def next_token(config, params: Params, tokens: Array, mask: Array, vectors: Array) -> jax.Array:
+def next_token(config, params: Params, tokens: Array, vectors: Array, *, mask: Array) -> jax.Array:
     """The likeliest next token [S,B] of each row with vectors [S,L,D] added at every token."""
     return _next_token(config, params, *check_tokens(config, tokens, mask), vectors)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array | np.ndarray
@@ -140,6 +141,24 @@ def _each(name: str, which: Any, end: int) -> Iterable:
     if not _goes_through(which):
         raise ValueError(f"{name}: expected a list of indices from 0 to {end - 1}, or a mask, got {which!r:.80}")
     return which
+
+
+def is_key(key: Any) -> bool:
+    """Whether it is one JAX key: of a key type, or the raw uint32 words of one."""
+    if not isinstance(key, jax.Array | np.ndarray):
+        return False
+    return key.ndim == 0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.dtype == np.uint32 and key.ndim == 1
+
+
+def key_words(name: str, key: Any) -> tuple[int, ...]:
+    """The numbers that a JAX key consists of.
+
+    Raises:
+      ValueError: it is no key.
+    """
+    if not is_key(key):
+        raise ValueError(f"{name}: expected one JAX key, such as jax.random.key(0), got {key!r:.80}")
+    return tuple(np.asarray(jax.random.key_data(key)).tolist())
 
 
 def rng_of(key: jax.Array) -> np.random.Generator:

@@ -20,8 +20,8 @@ from jaxmech.models.text import checked_ids, left_padded, require_list, require_
 def encode_chat(
     lm: LanguageModel,
     conversations: Sequence[Sequence[Mapping[str, str]]],
-    add_generation_prompt: bool = True,
     *,
+    add_generation_prompt: bool = True,
     length: int | None = None,
     **variables: Any,
 ) -> tuple[jax.Array, jax.Array]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmech.io.arguments import number, whole_number, whole_numbers
+from jaxmech.io.arguments import is_key, number, whole_number, whole_numbers
 from jaxmech.models.checks import check_edits, check_tokens, longest_text
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import KV, Params, forward
@@ -141,16 +141,9 @@ def _check(temperature, top_k, top_p, key) -> None:
         raise ValueError(f"expected temperature >= 0 and 0 < top_p <= 1, got {temperature} and {top_p}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k: expected at least 1, or None to keep all tokens, got {top_k}")
-    if temperature > 0 and not _is_key(key):
+    if temperature > 0 and not is_key(key):
         raise ValueError(f"key: sampling at temperature > 0 needs one key, such as jax.random.key(0), got {key!r:.80}; "
                          "or pass temperature=0")  # fmt: skip
-
-
-def _is_key(key) -> bool:
-    """Whether it is one key: of a key type, or the raw uint32 words of one."""
-    if not isinstance(key, jax.Array | np.ndarray):
-        return False
-    return key.ndim == 0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.dtype == np.uint32 and key.ndim == 1
 
 
 def _check_length(config: ModelConfig, mask, cache, max_new_tokens: int) -> None:

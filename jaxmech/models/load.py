@@ -78,9 +78,9 @@ _OWN = "its own"
 
 def load_model(
     name_or_path: str | Path,
+    *,
     dtype: str = "float32",
     mesh: jax.sharding.Mesh | None = None,
-    *,
     tokenizer: Any = _OWN,
 ) -> LanguageModel:
     """Loads a model.

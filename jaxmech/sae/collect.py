@@ -88,7 +88,7 @@ def _read(config, params: Params, prompts: Prompts, site: str) -> tuple[jax.Arra
 
 @partial(jax.jit, static_argnames=("config",), donate_argnames=("moments",))
 def update_moments(
-    config, params: Params, saes: SAE, prompts: Prompts, values: jax.Array, member: jax.Array, moments: Moments
+    config, params: Params, prompts: Prompts, *, saes: SAE, values: jax.Array, member: jax.Array, moments: Moments
 ) -> tuple[Moments, Run]:
     """Folds a batch of pairs into the moments: one pass of the model, then one over the dictionaries.
 
@@ -103,10 +103,10 @@ def update_moments(
     """
     run = run_decision(config, params, prompts, site=saes.config.site)
     x = run.resid[np.asarray(saes.config.layers)]
-    return fold_moments(saes, x, run.choices.expected(values).reshape(2, -1), member, moments), run
+    return fold_moments(saes, x, g=run.choices.expected(values).reshape(2, -1), member=member, moments=moments), run
 
 
-def fold_moments(saes: SAE, x: jax.Array, g: jax.Array, member: jax.Array, moments: Moments) -> Moments:
+def fold_moments(saes: SAE, x: jax.Array, *, g: jax.Array, member: jax.Array, moments: Moments) -> Moments:
     """The moments with another batch of pairs in them.
 
     The co-moments of features and scores need the share, which stands at the end of the model's own scan over

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmech.activations.stream import behind_first, token_rows
-from jaxmech.io.arguments import whole_number
+from jaxmech.io.arguments import Array, whole_number
 from jaxmech.io.progress import counted, progress
 from jaxmech.io.reprs import short_repr
 from jaxmech.models.config import ModelConfig
@@ -39,11 +39,11 @@ class Fidelity(NamedTuple):
         return short_repr(self)
 
 
-def evaluate_saes(sae: SAE, batches: Iterable[jax.Array | tuple[jax.Array, jax.Array]]) -> Fidelity:
+def evaluate_saes(saes: SAE, batches: Iterable[jax.Array | tuple[jax.Array, jax.Array]]) -> Fidelity:
     """Reconstruction and sparsity over all given activations, which should not be those trained on.
 
     Args:
-      sae: a stack, or a single dictionary.
+      saes: a stack, or a single dictionary.
       batches: activations [L',n,D]; `stream.chunks()` gives every row of a stream once. What the stream leaves out
         (padding, BOS) is left out here. For a single dictionary they may be [n,D]. A transcoder takes pairs (x, t)
         of what stands at its two sites: `zip(a.chunks(), b.chunks())` of two streams that differ in the site alone.
@@ -66,7 +66,7 @@ def evaluate_saes(sae: SAE, batches: Iterable[jax.Array | tuple[jax.Array, jax.A
         sites differ.
     """
     with progress("evaluating", len(batches) if isinstance(batches, Sized) else None, unit="batches") as advance:
-        return _evaluate(sae.as_stack(), counted(batches, advance))
+        return _evaluate(saes.as_stack(), counted(batches, advance))
 
 
 def _evaluate(sae: SAE, batches: Iterable) -> Fidelity:
@@ -184,13 +184,13 @@ def _measure(sae: SAE, x: jax.Array, target: jax.Array, centre: jax.Array) -> di
 def loss_recovered(
     config: ModelConfig,
     params: Params,
-    sae: SAE,
-    tokens,
-    mask=None,
+    tokens: Array,
     *,
+    saes: SAE,
+    mask: Array | None = None,
     skip_first: int | None = None,
     zero_skipped: bool = False,
-    forward_batch: int = 4,
+    batch: int = 4,
 ) -> pd.DataFrame:
     """The model's predictions with what a layer writes replaced by the dictionary's output, one layer at a time.
 
@@ -198,8 +198,9 @@ def loss_recovered(
     text (by default as many as the dictionaries say, BOS at least in most). Scored are the predictions made there.
 
     Args:
-      sae: a stack or a single dictionary; of a transcoder, x is read at one site and y put in at the other.
+      saes: a stack or a single dictionary; of a transcoder, x is read at one site and y put in at the other.
       tokens: [N,T] int; mask: [N,T] bool, True on real tokens.
+      batch: texts in one forward pass.
       zero_skipped: whether `*_zero` has zeros at the skipped first tokens too, as SAELens does when it ignores special
         tokens. A model without its BOS is lost, so that any dictionary then looks good.
 
@@ -216,21 +217,21 @@ def loss_recovered(
       ValueError: tokens that the model does not have, a mask of another shape, or no prediction left to score.
     """
     tokens, mask = token_rows(config, tokens, mask)
-    skip_first = whole_number("skip_first", sae.config.skip_first if skip_first is None else skip_first, 0)
-    forward_batch = whole_number("forward_batch", forward_batch, 1)
+    skip_first = whole_number("skip_first", saes.config.skip_first if skip_first is None else skip_first, 0)
+    batch = whole_number("batch", batch, 1)
     kept = behind_first(mask, skip_first)
     scored = kept[:, :-1] & mask[:, 1:]
     if not scored.any():
         raise ValueError(f"tokens: no prediction left to score with skip_first={skip_first}; give longer texts")
-    layers, sites = sae.config.layers, (sae.config.site, sae.config.site_out)
-    batches = list(_blocks(forward_batch, tokens, mask, kept, scored))
+    layers, sites = saes.config.layers, (saes.config.site, saes.config.site_out)
+    batches = list(_blocks(batch, tokens, mask, kept, scored))
     means = sum(_site_sums(config, sites, layers, params, t, m, k) for t, m, k, _ in batches) / kept.sum()
     total = {name: np.zeros(len(layers)) for part in ("ce", "kl") for name in (part, *(f"{part}_{c}" for c in _CASES))}
     with progress("loss recovered", len(batches) * len(layers), unit="layers") as advance:
         for t, m, k, s in batches:
             clean, x, target = _clean(config, sites, layers, params, t, m)
             total["ce"] += float(_cross_entropy(clean, t, s))
-            y = _spliced(sae, x, target, k)
+            y = _spliced(saes, x, target, k)
             for i, layer in enumerate(layers):
                 donors = (y[i], jnp.zeros_like(target[i]), jnp.broadcast_to(means[i], target[i].shape))
                 for case, donor in zip(_CASES, donors, strict=True):

@@ -31,7 +31,7 @@ class Totals(NamedTuple):
 
 @partial(jax.jit, static_argnames=("rows", "features"))
 def feature_totals(
-    saes: SAE, x: jax.Array, count: jax.Array | None = None, *, rows: int | None = None, features: int = 1024
+    saes: SAE, x: jax.Array, *, count: jax.Array | None = None, rows: int | None = None, features: int = 1024
 ) -> Totals:
     """Encodes activations tile by tile and keeps the sums alone.
 

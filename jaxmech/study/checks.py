@@ -44,7 +44,7 @@ def check_study(config: StudyConfig, until: str | None = None) -> None:
     _check_folder(config.run_dir)
     if "dual_process" in stages:
         with renamed({"per_generator": "dual_process.items"}):
-            build_items(config.dual_process.items, seed=config.seed)
+            build_items(per_generator=config.dual_process.items, seed=config.seed)
     if "steering" in stages:
         with renamed({"items": "steering.sums"}):
             one_digit_sums(config.steering.sums)

@@ -39,7 +39,7 @@ def open_behavior(c: StudyConfig, tokenizer: Any) -> Behavior:
             f"behavior: expected altruism, a file of prompts ({', '.join(FORMATS)}) or module:function, "
             f"got {c.behavior!r}"
         )
-    return read_behavior(c.behavior, c.words, c.words.controls)
+    return read_behavior(c.behavior, words=c.words, rules_out=c.words.controls)
 
 
 class Context:
@@ -72,10 +72,6 @@ class Context:
             raise ValueError(f"key {name}: it was drawn from already; give each draw a name of its own")
         self._drawn.add(name)
         return jax.random.fold_in(jax.random.key(self.config.seed), digest(name) % 2**32)
-
-    def seed(self, name: str) -> int:
-        """The same for what takes a whole number."""
-        return int(jax.random.bits(self.key(name)) >> 1)
 
     def _once(self, name: str, make: Callable[..., Any], *settings: Any, **options: Any) -> Any:
         """What `make` gives, made once: the settings are read by every stage that asks for it."""

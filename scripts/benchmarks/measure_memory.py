@@ -95,7 +95,7 @@ def activations(times: int) -> tuple[str, dict]:
     lm, rng = language_model(), np.random.default_rng(0)
     tokens = rng.integers(1, lm.config.vocab_size, (TEXTS * times, LENGTH))
     with tempfile.TemporaryDirectory() as folder:
-        jm.save_activations(lm.config, lm.params, tokens, None, folder, dtype="bfloat16", batch=8, rows=16)
+        jm.save_activations(lm.config, lm.params, tokens, mask=None, folder=folder, dtype="bfloat16", batch=8, rows=16)
     return f"{len(tokens)} texts", {"peak": peak_memory()}
 
 

@@ -168,7 +168,7 @@ def ours(folder: Path, config: ModelConfig, params, tokens, skip_bos: bool) -> t
         config, params, tokens, layers=sae.config.layers, site=sae.config.site, batch_size=1, skip_first=int(skip_bos)
     )
     found = evaluate_saes(sae, stream.chunks())
-    losses = loss_recovered(config, params, sae, tokens, skip_first=int(skip_bos), zero_skipped=True)
+    losses = loss_recovered(config, params, tokens, saes=sae, skip_first=int(skip_bos), zero_skipped=True)
     return SimpleNamespace(**losses.iloc[0], **found.table.drop(columns=["layer", "tokens"]).iloc[0]), found.density[0]
 
 

@@ -36,7 +36,7 @@ def taps(lm, tokens):
 
 def save(lm, tokens, folder, mask=MASK, **options):
     options = dict(layers=(2, 0), batch=4, rows=8, model="tiny") | options
-    return saved.save_activations(lm.config, lm.params, tokens, mask, folder, **options)
+    return saved.save_activations(lm.config, lm.params, tokens, mask=mask, folder=folder, **options)
 
 
 @pytest.mark.parametrize("dtype, rtol", [("float32", 0), ("bfloat16", 2**-8), ("float16", 2**-11)])
@@ -249,7 +249,9 @@ def test_the_stream_visits_every_kept_token_once(lm, tokens, taps, tmp_path):
     again = saved.load_activations(tmp_path).stream(layers=(3, 1), batch_size=16, buffer_tokens=30)
     assert again.fingerprint() == data.fingerprint()
     np.testing.assert_array_equal(again.batch(5), data.batch(5))
-    other = saved.load_activations(tmp_path).stream(layers=(3, 1), batch_size=16, buffer_tokens=30, seed=1)
+    other = saved.load_activations(tmp_path).stream(
+        layers=(3, 1), batch_size=16, buffer_tokens=30, key=jax.random.key(1)
+    )
     assert other.fingerprint() != data.fingerprint()
     assert len(saved.load_activations(tmp_path).stream(batch_size=60, buffer_tokens=60).buffer_sizes) == 1
     with pytest.raises(ValueError, match="layers: expected distinct ones of"):

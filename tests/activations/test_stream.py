@@ -1,4 +1,4 @@
-"""The activation stream against plain forwards: right layers, right tokens, a pure function of (seed, i)."""
+"""The activation stream against plain forwards: right layers, right tokens, a pure function of (key, i)."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ MASK = np.arange(T) < LENGTHS[:, None]
 
 
 def stream(**options):
-    return ActivationStream(CONFIG, PARAMS, TOKENS, MASK, **({"layers": (2, 0), "batch_size": 4} | options))
+    return ActivationStream(CONFIG, PARAMS, TOKENS, mask=MASK, **{"layers": (2, 0), "batch_size": 4} | options)
 
 
 def rows(x):
@@ -60,7 +60,7 @@ def test_an_epoch_visits_each_row_at_most_once():
     assert n - per_epoch * 4 < 4
 
 
-def test_batches_are_pure_functions_of_seed_and_number():
+def test_batches_are_pure_functions_of_key_and_number():
     a, b = stream(buffer_tokens=12, epochs=2), stream(buffer_tokens=12, epochs=2)
     assert len(a.buffer_sizes) > 1
     total = 2 * a.batches_per_pass
@@ -68,7 +68,7 @@ def test_batches_are_pure_functions_of_seed_and_number():
     for i in reversed(range(total)):
         np.testing.assert_array_equal(b.batch(i), forwards[i])
     assert a.fingerprint() == b.fingerprint()
-    other = stream(buffer_tokens=12, epochs=2, seed=1)
+    other = stream(buffer_tokens=12, epochs=2, key=jax.random.key(1))
     assert other.fingerprint() != a.fingerprint()
     assert not np.array_equal(other.batch(0), forwards[0])
     first = next(iter(a))
@@ -89,7 +89,7 @@ def test_layers_above_are_not_run():
     assert data._config.n_layers == 2
     assert jax.tree.leaves(data._params["layers"])[0].shape[0] == 2
     poisoned = {**PARAMS, "layers": jax.tree.map(lambda leaf: leaf.at[2:].set(np.nan), PARAMS["layers"])}
-    clean = ActivationStream(CONFIG, poisoned, TOKENS, MASK, layers=(1,), batch_size=4)
+    clean = ActivationStream(CONFIG, poisoned, TOKENS, mask=MASK, layers=(1,), batch_size=4)
     np.testing.assert_array_equal(data.batch(0), clean.batch(0))
 
 
@@ -100,7 +100,7 @@ def test_bfloat16_buffer():
 
 
 def test_a_cache_is_read_in_place_of_computing(tmp_path, monkeypatch):
-    options = {"buffer_tokens": 12, "epochs": 2, "seed": 3, "dtype": "bfloat16"}
+    options = {"buffer_tokens": 12, "epochs": 2, "key": jax.random.key(3), "dtype": "bfloat16"}
     plain, kept = stream(**options), stream(**options, cache=tmp_path / "new")
     total = kept.batches_per_pass
     expected = [np.asarray(plain.batch(i)) for i in range(total)]
@@ -117,7 +117,7 @@ def test_a_cache_is_read_in_place_of_computing(tmp_path, monkeypatch):
             np.testing.assert_array_equal(again.batch(i), expected[i])
     changed = {**PARAMS, "embed": jax.tree.map(lambda leaf: leaf * 1.01, PARAMS["embed"])}
     elsewhere = ActivationStream(
-        CONFIG, changed, TOKENS, MASK, layers=(2, 0), batch_size=4, **options, cache=tmp_path / "new"
+        CONFIG, changed, TOKENS, mask=MASK, layers=(2, 0), batch_size=4, **options, cache=tmp_path / "new"
     )
     elsewhere.buffer(0)
     assert len(list((tmp_path / "new").iterdir())) == len(files) + 1
@@ -135,9 +135,12 @@ def test_refusals():
     for layers in ((), (1, 1)):
         with pytest.raises(ValueError, match="layers: expected distinct layers, at least one"):
             stream(layers=layers)
-    for name, wrong in {"skip_first": -1, "forward_batch": 0, "batch_size": 0, "epochs": 1.5, "seed": "1"}.items():
+    for name, wrong in {"skip_first": -1, "forward_batch": 0, "batch_size": 0, "epochs": 1.5}.items():
         with pytest.raises(ValueError, match=f"{name}: expected a whole number"):
             stream(**{name: wrong})
+    for wrong in (0, jax.random.split(jax.random.key(0))):
+        with pytest.raises(ValueError, match=r"key: expected one JAX key, such as jax.random.key\(0\), got"):
+            stream(key=wrong)
     with pytest.raises(ValueError, match="site"):
         stream(site="resid")
     with pytest.raises(ValueError, match="do not fit the smallest buffer"):
@@ -157,7 +160,7 @@ def test_refusals():
 
 def test_activations_that_are_no_numbers_are_refused_in_any_buffer():
     poisoned = {**PARAMS, "layers": jax.tree.map(lambda leaf: leaf.at[2].set(np.nan), PARAMS["layers"])}
-    data = ActivationStream(CONFIG, poisoned, TOKENS, MASK, layers=(1, 2), batch_size=4)
+    data = ActivationStream(CONFIG, poisoned, TOKENS, mask=MASK, layers=(1, 2), batch_size=4)
     with pytest.raises(ValueError, match="activations: resid_post of layer 2 is not finite in buffer 0"):
         data.batch(0)
     with pytest.raises(ValueError, match="layer 2 is not finite"):
@@ -169,15 +172,15 @@ def test_tokens_that_the_model_does_not_have_are_refused():
         tokens = TOKENS.copy()
         tokens[2, 3] = wrong
         with pytest.raises(ValueError, match=r"tokens: expected integers 0\.\.49"):
-            ActivationStream(CONFIG, PARAMS, tokens, MASK, layers=(0,))
+            ActivationStream(CONFIG, PARAMS, tokens, mask=MASK, layers=(0,))
     with pytest.raises(ValueError, match="tokens: expected integers .*float64"):
-        ActivationStream(CONFIG, PARAMS, TOKENS.astype(float), MASK, layers=(0,))
+        ActivationStream(CONFIG, PARAMS, TOKENS.astype(float), mask=MASK, layers=(0,))
 
 
 def test_the_settings_are_json_whatever_numbers_were_given():
-    plain = stream(batch_size=4, seed=3, buffer_tokens=12)
+    plain = stream(batch_size=4, buffer_tokens=12)
     for numbers in (np.int64, np.int32, jax.numpy.int32):
-        again = stream(layers=np.array([2, 0]), batch_size=numbers(4), seed=numbers(3), buffer_tokens=numbers(12))
+        again = stream(layers=np.array([2, 0]), batch_size=numbers(4), buffer_tokens=numbers(12))
         assert json.dumps(again.settings()) == json.dumps(plain.settings())
         assert again.fingerprint() == plain.fingerprint()
     assert stream(buffer_tokens=1000).settings() == stream(buffer_tokens=2000).settings()

@@ -60,20 +60,20 @@ def test_files(tmp_path):
 
 @pytest.mark.slow
 def test_samples():
-    tokens, mask = text.sample_text(LM, 10, 12, jax.random.key(0), batch_size=4)
+    tokens, mask = text.sample_text(LM, 10, 12, key=jax.random.key(0), batch=4)
     assert tokens.shape == mask.shape == (10, 12)
     assert (tokens[:, 0] == 1).all() and mask[:, 0].all()
     assert (tokens == 2).any()
     for row, real in zip(tokens, mask, strict=True):
         ends = np.flatnonzero(row == 2)
         assert real.sum() == (ends[0] + 1 if len(ends) else 12)  # up to the end-of-text token, itself included
-    again = text.sample_text(LM, 10, 12, jax.random.key(0), batch_size=4)
+    again = text.sample_text(LM, 10, 12, key=jax.random.key(0), batch=4)
     np.testing.assert_array_equal(again.tokens, tokens)
-    assert not np.array_equal(text.sample_text(LM, 10, 12, jax.random.key(1), batch_size=4).tokens, tokens)
-    started = text.sample_text(LM, 3, 8, jax.random.key(0), starts=["abc", "b"])
+    assert not np.array_equal(text.sample_text(LM, 10, 12, key=jax.random.key(1), batch=4).tokens, tokens)
+    started = text.sample_text(LM, 3, 8, key=jax.random.key(0), starts=["abc", "b"])
     np.testing.assert_array_equal(started.tokens[:, :2], [[1, 3], [1, 4], [1, 3]])
     with pytest.raises(ValueError, match="already has 4 tokens"):
-        text.sample_text(LM, 3, 4, jax.random.key(0), starts=["abc"])
+        text.sample_text(LM, 3, 4, key=jax.random.key(0), starts=["abc"])
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def test_one_string_is_no_list_of_texts():
     for name, call in {
         "texts": lambda: text.pack_texts(LM, "abcabc", length=4),
         "prompts": lambda: text.from_prompts(LM, "abc"),
-        "starts": lambda: text.sample_text(LM, 2, 8, jax.random.key(0), starts="abc"),
+        "starts": lambda: text.sample_text(LM, 2, 8, key=jax.random.key(0), starts="abc"),
     }.items():
         with pytest.raises(ValueError, match=f"{name}: expected strings in a list, got one str"):
             call()

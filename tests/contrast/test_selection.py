@@ -125,7 +125,7 @@ def test_permutation_p_equals_a_plain_loop():
     d = np.random.default_rng(3).normal(0.4, 1.0, (12, 6)).astype(np.float32)
     R, key = 256, jax.random.key(5)
     t = lambda x: np.abs(x.mean(0) / x.std(0, ddof=1))  # noqa: E731
-    count = sum(t(s[:, None] * d) >= t(d) * (1 - 1e-6) for s in sign_flips(key, 12, R))
+    count = sum(t(s[:, None] * d) >= t(d) * (1 - 1e-6) for s in sign_flips(12, key=key, R=R))
     np.testing.assert_allclose(permutation_p(d, key=key, R=R), count / R)
 
 
@@ -136,7 +136,7 @@ def test_permutation_p_over_many_blocks(monkeypatch, K, m, R):
     monkeypatch.setattr(flips, "_SUMS", 128)
     rng, key = np.random.default_rng(K), jax.random.key(1)
     d = rng.normal(0.2, 1.0, (K, m)) * (rng.uniform(size=(K, m)) < 0.5)
-    signs = sign_flips(key, K, R).astype(np.float64)
+    signs = sign_flips(K, key=key, R=R).astype(np.float64)
     d = d.astype(np.float32)
     count = (np.abs(signs @ d) >= np.abs(d.sum(0, dtype=np.float64)) - 1e-6 * np.abs(d).sum(0)).sum(0)
     np.testing.assert_allclose(permutation_p(d, key=key, R=R), count / len(signs))
@@ -146,7 +146,7 @@ def test_permutation_p_over_many_blocks(monkeypatch, K, m, R):
     "K, R, flips", [(32, 1000, 1024), (32, 1024, 1024), (11, 1000, 1024), (4, 1000, 16), (9, 1, 1)]
 )
 def test_sign_flips_are_a_group(K, R, flips):
-    signs = sign_flips(jax.random.key(2), K, R)
+    signs = sign_flips(K, key=jax.random.key(2), R=R)
     assert signs.shape == (flips, K) and set(signs.ravel()) <= {-1, 1} and (signs[0] == 1).all()
     as_bits = {tuple(row) for row in signs < 0}
     assert len(as_bits) == flips

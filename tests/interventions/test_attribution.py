@@ -35,7 +35,7 @@ def expected(lm, prompts, edits=None):
 def test_attribution_is_the_derivative_of_true_patching(lm, saes, runs):
     (p, base), (_, donor) = runs["base"], runs["donor"]
     gradient = attribution.residual_gradient(lm.config, lm.params, p, VALUES)[LAYERS]
-    scores = attribution.attribute(saes, gradient, base.resid[LAYERS], donor.resid[LAYERS], by_prompt=True)
+    scores = attribution.attribute(saes, gradient, base=base.resid[LAYERS], donor=donor.resid[LAYERS], by_prompt=True)
     h, checked = 1e-2, 0
     for slot, layer in enumerate((1, 3)):
         sae = saes.at(layer)
@@ -50,14 +50,14 @@ def test_attribution_is_the_derivative_of_true_patching(lm, saes, runs):
             np.testing.assert_allclose(scores[slot, :, feature], slope, rtol=0.05, atol=2e-4)
             checked += 1
     assert checked >= 3
-    means = attribution.attribute(saes, gradient, base.resid[LAYERS], donor.resid[LAYERS])
+    means = attribution.attribute(saes, gradient, base=base.resid[LAYERS], donor=donor.resid[LAYERS])
     np.testing.assert_allclose(means, scores.mean(1), rtol=1e-5, atol=1e-7)
 
 
 def test_one_point_at_the_base_is_plain_attribution(lm, saes, runs):
     (p, base), (_, donor) = runs["base"], runs["donor"]
-    resid = base.resid[LAYERS], donor.resid[LAYERS]
-    got = attribution.path_gradient(lm.config, lm.params, p, VALUES, saes, *resid, jnp.zeros(1))
+    resid = {"base": base.resid[LAYERS], "donor": donor.resid[LAYERS]}
+    got = attribution.path_gradient(lm.config, lm.params, p, VALUES, saes=saes, **resid, points=jnp.zeros(1))
     want = attribution.residual_gradient(lm.config, lm.params, p, VALUES)[LAYERS]
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
@@ -66,11 +66,14 @@ def test_one_point_at_the_base_is_plain_attribution(lm, saes, runs):
 def test_integrated_gradients_of_a_layer_add_up_to_the_change(lm, saes, runs, layer, from_zero):
     (p, base), (_, donor) = runs["base"], runs["donor"]
     sae = saes.at(layer).as_stack()
-    resid = base.resid[layer : layer + 1], None if from_zero else donor.resid[layer : layer + 1]
-    gradient = attribution.path_gradient(lm.config, lm.params, p, VALUES, sae, *resid, attribution.midpoints(100))
-    total = attribution.attribute(sae, gradient, *resid, by_prompt=True).sum((0, 2))
-    z = sae.encode(resid[0])
-    way = (z if from_zero else sae.encode(resid[1]) - z) @ sae.params["W_dec"]
+    end = None if from_zero else donor.resid[layer : layer + 1]
+    resid = {"base": base.resid[layer : layer + 1], "donor": end}
+    gradient = attribution.path_gradient(
+        lm.config, lm.params, p, VALUES, saes=sae, **resid, points=attribution.midpoints(100)
+    )
+    total = attribution.attribute(sae, gradient, **resid, by_prompt=True).sum((0, 2))
+    z = sae.encode(resid["base"])
+    way = (z if from_zero else sae.encode(resid["donor"]) - z) @ sae.params["W_dec"]
     push = jnp.zeros((4, 2, 32)).at[layer].set((-1 if from_zero else 1) * way[0])
     moved = expected(lm, p, {"resid_post": (add_vector(push, at_last(4, 1)),)})
     want = (expected(lm, p) - moved) if from_zero else (moved - expected(lm, p))
@@ -147,11 +150,11 @@ def test_a_dictionary_that_normalises_tokens_counts_their_scale(lm, saes, runs):
     (p, base), (_, donor) = runs["base"], runs["donor"]
     sae = saes.at(1).as_stack()
     sae = sae.replace(config=sae.config.__class__(**{**vars(sae.config), "normalize": "norm"}))
-    resid = base.resid[1:2], donor.resid[1:2]
+    resid = {"base": base.resid[1:2], "donor": donor.resid[1:2]}
     gradient = attribution.residual_gradient(lm.config, lm.params, p, VALUES)[1:2]
-    got = attribution.attribute(sae, gradient, *resid, by_prompt=True).sum((0, 2))
-    scale = np.sqrt((np.asarray(resid[0]) ** 2).mean(-1, keepdims=True))
-    way = ((sae.encode(resid[1]) - sae.encode(resid[0])) @ sae.params["W_dec"]) * scale
+    got = attribution.attribute(sae, gradient, **resid, by_prompt=True).sum((0, 2))
+    scale = np.sqrt((np.asarray(resid["base"]) ** 2).mean(-1, keepdims=True))
+    way = ((sae.encode(resid["donor"]) - sae.encode(resid["base"])) @ sae.params["W_dec"]) * scale
     np.testing.assert_allclose(got, (way * gradient).sum((0, 2)), rtol=1e-4)
 
 
@@ -164,13 +167,13 @@ def test_no_array_over_layers_prompts_and_features(lm, saes, runs):
 def test_double_precision_switched_on_changes_nothing(lm, saes, runs):
     """JAX_ENABLE_X64 makes new arrays float64, which a loop that began in float32 cannot carry."""
     (p, base), (_, donor) = runs["base"], runs["donor"]
-    resid = base.resid[LAYERS], donor.resid[LAYERS]
+    resid = {"base": base.resid[LAYERS], "donor": donor.resid[LAYERS]}
     shared = jm.make_prompts(lm, BASE, AMOUNTS, prefixes=["a b\n"] * 2)
 
     def results(points):
-        along = attribution.path_gradient(lm.config, lm.params, p, VALUES, saes, *resid, points())
+        along = attribution.path_gradient(lm.config, lm.params, p, VALUES, saes=saes, **resid, points=points())
         everywhere = attribution.residual_gradient(lm.config, lm.params, shared, VALUES, everywhere=True)
-        return along, everywhere, attribution.attribute(saes, along, *resid)
+        return along, everywhere, attribution.attribute(saes, along, **resid)
 
     want = results(lambda: attribution.midpoints(2))
     with jax.enable_x64(True):
@@ -184,4 +187,4 @@ def test_arrays_of_other_layers_or_prompts_are_named(saes):
     right = jnp.zeros((2, 3, 32))
     for wrong in (jnp.zeros((4, 3, 32)), jnp.zeros((2, 3, 16)), jnp.zeros((2, 5, 32)), jnp.zeros((2, 32))):
         with pytest.raises(ValueError, match=r"gradient, base: expected \[L',B,D\] .* layers 1, 3, got"):
-            attribution.attribute(saes, right, wrong)
+            attribution.attribute(saes, right, base=wrong)

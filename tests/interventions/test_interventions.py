@@ -41,11 +41,13 @@ def sets(*pairs):
 @pytest.mark.slow
 def test_patching_a_prompt_with_itself_changes_nothing(lm, saes, runs):
     p, base = runs["base"]
-    got = patching.patch_features(lm.config, lm.params, p, saes, sets([(1, 3), (3, 5)], [(1, 0)]), base.resid).logprobs
+    got = patching.patch_features(
+        lm.config, lm.params, p, sets([(1, 3), (3, 5)], [(1, 0)]), saes=saes, donor=base.resid
+    ).logprobs
     for each in got:
         np.testing.assert_allclose(each, base.choices.logprobs, atol=2e-5)
     for got in patching.patch_parts(
-        lm.config, lm.params, p, saes, base.resid, jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
+        lm.config, lm.params, p, jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]]), saes=saes, donor=base.resid
     ).logprobs:
         np.testing.assert_allclose(got, base.choices.logprobs, atol=2e-5)
 
@@ -62,12 +64,12 @@ def test_sets_are_set_to_the_donor_after_upstream_patches(lm, saes, runs):
     push = jnp.zeros((4, 2, 32)).at[3].set((then - now)[:, None] * sae.params["W_dec"][5])
     both = merge(first, {"resid_post": (add_vector(push, at_last(4, 1, (3,))),)})
     want = score.score(lm.config, lm.params, p, edits=both)[0].logprobs
-    got = patching.patch_features(lm.config, lm.params, p, saes, sets(chosen), donor.resid).logprobs[0]
+    got = patching.patch_features(lm.config, lm.params, p, sets(chosen), saes=saes, donor=donor.resid).logprobs[0]
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 def one_layer(lm, saes, pairs, resid):
-    return patching.patch_edit(select(pairs, 4, 2), saes, resid, at_last(4, 1))["resid_post"][0]
+    return patching.patch_edit(saes, select(pairs, 4, 2), donor=resid, spans=at_last(4, 1))["resid_post"][0]
 
 
 def test_whole_residual_at_the_last_layer_is_the_donor(lm, saes, runs):
@@ -97,7 +99,7 @@ def test_steering_sweep_equals_single_runs_and_traces_once(lm, runs):
 def test_language_cost_against_a_loop(lm, tokens):
     v = 2 * jax.random.normal(jax.random.key(1), (2, 4, 32)).at[0].set(0.0)
     mask = jnp.ones_like(tokens, bool).at[0, 8:].set(False)
-    nll, kl = steering.language_cost(lm.config, lm.params, tokens, mask, v)
+    nll, kl = steering.language_cost(lm.config, lm.params, tokens, v, mask=mask)
     assert abs(float(kl[0])) < 1e-6 and float(kl[1]) > 0
     logp = jax.nn.log_softmax(forward(lm.config, lm.params, tokens, mask=mask, logits="all").logits)
     want = [-logp[b, t, tokens[b, t + 1]] for b in range(3) for t in range(11) if mask[b, t + 1]]
@@ -111,8 +113,8 @@ def test_direct_effect_with_nothing_downstream_is_the_total(lm, saes, runs):
     early = int(np.abs(sae.encode(donor.resid[1]) - sae.encode(base.resid[1])).min(0).argmax())  # one that moves
     chosen = sets([(3, 5)], [(1, early)])
     sublayers = base_sublayers(lm.config, lm.params, p)
-    total = patching.patch_features(lm.config, lm.params, p, saes, chosen, donor.resid).logprobs
-    direct = direct_effects(lm.config, lm.params, p, saes, chosen, donor.resid, sublayers).logprobs
+    total = patching.patch_features(lm.config, lm.params, p, chosen, saes=saes, donor=donor.resid).logprobs
+    direct = direct_effects(lm.config, lm.params, p, chosen, saes=saes, donor=donor.resid, base=sublayers).logprobs
     np.testing.assert_allclose(direct[0], total[0], atol=1e-4)
     assert np.abs(total[1] - base.choices.logprobs).max() > 1e-3
     assert np.abs(direct[1] - total[1]).max() > 1e-3
@@ -121,10 +123,14 @@ def test_direct_effect_with_nothing_downstream_is_the_total(lm, saes, runs):
 def test_holding_a_set_at_base_takes_its_part_out(lm, saes, runs):
     (p, base), (_, donor) = runs["base"], runs["donor"]
     a, b = select([(1, 3)], 4, 1), select([(3, 5)], 4, 1)
-    free = mediated_effect(lm.config, lm.params, p, saes, a, select([], 4, 1), donor.resid, base.resid).logprobs
-    want = patching.patch_features(lm.config, lm.params, p, saes, sets([(1, 3)]), donor.resid).logprobs[0]
+    free = mediated_effect(
+        lm.config, lm.params, p, saes=saes, patched=a, held=select([], 4, 1), donor=donor.resid, base_donor=base.resid
+    ).logprobs
+    want = patching.patch_features(lm.config, lm.params, p, sets([(1, 3)]), saes=saes, donor=donor.resid).logprobs[0]
     np.testing.assert_allclose(free, want, atol=1e-5)
-    held = mediated_effect(lm.config, lm.params, p, saes, a, b, donor.resid, base.resid).logprobs
+    held = mediated_effect(
+        lm.config, lm.params, p, saes=saes, patched=a, held=b, donor=donor.resid, base_donor=base.resid
+    ).logprobs
     assert np.isfinite(held).all()
 
 
@@ -132,10 +138,14 @@ def test_matched_sets_match_layers_and_avoid_the_selection(saes):
     rng = np.random.default_rng(0)
     fires, strength = rng.uniform(0.1, 1, (2, 24)), rng.uniform(size=(2, 24))
     chosen = [(1, 3), (1, 4), (3, 9)]
-    for s in controls.matched_sets(chosen, fires, strength, (1, 3), sets=20, key=jax.random.key(0), neighbours=5):
+    for s in controls.matched_sets(
+        chosen, fires=fires, strength=strength, layers=(1, 3), sets=20, key=jax.random.key(0), neighbours=5
+    ):
         assert [layer for layer, _ in s] == [1, 1, 3] and not set(s) & set(chosen) and len(set(s)) == 3
     with pytest.raises(ValueError, match="too few"):
-        controls.matched_sets([(1, 3)], np.zeros((2, 24)), strength, (1, 3), sets=1, key=jax.random.key(0))
+        controls.matched_sets(
+            [(1, 3)], fires=np.zeros((2, 24)), strength=strength, layers=(1, 3), sets=1, key=jax.random.key(0)
+        )
 
 
 def test_layer_matched_difference():

@@ -40,18 +40,23 @@ def test_one_sweep_in_both_directions_equals_single_runs(lm, saes, prompts):
     sets = screens.each_feature(CHOSEN) + screens.each_layer(CHOSEN) + screens.each_pair(CHOSEN)
     rng = np.random.default_rng(0)
     sets += matched_sets(
-        CHOSEN, rng.uniform(0.1, 1, (2, 24)), rng.uniform(size=(2, 24)), (1, 3), sets=4, key=jax.random.key(0)
+        CHOSEN,
+        fires=rng.uniform(0.1, 1, (2, 24)),
+        strength=rng.uniform(size=(2, 24)),
+        layers=(1, 3),
+        sets=4,
+        key=jax.random.key(0),
     )
     traces = run_chunk._cache_size()
-    got = screens.screen(lm.config, lm.params, prompts, saes, sets, donors, chunk=5).logprobs
+    got = screens.screen(lm.config, lm.params, prompts, sets, saes=saes, donor=donors, chunk=5).logprobs
     assert run_chunk._cache_size() == traces + 1
     spans = at_last(L, prompts.tokens.shape[1])
     for chosen, logprobs in zip(sets, got, strict=True):
-        edits = patch_edit(select(chosen, L, 2), saes, donors, spans)
+        edits = patch_edit(saes, select(chosen, L, 2), donor=donors, spans=spans)
         want = score.score(lm.config, lm.params, prompts, edits=edits)[0].logprobs
         np.testing.assert_allclose(logprobs, want, atol=2e-4)
     with pytest.raises(ValueError, match=r"feature \(1, 24\) does not exist"):
-        screens.screen(lm.config, lm.params, prompts, saes, [[(1, 24)]], donors)
+        screens.screen(lm.config, lm.params, prompts, [[(1, 24)]], saes=saes, donor=donors)
     with pytest.raises(ValueError, match="even number"):
         screens.twins(resid[:, :3])
 
@@ -62,7 +67,9 @@ def test_the_grid_equals_a_loop(lm, prompts):
     donor = jax.random.normal(jax.random.key(0), (L, 4, T, D)) * 5
     positions = (T - 6, T - 1)
     traces = run_chunk._cache_size()
-    got = screens.patch_positions(lm.config, lm.params, prompts, donor, site="mlp_out", positions=positions).logprobs
+    got = screens.patch_positions(
+        lm.config, lm.params, prompts, donor=donor, site="mlp_out", positions=positions
+    ).logprobs
     assert got.shape[:3] == (L, 2, 4) and run_chunk._cache_size() == traces + 1
     for layer in range(L):
         for slot, position in enumerate(positions):
@@ -71,9 +78,9 @@ def test_the_grid_equals_a_loop(lm, prompts):
             want = score.score(lm.config, lm.params, prompts, edits=edits)[0].logprobs
             np.testing.assert_allclose(got[layer, slot], want, atol=2e-4)
     with pytest.raises(ValueError, match="positions: expected 0"):
-        screens.patch_positions(lm.config, lm.params, prompts, donor, positions=[T])
+        screens.patch_positions(lm.config, lm.params, prompts, donor=donor, positions=[T])
     with pytest.raises(ValueError, match="donor: expected"):
-        screens.patch_positions(lm.config, lm.params, prompts, donor[:, :, :2])
+        screens.patch_positions(lm.config, lm.params, prompts, donor=donor[:, :, :2])
 
 
 def test_a_vector_one_layer_at_a_time():
@@ -87,19 +94,19 @@ def test_nothing_to_screen_is_said(lm, saes, prompts):
     donor = screens.twins(run_decision(lm.config, lm.params, prompts).resid)
     for sets in ([], screens.each_pair([(1, 3)])):
         with pytest.raises(ValueError, match="^sets: expected at least one set of features, got none"):
-            screens.screen(lm.config, lm.params, prompts, saes, sets, donor)
+            screens.screen(lm.config, lm.params, prompts, sets, saes=saes, donor=donor)
     for wrong, message in (([[(1, 3), (1, 3)]], "listed twice"), ([[(2, 3)]], "does not exist"), ([[3]], "pairs")):
         with pytest.raises(ValueError, match=message):
-            screens.screen(lm.config, lm.params, prompts, saes, wrong, donor)
+            screens.screen(lm.config, lm.params, prompts, wrong, saes=saes, donor=donor)
     with pytest.raises(ValueError, match=r"donor: expected the donors' \[L,B,D\] = \[4, 4, 32\].*got .*\[4, 2, 32\]"):
-        screens.screen(lm.config, lm.params, prompts, saes, [[(1, 3)]], donor[:, :2])
+        screens.screen(lm.config, lm.params, prompts, [[(1, 3)]], saes=saes, donor=donor[:, :2])
 
 
 @pytest.mark.slow
 def test_a_grid_takes_masks(lm, prompts):
     T = prompts.tokens.shape[1]
     donor = jax.random.normal(jax.random.key(0), (L, 4, T, D))
-    run = partial(screens.patch_positions, lm.config, lm.params, prompts, donor)
+    run = partial(screens.patch_positions, lm.config, lm.params, prompts, donor=donor)
     want = run(layers=[2], positions=[T - 1]).logprobs
     got = run(layers=np.arange(L) == 2, positions=[False] * (T - 1) + [True]).logprobs
     np.testing.assert_array_equal(got, want)

@@ -101,7 +101,7 @@ def test_feature_sets_and_donors(lm, saes, prompts):
     sets = [select(pairs, L, 2) for pairs in ([(1, 3), (3, 5)], [(3, 0), (3, 1)], [(1, 2)], [])]
     build = Partial(patch_edit, saes=saes, donor=resid, spans=spans)
     got = engine.sweep(lm.config, lm.params, prompts, build, stack(*sets)).logprobs
-    want = one_by_one(lm, prompts, [patch_edit(s, saes, resid, spans) for s in sets])
+    want = one_by_one(lm, prompts, [patch_edit(saes, s, donor=resid, spans=spans) for s in sets])
     np.testing.assert_allclose(got, want, atol=2e-4)
     np.testing.assert_allclose(got[-1], score.score(lm.config, lm.params, prompts)[0].logprobs, atol=2e-5)
 

@@ -178,7 +178,7 @@ def test_dictionaries_are_evaluated_checked_and_spliced_with_a_bar(lm, saes, tok
     rows = [x for x in stream.chunks(8)]
     assert shown(monkeypatch, lambda: jm.evaluate_saes(saes, rows)) == [("evaluating", len(rows), len(rows))]
     assert shown(monkeypatch, lambda: jm.evaluate_saes(saes, iter(rows))) == [("evaluating", None, len(rows))]
-    recovered = shown(monkeypatch, lambda: jm.loss_recovered(lm.config, lm.params, saes, tokens, forward_batch=2))
+    recovered = shown(monkeypatch, lambda: jm.loss_recovered(lm.config, lm.params, tokens, saes=saes, batch=2))
     assert recovered == [("loss recovered", 4, 4)]  # two batches, two layers
     [(name, total, done)] = shown(
         monkeypatch, lambda: jm.check_sae(lm, saes, ["one two three " * 40], rows=2, length=32)
@@ -189,7 +189,7 @@ def test_dictionaries_are_evaluated_checked_and_spliced_with_a_bar(lm, saes, tok
 
 
 def test_activations_and_training_have_a_bar(lm, tokens, monkeypatch, tmp_path):
-    keep = lambda: jm.save_activations(lm.config, lm.params, tokens, None, tmp_path / "kept", layers=[1])  # noqa: E731
+    keep = lambda: jm.save_activations(lm.config, lm.params, tokens, mask=None, folder=tmp_path / "kept", layers=[1])  # noqa: E731
     assert shown(monkeypatch, keep) == [("activations", 3, 3)]
     stream = jm.ActivationStream(lm.config, lm.params, tokens, layers=(1,), batch_size=8)
     config = SAETrainConfig(d_sae=16, sparsity=2, kind="topk", steps=3, log_every=1)
@@ -228,5 +228,5 @@ def test_gradients_at_every_token_and_sampled_text_have_a_bar(lm, monkeypatch):
     values = jnp.arange(2.0)
     slope = lambda: residual_gradient(lm.config, lm.params, prompts, values, everywhere=True, chunk=1)  # noqa: E731
     assert shown(monkeypatch, slope) == [("gradients", 2, 2)]
-    draw = lambda: sample_text(lm, 3, 5, jax.random.key(0), batch_size=2)  # noqa: E731
+    draw = lambda: sample_text(lm, 3, 5, key=jax.random.key(0), batch=2)  # noqa: E731
     assert shown(monkeypatch, draw) == [("sampling text", 3, 3)]

@@ -111,7 +111,7 @@ def test_streams_and_stored_activations_say_what_they_hold(lm, tmp_path):
     stream = ArrayStream(np.ones((2, 300, 8), np.float32), batch_size=64, layers=(4, 7))
     assert repr(stream) == "ArrayStream(resid_post, layers 4, 7: 300 activations of width 8, batches of 64)"
     tokens = np.ones((3, 5), np.int32)
-    kept = jm.save_activations(lm.config, lm.params, tokens, None, tmp_path / "kept", layers=[1])
+    kept = jm.save_activations(lm.config, lm.params, tokens, mask=None, folder=tmp_path / "kept", layers=[1])
     assert repr(kept) == f"Activations('{tmp_path / 'kept'}': resid_post, layer 1, 3 texts of 5 tokens, float32)"
 
 

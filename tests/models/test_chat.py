@@ -106,7 +106,7 @@ def test_length_is_a_bucket_or_what_was_asked_for(chatty):
     with pytest.raises(ValueError, match="prompt 1 has 21 tokens, at most 20 fit"):
         encode_prompts(short, ["a", "a" * 20])
     with pytest.raises(ValueError, match="conversation 1 has .* tokens, at most 20 fit"):
-        encode_chat(short, [TALK[0][:1], [{"role": "user", "content": "a" * 30}]], False)
+        encode_chat(short, [TALK[0][:1], [{"role": "user", "content": "a" * 30}]], add_generation_prompt=False)
     assert jm.encode_prompts is encode_prompts
 
 

@@ -186,8 +186,8 @@ def test_tokens_are_ids_of_the_vocabulary(lm, bad, message):
     for run in (
         lambda t: forward(lm.config, lm.params, t),
         lambda t: generate(lm.config, lm.params, t, max_new_tokens=1),
-        lambda t: language_cost(lm.config, lm.params, t, None, np.zeros((1, 4, 32))),
-        lambda t: next_token(lm.config, lm.params, t, None, np.zeros((1, 4, 32))),
+        lambda t: language_cost(lm.config, lm.params, t, np.zeros((1, 4, 32)), mask=None),
+        lambda t: next_token(lm.config, lm.params, t, np.zeros((1, 4, 32)), mask=None),
     ):
         with pytest.raises(ValueError, match=f"^tokens: .*{message}"):
             run(bad)
@@ -215,9 +215,9 @@ def test_padding_takes_no_learned_positions(lm, tokens):
     for run in (
         lambda: forward(config, params, padded),
         lambda: forward(config, params, padded, mask=np.ones(padded.shape, int)),
-        lambda: language_cost(config, params, padded, None, np.zeros((1, 4, 32))),
-        lambda: next_token(config, params, padded, None, np.zeros((1, 4, 32))),
-        lambda: ActivationStream(config, params, padded, None, layers=(0,)),
+        lambda: language_cost(config, params, padded, np.zeros((1, 4, 32)), mask=None),
+        lambda: next_token(config, params, padded, np.zeros((1, 4, 32)), mask=None),
+        lambda: ActivationStream(config, params, padded, mask=None, layers=(0,)),
     ):
         with pytest.raises(ValueError, match="a text has 17 of them, yet 12 positions were learned"):
             run()

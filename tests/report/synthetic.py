@@ -224,7 +224,7 @@ def dual_process(rng, used, scenario):
     behaviour = {"accuracy_no_conflict": 0.62 if scenario.defined else 0.31, "conflict_cost": 0.18, "ci": [0.1, 0.26]}
     return Outcome(
         counts | {"defined": scenario.defined, "reason": reason, "behavior": behaviour},
-        {"classes": classes, "sensitivity": cuts, "items": build_items(1).drop(columns="text")},
+        {"classes": classes, "sensitivity": cuts, "items": build_items(per_generator=1).drop(columns="text")},
     )
 
 

@@ -1,6 +1,7 @@
 """Moments folded layer by layer against a plain loop over prompts, and against the formula over all codes at once."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +33,14 @@ def batches(lm):
         real, at = at < PAIRS, np.minimum(at, PAIRS - 1)
         member = (np.arange(K) == FAMILY[at][:, None]) * real[:, None] * 1.0
         values = jnp.asarray(np.tile(SHARES, (2 * BATCH, 1)), jnp.float32)
-        yield prompts(lm, [side[i] for side in (PLUS, MINUS) for i in at]), values, jnp.asarray(member, jnp.float32)
+        p = prompts(lm, [side[i] for side in (PLUS, MINUS) for i in at])
+        yield p, {"values": values, "member": jnp.asarray(member, jnp.float32)}
 
 
 def collected(lm, saes):
     moments, runs = empty_moments(len(saes.config.layers), K, F), []
-    for p, values, member in batches(lm):
-        moments, run = update_moments(lm.config, lm.params, saes, p, values, member, moments)
+    for p, pairs in batches(lm):
+        moments, run = update_moments(lm.config, lm.params, p, saes=saes, **pairs, moments=moments)
         runs.append(run)
     return moments, runs
 
@@ -104,10 +106,10 @@ def test_moments_equal_a_plain_loop(lm, saes, alone, name):
 def test_moments_equal_the_formula_over_all_codes_at_once(lm, saes):
     got, runs = collected(lm, saes)
     want = empty_moments(2, K, F)
-    for (_, values, member), run in zip(batches(lm), runs, strict=True):
+    for (_, pairs), run in zip(batches(lm), runs, strict=True):
         z = saes.encode(run.resid[np.array(saes.config.layers)])
         z = jnp.moveaxis(z.reshape(2, 2, BATCH, F), 1, 0)
-        batch = batch_moments(z, run.choices.expected(values).reshape(2, -1), member)
+        batch = batch_moments(z, run.choices.expected(pairs["values"]).reshape(2, -1), pairs["member"])
         want = merge_moments(want, batch)
     for name, a, b in zip(got._fields, got, want, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=name)
@@ -127,13 +129,14 @@ def test_one_program_for_all_batches_in_the_moments_own_buffers(lm, saes):
     before = update_moments._cache_size()
     collected(lm, saes)
     moments = empty_moments(2, K, F)
-    update_moments(lm.config, lm.params, saes, *next(batches(lm)), moments)
+    p, pairs = next(batches(lm))
+    update_moments(lm.config, lm.params, p, saes=saes, **pairs, moments=moments)
     assert update_moments._cache_size() <= before + 1
     assert all(leaf.is_deleted() for leaf in moments)
 
 
 def test_codes_exist_for_one_layer_at_a_time(lm, saes):
-    args = (lm.params, saes, *next(batches(lm)), empty_moments(2, K, F))
+    (p, pairs), moments = next(batches(lm)), empty_moments(2, K, F)
     shapes = set()
 
     def walk(jaxpr):
@@ -145,7 +148,8 @@ def test_codes_exist_for_one_layer_at_a_time(lm, saes):
                 elif hasattr(inner, "eqns"):
                     walk(inner)
 
-    walk(jax.make_jaxpr(lambda *a: update_moments(lm.config, *a))(*args).jaxpr)
+    run = partial(update_moments, lm.config)
+    walk(jax.make_jaxpr(run)(lm.params, p, saes=saes, **pairs, moments=moments).jaxpr)
     codes = [shape for shape in shapes if F in shape and {BATCH, 2 * BATCH} & set(shape)]
     assert codes and max(map(np.prod, codes)) == 2 * BATCH * F
 

@@ -154,7 +154,7 @@ def plain_loss(logits):
 @pytest.mark.slow
 def test_loss_recovered_is_a_plain_loop():
     sae = random_sae()
-    table = loss_recovered(CONFIG, PARAMS, sae, TOKENS, MASK, forward_batch=2).set_index("layer")
+    table = loss_recovered(CONFIG, PARAMS, TOKENS, saes=sae, mask=MASK, batch=2).set_index("layer")
     kept = MASK & (np.arange(7) >= 1)
     out = forward(CONFIG, PARAMS, TOKENS, mask=MASK, logits="all", taps=("resid_post",))
     clean, n = plain_loss(out.logits)
@@ -182,8 +182,8 @@ def test_loss_recovered_is_a_plain_loop():
 
 def test_zeros_reach_the_skipped_tokens_only_when_asked():
     sae = random_sae(layers=(1,))
-    usual = loss_recovered(CONFIG, PARAMS, sae, TOKENS, MASK).iloc[0]
-    whole = loss_recovered(CONFIG, PARAMS, sae, TOKENS, MASK, zero_skipped=True).iloc[0]
+    usual = loss_recovered(CONFIG, PARAMS, TOKENS, saes=sae, mask=MASK).iloc[0]
+    whole = loss_recovered(CONFIG, PARAMS, TOKENS, saes=sae, mask=MASK, zero_skipped=True).iloc[0]
     edit = edits.Replace(donor=jnp.zeros((3, 1, 1, 8)), spans=edits.everywhere(3, [1]))
     logits = forward(CONFIG, PARAMS, TOKENS, mask=MASK, logits="all", edits={"resid_post": (edit,)}).logits
     total, n = plain_loss(logits)
@@ -202,7 +202,7 @@ def test_a_transcoder_is_put_in_where_it_writes():
     donor = jnp.broadcast_to(sae(out.taps["mlp_in"][1]), (3, 5, 7, 8))
     edit = edits.Replace(donor=donor, spans=edits.Spans(None, where, jnp.zeros((3, 1), bool)))
     logits = forward(CONFIG, PARAMS, TOKENS, mask=MASK, logits="all", edits={"mlp_out": (edit,)}).logits
-    row = loss_recovered(CONFIG, PARAMS, sae, TOKENS, MASK, forward_batch=2).iloc[0]
+    row = loss_recovered(CONFIG, PARAMS, TOKENS, saes=sae, mask=MASK, batch=2).iloc[0]
     losses = jax.nn.logsumexp(logits, -1)[:, :-1] - jnp.take_along_axis(logits[:, :-1], TOKENS[:, 1:, None], -1)[..., 0]
     scored = kept[:, :-1] & MASK[:, 1:]
     assert row.tokens == scored.sum()
@@ -213,11 +213,11 @@ def test_loss_recovered_of_a_perfect_dictionary_is_one():
     eye = np.concatenate([np.eye(8), -np.eye(8)], axis=1)
     params = {"W_enc": eye, "b_enc": np.zeros(16), "W_dec": eye.T, "b_dec": np.zeros(8), "threshold": np.zeros(16)}
     sae = make_sae(params, SAEConfig(8, 16, layers=(1,)))
-    table = loss_recovered(CONFIG, PARAMS, sae, TOKENS, MASK)
+    table = loss_recovered(CONFIG, PARAMS, TOKENS, saes=sae, mask=MASK)
     np.testing.assert_allclose(table.ce_spliced, table.ce, rtol=1e-5)
     np.testing.assert_allclose(table.recovered_mean, 1, rtol=1e-3)
     with pytest.raises(ValueError, match="no prediction left"):
-        loss_recovered(CONFIG, PARAMS, sae, TOKENS, MASK, skip_first=7)
+        loss_recovered(CONFIG, PARAMS, TOKENS, saes=sae, mask=MASK, skip_first=7)
 
 
 def test_activations_that_are_no_numbers_are_refused_by_batch_and_layer():
@@ -245,4 +245,4 @@ def test_tokens_that_the_model_does_not_have():
         tokens = TOKENS.copy()
         tokens[0, 3] = wrong
         with pytest.raises(ValueError, match=r"tokens: expected integers 0\.\.29"):
-            loss_recovered(CONFIG, PARAMS, random_sae(), tokens, MASK)
+            loss_recovered(CONFIG, PARAMS, tokens, saes=random_sae(), mask=MASK)

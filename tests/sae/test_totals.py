@@ -38,11 +38,11 @@ def test_tokens_count_as_often_as_they_are_said_to(rows):
     sae, x = random_sae(layers=(3, 5)), random_x().reshape(1, 15, D).repeat(2, 0)
     count = np.array([3, 0, 1, 1, 2, 0, 4, 1, 1, 1, 7, 0, 0, 1, 2], np.int32)
     total, fired = whole(sae, x.repeat(count, axis=1))
-    found = feature_totals(sae, np.where((count > 0)[:, None], x, np.nan), count, rows=rows, features=8)
+    found = feature_totals(sae, np.where((count > 0)[:, None], x, np.nan), count=count, rows=rows, features=8)
     np.testing.assert_allclose(found.total, total, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(found.fired, fired)
     with pytest.raises(ValueError, match=r"count: expected one of each token, \[15\], got \(14,\)"):
-        feature_totals(sae, x, count[1:])
+        feature_totals(sae, x, count=count[1:])
 
 
 def test_one_dictionary_and_one_program():

@@ -34,7 +34,12 @@ class _Words:
 def word_lm():
     words = _Words()
     bank = build_bank(BankConfig(selection=16, development=4, test=8), words)
-    for text in [*bank.prompts["prefix"], *bank.prompts["query"], *build_items(12, seed=0)["text"], "+=;:"]:
+    for text in [
+        *bank.prompts["prefix"],
+        *bank.prompts["query"],
+        *build_items(per_generator=12, seed=0)["text"],
+        "+=;:",
+    ]:
         words(text)
     for game in GAMES.values():
         for row in game_prompts(game).itertuples():

@@ -87,7 +87,7 @@ def test_with_no_controls_no_neutral_prompts_no_shared_line_and_several_spelling
 
 
 def test_what_a_table_may_leave_out(file, tmp_path):
-    made = read_behavior(str(file), Words(plus="quick"), {"tide": "that it is the tide"})
+    made = read_behavior(str(file), words=Words(plus="quick"), rules_out={"tide": "that it is the tide"})
     prompts = made.prompts
     file.write_text(file.read_text().replace("How much", "How\u2028much"))  # no end of a line in JSON
     assert len(read_behavior(str(file)).prompts) == 35

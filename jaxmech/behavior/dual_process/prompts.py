@@ -28,7 +28,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def build_items(per_generator: int = 16, seed: int = 0, rendering: Rendering = PLAIN) -> pd.DataFrame:
+def build_items(*, per_generator: int = 16, seed: int = 0, rendering: Rendering = PLAIN) -> pd.DataFrame:
     """`per_generator` distinct items of every generator, four prompts each.
 
     Returns:

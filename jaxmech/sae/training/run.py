@@ -168,10 +168,21 @@ def _training_stream(c: TrainSettings, lm: LanguageModel, rows: text.Tokens) -> 
 def _stream(c: TrainSettings, lm: LanguageModel, rows: text.Tokens, part: slice, **options) -> ActivationStream:
     layers = range(lm.config.n_layers) if c.layers is None else c.layers
     return ActivationStream(
-        lm.config, lm.params, rows.tokens[part], rows.mask[part], layers=tuple(layers), site=c.site,
-        buffer_tokens=c.buffer, skip_first=c.skip_first, forward_batch=c.forward_batch, seed=c.seed,
-        dtype=c.buffer_dtype, model=lm.name, cache=c.cache, **options,
-    )  # fmt: skip
+        lm.config,
+        lm.params,
+        rows.tokens[part],
+        mask=rows.mask[part],
+        layers=tuple(layers),
+        site=c.site,
+        buffer_tokens=c.buffer,
+        skip_first=c.skip_first,
+        forward_batch=c.forward_batch,
+        key=jax.random.key(c.seed),
+        dtype=c.buffer_dtype,
+        model=lm.name,
+        cache=c.cache,
+        **options,
+    )
 
 
 def draw_text(c: TrainSettings, lm: LanguageModel, file: Path) -> text.Tokens:

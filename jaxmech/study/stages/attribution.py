@@ -22,14 +22,14 @@ def run(ctx: Context) -> Outcome:
     saes = ctx.saes
     base, donor = (effects.side(ctx, name) for name in ("minus", "plus"))
     layers, model = jnp.asarray(saes.config.layers), (ctx.lm.config, ctx.lm.params, base.prompts, base.values)
-    resid = base.resid[layers], donor.resid[layers]
+    resid = {"base": base.resid[layers], "donor": donor.resid[layers]}
     gradients = {
         "attribution": residual_gradient(*model, site=saes.config.site)[layers],
-        "integrated": path_gradient(*model, saes, *resid, midpoints(ctx.config.attribution.steps)),
+        "integrated": path_gradient(*model, saes=saes, **resid, points=midpoints(ctx.config.attribution.steps)),
     }
     features = ctx.folder.table("contrast", "features")
     frame = features[["layer", "feature", "selected", "live"]].assign(
-        **{name: np.asarray(attribute(saes, slope, *resid)).reshape(-1) for name, slope in gradients.items()}
+        **{name: np.asarray(attribute(saes, slope, **resid)).reshape(-1) for name, slope in gradients.items()}
     )
     audit = audited(ctx, frame, base, donor)
     sizes = {name: audit[audit["group"] == name] for name in ("top", "random")}
@@ -53,8 +53,8 @@ def audited(ctx: Context, frame: pd.DataFrame, base: effects.Side, donor: effect
     rest = rest.sample(min(n, len(rest)), random_state=rng_of(ctx.key("attribution.audit")))
     audit = pd.concat([top.assign(group="top"), rest.assign(group="random")], ignore_index=True)
     points = effects.stack_selections(ctx, [[pair] for pair in effects.pairs_of(audit)])
-    model = (ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes)
-    patch = partial(patching.patch_features, *model, donor=donor.resid)
+    model = (ctx.lm.config, ctx.lm.params, base.prompts)
+    patch = partial(patching.patch_features, *model, saes=ctx.saes, donor=donor.resid)
     g = effects.sweep_sets(patch, points, base.values, what="attribution audit")
     return audit.assign(patched=(g - base.g).mean(1))
 

@@ -89,7 +89,13 @@ def stream_moments(
             member = (np.arange(K) == family[at][:, None]) * real[:, None] * 1.0
             prompts, values = take(encoded, np.concatenate([plus[at], minus[at]]))
             moments, got = update_moments(
-                ctx.lm.config, ctx.lm.params, saes, prompts, values, jnp.asarray(member, jnp.float32), moments
+                ctx.lm.config,
+                ctx.lm.params,
+                prompts,
+                saes=saes,
+                values=values,
+                member=jnp.asarray(member, jnp.float32),
+                moments=moments,
             )
             plus_resid, minus_resid = np.split(np.asarray(got.resid), 2, axis=1)
             difference += (plus_resid - minus_resid)[:, real].sum(1)

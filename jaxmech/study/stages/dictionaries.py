@@ -26,9 +26,17 @@ def run(ctx: Context) -> Outcome:
     text = ctx.folder.arrays("text")
     layers = range(lm.config.n_layers) if given.layers is None else given.layers
     stream = ActivationStream(
-        lm.config, lm.params, text["tokens"], text["mask"], layers=tuple(layers), batch_size=given.batch,
-        buffer_tokens=given.buffer, epochs=given.epochs, seed=ctx.seed("dictionaries.order"), model=lm.name,
-    )  # fmt: skip
+        lm.config,
+        lm.params,
+        text["tokens"],
+        mask=text["mask"],
+        layers=tuple(layers),
+        batch_size=given.batch,
+        buffer_tokens=given.buffer,
+        epochs=given.epochs,
+        key=ctx.key("dictionaries.order"),
+        model=lm.name,
+    )
     # A killed training loses an eighth of its steps at most.
     often = max(1, given.train.steps // 8)
     train = dataclasses.replace(given.train, checkpoint_every=min(given.train.checkpoint_every, often))

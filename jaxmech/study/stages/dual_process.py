@@ -26,7 +26,7 @@ COVARIATES = ("digits", "words", "tokens", "option", "log_mass")
 def run(ctx: Context) -> Outcome:
     """Runs every item once; classes come from activations, whether they mean anything from the model's own answers."""
     c = ctx.config
-    items = build_items(c.dual_process.items, seed=c.seed)
+    items = build_items(per_generator=c.dual_process.items, seed=c.seed)
     items, z = answered(ctx, items)
     features = ctx.selected[["layer", "feature"]]
     arms = {name: matched(items, z, *conditions) for name, conditions in ARMS.items()}

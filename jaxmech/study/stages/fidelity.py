@@ -27,16 +27,16 @@ def run(ctx: Context) -> Outcome:
         lm.config,
         lm.params,
         tokens,
-        mask,
+        mask=mask,
         layers=saes.config.layers,
         site=saes.config.site,
         batch_size=1,
         skip_first=saes.config.skip_first,
-        seed=ctx.seed("fidelity.order"),
+        key=ctx.key("fidelity.order"),
     )
     found = evaluate_saes(saes, stream.chunks())
     n = ctx.config.fidelity.rows
-    recovered = loss_recovered(lm.config, lm.params, saes, tokens[:n], mask[:n], forward_batch=min(n, 4))
+    recovered = loss_recovered(lm.config, lm.params, tokens[:n], saes=saes, mask=mask[:n], batch=min(n, 4))
     table = found.table.merge(recovered.drop(columns="tokens"), on="layer")
     table["fvu_decision"], table["l0_decision"] = decision_fidelity(ctx)
     columns = ("fvu", "fvu_decision", "l0", "dead", "recovered_zero", "recovered_mean")

@@ -47,7 +47,7 @@ def run(ctx: Context) -> Outcome:
         points = effects.stack_selections(
             ctx, [effects.pairs_of(ctx.selected), *sets["control_selected"], *sets["random"]]
         )
-        patch = partial(patching.patch_features, *model, saes, donor=donor.resid)
+        patch = partial(patching.patch_features, *model, saes=saes, donor=donor.resid)
         g = effects.sweep_sets(patch, points, base.values, what=f"patching {direction}")
         observed = bar("selected features", "effect", g[0])
         first = 1 + len(sets["control_selected"])
@@ -78,17 +78,21 @@ def references(ctx: Context, base: effects.Side, donor: effects.Side, bar) -> No
     """Bars of reference: the whole residual, all features, the error alone, the mean difference, a sham donor."""
     config, params, saes = ctx.lm.config, ctx.lm.params, ctx.saes
     parts = {"whole residual": (1.0, 0.0), "all features": (0.0, 1.0), "reconstruction error only": (1.0, -1.0)}
-    choices = patching.patch_parts(config, params, base.prompts, saes, donor.resid, jnp.array(list(parts.values())))
+    choices = patching.patch_parts(
+        config, params, base.prompts, jnp.array(list(parts.values())), saes=saes, donor=donor.resid
+    )
     for name, g in zip(parts, effects.expected(choices, base.values), strict=True):
         bar(name, "reference", g)
     direction = jnp.asarray(ctx.folder.arrays("contrast")["mean_difference"])
     unit = direction / jnp.maximum(jnp.linalg.norm(direction, axis=-1, keepdims=True), 1e-9)
     at = jnp.zeros(config.n_layers, bool).at[jnp.asarray(saes.config.layers)].set(True)
-    choices = patching.patch_vectors(config, params, base.prompts, unit[None], donor.resid, at, site=saes.config.site)
+    choices = patching.patch_vectors(
+        config, params, base.prompts, unit[None], donor=donor.resid, layers=at, site=saes.config.site
+    )
     bar("mean-difference direction", "reference", effects.expected(choices, base.values)[0])
     sham = jnp.roll(base.resid, 1, axis=1)  # the next family's prompt of the same pole
     points = effects.stack_selections(ctx, [effects.pairs_of(ctx.selected)])
-    choices = patching.patch_features(config, params, base.prompts, saes, points, sham, chunk=effects.CHUNK)
+    choices = patching.patch_features(config, params, base.prompts, points, saes=saes, donor=sham, chunk=effects.CHUNK)
     bar("sham donor, same pole", "control", effects.expected(choices, base.values)[0])
 
 
@@ -99,7 +103,12 @@ def control_sets(ctx: Context, features: pd.DataFrame) -> dict:
     fires = np.maximum(grid("fires_plus"), grid("fires_minus"))
     chosen = effects.pairs_of(ctx.selected)
     random = controls.matched_sets(
-        chosen, fires, grid("strength"), layers, sets=ctx.config.patching.random_sets, key=ctx.key("patching.sets")
+        chosen,
+        fires=fires,
+        strength=grid("strength"),
+        layers=layers,
+        sets=ctx.config.patching.random_sets,
+        key=ctx.key("patching.sets"),
     )
     if not features["control_d_z"].any():  # no control was there to select by
         return {"random": random, "control_selected": []}

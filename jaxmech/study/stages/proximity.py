@@ -28,9 +28,10 @@ def run(ctx: Context) -> Outcome:
     points = effects.stack_selections(
         ctx, [effects.pairs_of(g) for g in groups.values()] + [[pair] for pair in effects.pairs_of(singles)]
     )
-    model = (ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes)
+    model = (ctx.lm.config, ctx.lm.params, base.prompts)
     patch, patch_frozen = (
-        partial(run, *model, donor=donor.resid) for run in (patching.patch_features, proximity.direct_effects)
+        partial(run, *model, saes=ctx.saes, donor=donor.resid)
+        for run in (patching.patch_features, proximity.direct_effects)
     )
     total = effects.sweep_sets(patch, points, base.values, what="total effects")
     direct = effects.sweep_sets(partial(patch_frozen, base=sublayers), points, base.values, what="direct effects")
@@ -100,9 +101,15 @@ def mediation(ctx: Context, groups: dict, base: effects.Side, donor: effects.Sid
     order, out, key = list(groups), {}, ctx.key("proximity.mediation")
     for name, other in (("s1", "s2"), ("s2", "s1")):
         choices = proximity.mediated_effect(
-            ctx.lm.config, ctx.lm.params, base.prompts, ctx.saes, ctx.selection(groups[name]),
-            ctx.selection(groups[other]), donor.resid, base.resid,
-        )  # fmt: skip
+            ctx.lm.config,
+            ctx.lm.params,
+            base.prompts,
+            saes=ctx.saes,
+            patched=ctx.selection(groups[name]),
+            held=ctx.selection(groups[other]),
+            donor=donor.resid,
+            base_donor=base.resid,
+        )
         held = effects.by_family(effects.expected(choices, base.values) - base.g, base)
         ratio = ratio_of_sums(held, effects.by_family(total[order.index(name)], base), key=key)
         out[f"{name}_through_{other}"] = {"share": 1 - ratio.value, "ci": [1 - ratio.high, 1 - ratio.low]}

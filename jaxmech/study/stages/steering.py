@@ -134,10 +134,14 @@ def costs(ctx: Context, vector: jax.Array, alphas: np.ndarray) -> pd.DataFrame:
     vectors = (alphas[:, None, None] * np.asarray(vector)).astype(np.float32)
     model, size = (lm.config, lm.params), 3
     with progress("cost on text", len(alphas), unit="points") as advance:
-        nll, kl = in_chunks(partial(steering.language_cost, *model, tokens, mask), vectors, size=size, advance=advance)
+        nll, kl = in_chunks(
+            partial(steering.language_cost, *model, tokens, mask=mask), vectors, size=size, advance=advance
+        )
     sums, answers = arithmetic(lm, c.steering.sums, key=ctx.key("steering.sums"))
     with progress("cost on arithmetic", len(alphas), unit="points") as advance:
-        said = in_chunks(partial(steering.next_token, *model, *sums), vectors, size=size, advance=advance)
+        said = in_chunks(
+            partial(steering.next_token, *model, sums[0], mask=sums[1]), vectors, size=size, advance=advance
+        )
     accuracy = (said == answers).mean(1)
     zero = int(np.flatnonzero(alphas == 0)[0])
     perplexity = np.exp(nll)
@@ -165,7 +169,12 @@ def comparators(ctx: Context, neutral: Steered, vector: jax.Array) -> pd.DataFra
     fires = features[["fires_plus", "fires_minus"]].max(axis=1).to_numpy().reshape(len(layers), F)
     strength = features["strength"].to_numpy().reshape(len(layers), F)
     sets = matched_sets(
-        pairs_of(ctx.selected), fires, strength, layers, sets=c.patching.random_sets, key=ctx.key("steering.sets")
+        pairs_of(ctx.selected),
+        fires=fires,
+        strength=strength,
+        layers=layers,
+        sets=c.patching.random_sets,
+        key=ctx.key("steering.sets"),
     )
     lookup = features.set_index(["layer", "feature"])
     named = [("selected features", "effect", vector)]
@@ -180,7 +189,7 @@ def comparators(ctx: Context, neutral: Steered, vector: jax.Array) -> pd.DataFra
     for chosen in sets:
         frame = lookup.loc[chosen].reset_index()
         named.append(("matched random features", "null", match_norm(direction(ctx, frame), vector)))
-    for noise in random_directions(ctx.key("steering.directions"), vector, c.steering.random_directions):
+    for noise in random_directions(vector, key=ctx.key("steering.directions"), count=c.steering.random_directions):
         named.append(("random directions", "null", noise))
     vectors = np.stack([np.zeros_like(vector), *(np.asarray(v) for *_, v in named)])
     g = neutral.expected(neutral.sweep(vectors, what="comparators"))

@@ -23,7 +23,9 @@ def run(ctx: Context) -> Outcome:
         return Outcome({})
     alphas = np.asarray(c.transfer.alphas)
     vector = np.asarray(ctx.folder.arrays("steering")["direction"])
-    noise = np.asarray(random_directions(ctx.key("transfer.directions"), vector, c.transfer.random_directions))
+    noise = np.asarray(
+        random_directions(vector, key=ctx.key("transfer.directions"), count=c.transfer.random_directions)
+    )
     vectors = np.concatenate([alphas[:, None, None] * vector, noise]).astype(np.float32)
     table, scores, mass = played(ctx, vectors)
     S = len(alphas)

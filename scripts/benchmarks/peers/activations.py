@@ -79,7 +79,7 @@ def encoding(bench: Bench) -> list[Row]:
     distinct, count = x[:, count > 0], count[count > 0]  # no padding, as the peer has none
 
     def ours():
-        return jm.feature_totals(bench.saes, distinct, count)
+        return jm.feature_totals(bench.saes, distinct, count=count)
 
     def alone():
         return jm.feature_totals(bench.saes, resid)

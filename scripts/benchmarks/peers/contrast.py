@@ -55,7 +55,7 @@ def contrast(bench: Bench) -> list[Row]:
     difference = rng.standard_normal((FAMILIES, m), np.float32)
     difference[:, ::50] += 1  # a share of features that carry the contrast
     key = jax.random.key(0)
-    signs = sign_flips(key, FAMILIES, R)
+    signs = sign_flips(FAMILIES, key=key, R=R)
 
     def ours():
         t, p, _ = paired_t(difference)

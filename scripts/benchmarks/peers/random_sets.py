@@ -29,7 +29,7 @@ def one_set(
     config, params, prompts: jm.Prompts, saes: jm.SAE, selection: edits.Selection, resid: jax.Array
 ) -> jax.Array:
     """log s(a) [B,N] with one feature set [L,K] patched in from donors with residuals [L,B,D]."""
-    edit = patch_edit(selection, saes, resid, edits.at_last(config.n_layers, prompts.tokens.shape[1]))
+    edit = patch_edit(saes, selection, donor=resid, spans=edits.at_last(config.n_layers, prompts.tokens.shape[1]))
     return jm.score(config, params, prompts, edits=edit)[0].logprobs
 
 
@@ -45,9 +45,13 @@ def random_sets(bench: Bench) -> list[Row]:
     rng = np.random.default_rng(0)
     sets = matched_sets(
         [(LAYER, feature) for feature in range(FEATURES)],
-        rng.uniform(0.1, 1, (1, sizes.features)), rng.uniform(0, 1, (1, sizes.features)), (LAYER,),
-        sets=sizes.sets, key=jax.random.key(0), neighbours=min(500, sizes.features - FEATURES),
-    )  # fmt: skip
+        fires=rng.uniform(0.1, 1, (1, sizes.features)),
+        strength=rng.uniform(0, 1, (1, sizes.features)),
+        layers=(LAYER,),
+        sets=sizes.sets,
+        key=jax.random.key(0),
+        neighbours=min(500, sizes.features - FEATURES),
+    )
     selections = [edits.select(chosen, config.n_layers, FEATURES) for chosen in sets]
     points = jax.tree.map(lambda *leaves: jnp.stack(leaves), *selections)
     kept = jax.block_until_ready(before_last(config, params, prompts))
@@ -69,7 +73,7 @@ def random_sets(bench: Bench) -> list[Row]:
     return compare(
         "W7",
         f"{sizes.sets:,} sets of {FEATURES} features at layer {LAYER}, {PROMPTS} prompts of {T:.0f} tokens",
-        lambda: patch_features(config, params, prompts, saes, points, resid).logprobs,
+        lambda: patch_features(config, params, prompts, points, saes=saes, donor=resid).logprobs,
         [
             peer("jaxmech, one set after another", prompts, 8, sizes.sampled),
             peer("the same, the prompts' cache kept", kept, None, 8 * sizes.sampled),

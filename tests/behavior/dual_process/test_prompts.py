@@ -142,9 +142,9 @@ def test_answers_and_covariates(items):
 
 
 def test_deterministic_and_seeded():
-    assert build_items(4, seed=1).equals(build_items(4, seed=1))
-    assert not build_items(4, seed=1).text.equals(build_items(4, seed=2).text)
+    assert build_items(per_generator=4, seed=1).equals(build_items(per_generator=4, seed=1))
+    assert not build_items(per_generator=4, seed=1).text.equals(build_items(per_generator=4, seed=2).text)
     with pytest.raises(ValueError, match="per_generator"):
-        build_items(0)
+        build_items(per_generator=0)
     with pytest.raises(ValueError, match="distinct items, got 2000"):
-        build_items(2000)
+        build_items(per_generator=2000)

@@ -115,15 +115,17 @@ def test_a_checkpoint_keeps_the_history_of_its_own_step(tmp_path, monkeypatch):
 
 def test_what_differs_is_named(tmp_path):
     _, x = sparse_data()
-    options = {"batch_size": 128, "layers": (3, 4), "seed": 0, "skip_first": 1}
+    options = {"batch_size": 128, "layers": (3, 4), "skip_first": 1}
 
-    def train_on(x, key=KEY, **changes):
-        train_saes(SMALL, ArrayStream(x, **(options | changes)), key=key, checkpoint_dir=tmp_path, progress=False)
+    def train_on(x, training_key=KEY, **changes):
+        train_saes(
+            SMALL, ArrayStream(x, **(options | changes)), key=training_key, checkpoint_dir=tmp_path, progress=False
+        )
 
     train_on(x)
     for name, said in {
         "batch_size": (64, "batch_size was 128, is 64"), "layers": ((1, 2), r"layers was \[3, 4\], is \[1, 2\]"),
-        "seed": (5, "seed was 0, is 5"), "skip_first": (2, "skip_first was 1, is 2"),
+        "key": (jax.random.key(5), r"order was \[0, 0\], is \[0, 5\]"), "skip_first": (2, "skip_first was 1, is 2"),
         "site": ("mlp_out", "site was 'resid_post', is 'mlp_out'"),
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=f"a training that differs: {said[1]}; use another folder"):
@@ -131,14 +133,14 @@ def test_what_differs_is_named(tmp_path):
     with pytest.raises(ValueError, match="differs: other activations; use another folder"):
         train_on(x + 1)
     with pytest.raises(ValueError, match=r"differs: key was \[0, 0\], is \[0, 1\]; use another folder"):
-        train_on(x, key=jax.random.key(1))
+        train_on(x, training_key=jax.random.key(1))
 
 
 def test_what_differs_in_activations_of_a_model_is_named(tmp_path):
     config = tiny_config()
     params = init_params(config, jax.random.key(0))
     tokens = np.random.default_rng(0).integers(1, 40, (24, 24))
-    options = {"layers": (1, 3), "batch_size": 64, "buffer_tokens": 128, "seed": 0}
+    options = {"layers": (1, 3), "batch_size": 64, "buffer_tokens": 128}
 
     def train_on(tokens=tokens, params=params, **changes):
         data = ActivationStream(config, params, tokens, **(options | changes))
@@ -148,7 +150,7 @@ def test_what_differs_in_activations_of_a_model_is_named(tmp_path):
     train_on()
     train_on(forward_batch=3)  # which changes nothing
     for name, value, said in (
-        ("batch_size", 32, "batch_size was 64, is 32"), ("seed", 1, "seed was 0, is 1"),
+        ("batch_size", 32, "batch_size was 64, is 32"), ("key", jax.random.key(1), r"order was \[0, 0\], is \[0, 1\]"),
         ("layers", (1,), r"layers was \[1, 3\], is \[1\]"), ("epochs", 2, "epochs was 1, is 2"),
         ("buffer_tokens", 200, "buffer_tokens was 128, is 200"), ("dtype", "bfloat16", "dtype was 'float32', is 'bfl"),
         ("tokens", tokens[::-1], "other tokens"), ("params", init_params(config, jax.random.key(1)), "other weights"),
