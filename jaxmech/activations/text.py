@@ -153,7 +153,7 @@ def from_dataset(
     column: str = "text",
     subset: str | None = None,
 ) -> Tokens:
-    """A data set of the Hugging Face hub, streamed and packed into rows. Needs the `datasets` package and a connection."""
+    """A data set of the hub, streamed and packed into rows. Needs the `datasets` package and a connection."""
     datasets = _datasets()
     try:
         rows = datasets.load_dataset(name, subset, split=split, streaming=True)
