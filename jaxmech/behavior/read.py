@@ -103,7 +103,7 @@ def complete(table: pd.DataFrame) -> pd.DataFrame:
         table["split"] = table["family"].map(split_of(table["family"]))
     if "id" not in table:
         table["id"] = table["family"] + "/" + table["condition"].astype(str) + "/" + table["pair"].astype(str)
-    others = {str(name): table[name].astype(str) for name in table if name not in COLUMNS}  # of one type, so that they can be saved
+    others = {str(name): table[name].astype(str) for name in table if name not in COLUMNS}  # of one type, to be saved
     return table.assign(**others).reset_index(drop=True)
 
 

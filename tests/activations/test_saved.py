@@ -177,7 +177,7 @@ def test_folders_of_something_else(lm, tokens, tmp_path):
     with pytest.raises(ValueError, match="is not a folder of activations"):
         saved.load_activations(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="holds something other than activations"):
         save(lm, tokens, tmp_path)
     zarr.open_group(tmp_path / "other", mode="w")
     with pytest.raises(ValueError, match="a zarr group, but not one that save_activations wrote"):
