@@ -10,7 +10,7 @@ from typing import Annotated, Any
 try:
     import typer
 except ModuleNotFoundError:
-    sys.exit("the jaxmech command needs what studies need: pip install 'jaxmech[study]'")
+    sys.exit("the jaxmech command needs the study extra: pip install 'jaxmech[study]'")
 from rich.console import Console
 from rich.text import Text
 
@@ -34,10 +34,10 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def options(
     shown: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Shows the version and ends.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Shows the version and exits.")
     ] = False,
 ) -> None:
-    """What stands before a command."""
+    """Options before a command."""
 
 
 def _study(config: Path, overrides: list[str] | None) -> Any:
@@ -59,7 +59,7 @@ def _command(name: str, config: Path, overrides: list[str] | None) -> str:
 
 
 def _stopped(name: str, config: Path, overrides: list[str] | None) -> str:
-    return f"Stopped. What is finished is kept; to resume: {_command(name, config, overrides)}"
+    return f"Stopped. Finished work is kept; to resume: {_command(name, config, overrides)}"
 
 
 @app.command()
@@ -68,7 +68,7 @@ def run(
     overrides: Overrides = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage, such as fidelity.")] = None,
 ) -> None:
-    """Runs a study; what is finished is kept, what was killed resumes."""
+    """Runs a study; finished work is kept, and a killed run resumes."""
     settings = _study(config, overrides)
     _check(settings, until)
     from jaxmech.report import show, write_report
@@ -87,7 +87,7 @@ def train_sae(
     config: Annotated[Path, typer.Argument(help="A training's YAML file, or the name of one that comes with jaxmech.")],
     overrides: Overrides = None,
 ) -> None:
-    """Trains sparse autoencoders and measures them on held-out text; what was killed resumes."""
+    """Trains sparse autoencoders and measures them on held-out text; a killed run resumes."""
     from jaxmech.io.settings import load_settings
     from jaxmech.sae.training.run import TrainSettings, run_training, show
     from jaxmech.study.config import StudyConfig
@@ -110,7 +110,7 @@ def plan(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @app.command()
 def report(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Writes the report of a finished run again."""
+    """Rewrites the report of a finished run."""
     from jaxmech.report import show, write_report
     from jaxmech.study.run import rewrite_report
 
@@ -133,7 +133,7 @@ def convert(
     destination: Annotated[Path, typer.Argument(help="The folder to write; load_model opens it.")],
     dtype: str = "float32",
 ) -> None:
-    """Converts a model once and for all."""
+    """Converts a model and writes it to a folder."""
     from jaxmech.models.load import load_model
     from jaxmech.models.saved import check_new, save_model
 
@@ -143,7 +143,7 @@ def convert(
 
 
 def main() -> None:
-    """Entry point: bad input ends with its message alone, exit code 1."""
+    """Entry point: bad input exits with its message alone and code 1."""
     try:
         app()
     except (ValueError, OSError) as error:

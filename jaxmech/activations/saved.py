@@ -1,4 +1,4 @@
-"""Activations on disk: zarr arrays that anybody reads, written while the model runs, and trained on as a stream.
+"""Activations on disk: zarr arrays that any reader opens, written while the model runs, and trained on as a stream.
 
 `n` denotes texts, `T` tokens, `L` the model's layers, `L'` those asked for, `D` the width at a site.
 
@@ -6,7 +6,7 @@ A folder is a zarr v3 group:
   <site>  [L',n,T,D], one for every site, zero at padding; attributes: site, layers, dtype, model
   tokens  [n,T] int32;  mask [n,T] bool, True on real tokens;  layer [L'] int32, the model's layers
 The group's attributes say what it was computed from and how many texts are written. One file holds `rows` texts of one
-layer; within it each token position is compressed apart, so that one layer, or one position, reads nothing else.
+layer; within it each token position is compressed separately, so that reading a layer or a position reads no other.
 
 Zarr has no bfloat16 that every reader knows, so it is stored as its bits, uint16, and the array's attribute `dtype`
 says so: `(x.astype("uint32") << 16).view("float32")` are the values. `load_activations` does that by itself.
@@ -57,13 +57,13 @@ def save_activations(
 ) -> Activations:
     """Writes the activations of every text; a call that was killed resumes where it stood.
 
-    Only the layers up to the deepest one asked for are run. A file is written while the model is at the next; the
-    activations of no more than `2 * rows + batch` texts are ever in memory.
+    Only the layers up to the deepest one asked for are run. A file is written while the model computes the next; the
+    activations of at most `2 * rows + batch` texts are in memory at any time.
 
     Args:
       config, params: the model.
       tokens: [n,T] int; mask: [n,T] bool, True on real tokens; None when all are.
-      folder: a new or an empty one, or one that a call with the same arguments began.
+      folder: new, empty, or begun by a call with the same arguments.
       sites: of `jaxmech.models.block.SITES`; layers: all by default.
       dtype: "float32"; "bfloat16" (3 digits, the range of float32); or "float16" (4 digits, up to 65,504; what is
         below 6e-5 loses digits, below 3e-8 everything).
@@ -94,19 +94,19 @@ def save_activations(
         "model_hash": _hash(config, *map(_sample, jax.tree.leaves(params))),
     }  # fmt: skip
     writer = _Writer(Path(folder), facts, widths, tokens, mask)
-    there = f" ({writer.done} texts are there)" if writer.done else ""
-    with progress(f"activations{there}", len(tokens) - writer.done, unit="texts") as advance:
+    resumed = f" ({writer.done} texts are done)" if writer.done else ""
+    with progress(f"activations{resumed}", len(tokens) - writer.done, unit="texts") as advance:
         for start in range(writer.done, len(tokens), rows):
             stop = min(start + rows, len(tokens))
             block = {
                 s: np.empty((len(layers), stop - start, tokens.shape[1], widths[s]), jnp.dtype(dtype)) for s in sites
             }
-            for at in range(start, stop, batch):
-                texts = np.minimum(np.arange(at, at + batch), stop - 1)  # filled up to the one shape that is compiled
-                keep = min(batch, stop - at)
+            for first in range(start, stop, batch):
+                texts = np.minimum(np.arange(first, first + batch), stop - 1)  # filled up: one shape is compiled
+                keep = min(batch, stop - first)
                 for site, (x, largest) in read(params, tokens[texts], mask[texts]).items():
-                    _require_range(site, layers, dtype, np.asarray(largest), (at, at + keep - 1))
-                    block[site][:, at - start : at - start + keep] = np.asarray(x)[:, :keep]
+                    _require_range(site, layers, dtype, np.asarray(largest), (first, first + keep - 1))
+                    block[site][:, first - start : first - start + keep] = np.asarray(x)[:, :keep]
                 advance(keep)
             writer.write(start, block)
         writer.settle()
@@ -143,8 +143,7 @@ def _require_range(site: str, layers, dtype: str, largest: np.ndarray, texts: tu
 class _Writer:
     """A folder that grows file by file; `done` texts are safely on disk, and the group's attributes say so.
 
-    A count is written only once the data it speaks of are on disk; whatever a killed call left behind it is written
-    again.
+    A count is written only once the data it covers are on disk; whatever a killed call left beyond it is rewritten.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], widths: Mapping[str, int], tokens, mask):
@@ -167,7 +166,7 @@ class _Writer:
         """Begins to write texts from `start` on, site -> [L',rows,T,D], once the texts before them are on disk."""
         self.settle()
         stop = start + next(iter(block.values())).shape[1]
-        # Not copied first: nobody touches the block again.
+        # Not copied first: the block is not touched again.
         keep: dict[str, Any] = {"can_reference_source_data_indefinitely": True}
         writes = [self._arrays[s][:, start:stop].write(_bits(x), **keep) for s, x in block.items()]
         self._pending = (stop, writes)
@@ -193,26 +192,26 @@ def _begun(folder: Path, facts: Mapping[str, Any]) -> int:
     """How many texts an earlier call wrote here."""
     if not (folder / "zarr.json").exists():
         if any(not file.name.startswith(".zarr.json.") for file in folder.iterdir()):
-            raise ValueError(f"folder: {folder} holds something else than activations; choose a new or an empty one")
+            raise ValueError(f"folder: {folder} holds something other than activations; choose a new or an empty one")
         return 0
-    found = _attributes(folder)
-    differing = [name for name in facts if found.get(name) != facts[name]]
+    stored = _attributes(folder)
+    differing = [name for name in facts if stored.get(name) != facts[name]]
     if differing:
-        said = [
-            f"{name} ({found.get(name)!r} there, {facts[name]!r} now)" if not name.endswith("_hash") else name[:-5]
+        listed = [
+            f"{name} ({stored.get(name)!r} there, {facts[name]!r} now)" if not name.endswith("_hash") else name[:-5]
             for name in differing
         ]
-        raise ValueError(f"folder: the activations in {folder} differ in {', '.join(said)}; choose another folder")
-    return found["texts_done"]
+        raise ValueError(f"folder: the activations in {folder} differ in {', '.join(listed)}; choose another folder")
+    return stored["texts_done"]
 
 
 def _attributes(folder: Path) -> dict[str, Any]:
     if not (folder / "zarr.json").is_file():
-        raise ValueError(f"folder: {folder} is no folder of activations; save_activations writes one")
-    found = read_json(folder / "zarr.json", "write the activations again").get("attributes", {})
-    if found.get("format") != _FORMAT:
-        raise ValueError(f"folder: {folder} is a zarr group, but none that save_activations wrote")
-    return found
+        raise ValueError(f"folder: {folder} is not a folder of activations; save_activations writes one")
+    attributes = read_json(folder / "zarr.json", "write the activations again").get("attributes", {})
+    if attributes.get("format") != _FORMAT:
+        raise ValueError(f"folder: {folder} is a zarr group, but not one that save_activations wrote")
+    return attributes
 
 
 def _create_site(folder: Path, facts: Mapping[str, Any], site: str, width: int) -> ts.TensorStore:
@@ -252,9 +251,9 @@ def _write_table(path: Path, x: np.ndarray, names: Sequence[str]) -> None:
 
 
 def _open(path: Path, *, metadata: Mapping[str, Any] | None = None) -> ts.TensorStore:
-    """Opens an array, or makes it where `metadata` are given."""
+    """Opens an array, or makes it if `metadata` are given."""
     spec: dict[str, Any] = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/"}}
-    # Zeros are written too, so that a file that is gone is an error and never an array of zeros.
+    # Zeros are written too, so that a missing file is an error and never an array of zeros.
     spec |= {"fill_missing_data_reads": False, "store_data_equal_to_fill_value": True}
     if metadata is None:
         return ts.open(spec, open=True, read=True).result()
@@ -284,7 +283,7 @@ def load_activations(folder: str | Path) -> Activations:
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """Activations on disk, read as they are asked for.
+    """Activations on disk, read on request.
 
     folder; facts: the group's attributes; tokens, mask [n,T]; arrays: site -> TensorStore [L',n,T,D], as stored.
     """
@@ -316,14 +315,14 @@ class Activations:
           texts, at: which texts and which token positions, as NumPy would index them; `at=-1` is the last slot.
 
         Raises:
-          ValueError: a layer or a site that is not here, or files that are missing or damaged.
+          ValueError: a layer or a site that is not stored, or files that are missing or damaged.
           IndexError: texts or positions beyond the last.
         """
         site, single = self.site(site), np.ndim(layer) == 0
         wanted = (whole_number("layer", layer),) if single else whole_numbers("layer", layer)
         if unknown := sorted(set(wanted) - set(self.layers)):
             raise ValueError(f"layer: {self.folder} has layers {self.layers}, got {unknown}")
-        rows = self.layers.index(wanted[0]) if single else [self.layers.index(one) for one in wanted]
+        rows = self.layers.index(wanted[0]) if single else [self.layers.index(number) for number in wanted]
         n, T = self.mask.shape
         part = self.arrays[site].oindex[rows, _along(n, texts), _along(T, at)]
         try:
@@ -338,7 +337,7 @@ class Activations:
         """`name`, or the only site there is.
 
         Raises:
-          ValueError: none is named and there are several, or that one is not here.
+          ValueError: none is named and there are several, or that one is not stored.
         """
         if name is None and len(self.sites) > 1 or name is not None and name not in self.sites:
             raise ValueError(f"site: {self.folder} has {', '.join(self.sites)}, got {name!r}")
@@ -350,12 +349,12 @@ class Activations:
 
 
 def _along(n: int, which) -> int | slice | np.ndarray:
-    """NumPy's index of an axis as TensorStore takes it: it counts no index from the end."""
-    at = np.arange(n)[which]
-    if at.ndim == 0:
-        return int(at)
-    run = at.ndim == 1 and len(at) > 0 and (np.diff(at) == 1).all()
-    return slice(int(at[0]), int(at[-1]) + 1) if run else at
+    """NumPy's index of an axis as TensorStore takes it, which counts no index from the end."""
+    indices = np.arange(n)[which]
+    if indices.ndim == 0:
+        return int(indices)
+    run = indices.ndim == 1 and len(indices) > 0 and (np.diff(indices) == 1).all()
+    return slice(int(indices[0]), int(indices[-1]) + 1) if run else indices
 
 
 class CacheStream(BatchStream):
@@ -414,8 +413,8 @@ class CacheStream(BatchStream):
 
     def contents(self) -> dict[str, Any]:
         names = ("dtype", "rows", "tokens_hash", "model_hash")
-        found = {"buffer_tokens": min(self.buffer_tokens, self.tokens_seen)}
-        return found | {name: self._source.facts[name] for name in names}
+        facts = {name: self._source.facts[name] for name in names}
+        return {"buffer_tokens": min(self.buffer_tokens, self.tokens_seen)} | facts
 
 
 def _sites(sites: Sequence[str]) -> tuple[str, ...]:
@@ -439,8 +438,8 @@ def _bits(x: np.ndarray) -> np.ndarray:
 
 def _sample(leaf: jax.Array, n: int = 64) -> np.ndarray:
     """n entries spread over a leaf: hashing all of a model would take as long as running it."""
-    at = np.unravel_index(np.linspace(0, leaf.size - 1, n).astype(np.int64), leaf.shape)
-    return np.asarray(leaf[at].astype(jnp.float32))
+    index = np.unravel_index(np.linspace(0, leaf.size - 1, n).astype(np.int64), leaf.shape)
+    return np.asarray(leaf[index].astype(jnp.float32))
 
 
 def _hash(*facts) -> str:

@@ -78,7 +78,7 @@ class BatchStream:
         return self.epochs * sum(n // self.batch_size for n in self.buffer_sizes)
 
     def batch(self, i: int) -> jax.Array:
-        """Batch i, [L',B,D]: rows of one buffer, none twice within an epoch. Rows beyond a full batch wait a turn."""
+        """Batch i, [L',B,D]: rows of one buffer, none twice in an epoch; rows beyond its full batches are left out."""
         round_, place = divmod(i, self.batches_per_pass)
         for b, n in enumerate(self.buffer_sizes):  # noqa: B007
             per_epoch = n // self.batch_size
@@ -114,7 +114,7 @@ class BatchStream:
 
     def _current(self, b: int) -> jax.Array:
         if getattr(self, "_held", (None, None))[0] != b:
-            self._held: tuple[Any, Any] = (None, None)  # let go of the old buffer before the new one is made
+            self._held: tuple[Any, Any] = (None, None)  # release the old buffer before the new one is made
             buffer = self.buffer(b)
             if not (finite := np.asarray(finite_layers(buffer))).all():
                 layer = self.layers[int(np.flatnonzero(~finite)[0])]
@@ -124,7 +124,7 @@ class BatchStream:
         return self._held[1]
 
     def _check(self) -> None:
-        """Makes the numbers that a subclass was given plain, and refuses those that fit nothing."""
+        """Makes the numbers that a subclass was given plain, and refuses those that are too small or too large."""
         for name, least in {"batch_size": 1, "epochs": 1, "skip_first": 0}.items():
             setattr(self, name, whole_number(name, getattr(self, name), least))
         if (smallest := min(self.buffer_sizes)) < self.batch_size:
@@ -255,7 +255,7 @@ class ActivationStream(BatchStream):
         return out
 
     def contents(self) -> dict[str, Any]:
-        # Of what does not fit the texts nothing can depend.
+        # A buffer larger than the texts changes nothing.
         return {
             "buffer_tokens": min(self.buffer_tokens, self.tokens_seen), "dtype": self._dtype.name,
             "tokens_hash": _hash(self._tokens, self._mask), "weights_hash": _hash(self._config, *self._probe()),
@@ -284,11 +284,11 @@ def token_rows(config: ModelConfig, tokens, mask) -> tuple[np.ndarray, np.ndarra
     """tokens [n,T] int32 and mask [n,T] bool, True everywhere where None is given.
 
     Raises:
-      ValueError: other shapes, none, or tokens that the model does not have.
+      ValueError: other shapes, no tokens, or tokens that the model does not have.
     """
-    shape, other = np.shape(tokens), None if mask is None else np.shape(mask)
-    if len(shape) != 2 or 0 in shape or other not in (None, shape):
-        raise ValueError(f"tokens, mask: expected two arrays [n,T], got shapes {shape} and {other}")
+    shape, mask_shape = np.shape(tokens), None if mask is None else np.shape(mask)
+    if len(shape) != 2 or 0 in shape or mask_shape not in (None, shape):
+        raise ValueError(f"tokens, mask: expected two arrays [n,T], got shapes {shape} and {mask_shape}")
     tokens, mask = check_tokens(config, tokens, mask)
     return np.asarray(tokens), np.asarray(mask)
 
@@ -304,7 +304,7 @@ def _require_distinct(layers: tuple[int, ...]) -> None:
 
 
 def first_layers(config: ModelConfig, params: Params, n: int) -> tuple[ModelConfig, Params]:
-    """The model cut off after its first n layers: what lies above cannot matter to them."""
+    """The model cut off after its first n layers: later ones do not affect them."""
     config = dataclasses.replace(config, n_layers=n, is_local=config.is_local[:n])
     return config, {**params, "layers": jax.tree.map(lambda leaf: leaf[:n], params["layers"])}
 
@@ -317,7 +317,7 @@ def _read(config, site, layers, params, tokens, mask):
 
 @jax.jit
 def finite_layers(x: jax.Array) -> jax.Array:
-    """[L'], whether every activation of a layer is, of [L',n,D]."""
+    """[L'], whether every activation of a layer is finite, of [L',n,D]."""
     return jnp.isfinite(x).all((1, 2))
 
 
@@ -328,8 +328,8 @@ def _rows(buffer, rows):
 
 def _sample(leaf: jax.Array, n: int = 64) -> np.ndarray:
     """n entries spread over a leaf."""
-    at = np.unravel_index(np.linspace(0, leaf.size - 1, n).astype(np.int64), leaf.shape)
-    return np.asarray(leaf[at].astype(jnp.float32))
+    index = np.unravel_index(np.linspace(0, leaf.size - 1, n).astype(np.int64), leaf.shape)
+    return np.asarray(leaf[index].astype(jnp.float32))
 
 
 def _write(file: Path, x: np.ndarray) -> None:

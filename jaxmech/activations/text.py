@@ -40,7 +40,7 @@ def pack_texts(lm: LanguageModel, texts: Iterable[str], *, length: int, limit: i
     Texts are joined by the end-of-text token when the model has one, else by a blank line.
 
     Args:
-      texts: a list, or anything that gives strings one by one.
+      texts: a list, or any iterable of strings.
       limit: rows at most; texts are read only as far as needed.
 
     Raises:
@@ -52,16 +52,16 @@ def pack_texts(lm: LanguageModel, texts: Iterable[str], *, length: int, limit: i
     body = length - len(bos)
     between = [lm.config.eos_ids[0]] if lm.config.eos_ids else checked_ids(lm, "\n\n")
     rows: list[list[int]] = []
-    rest: list[int] = []
+    pending: list[int] = []
     for text in texts:
-        rest += checked_ids(lm, text) + between
-        while len(rest) >= body and (limit is None or len(rows) < limit):
-            rows.append(bos + rest[:body])
-            rest = rest[body:]
+        pending += checked_ids(lm, text) + between
+        while len(pending) >= body and (limit is None or len(rows) < limit):
+            rows.append(bos + pending[:body])
+            pending = pending[body:]
         if limit is not None and len(rows) == limit:
             break
     if not rows:
-        raise ValueError(f"texts: {len(rest)} tokens do not fill one row of length {length}; give more text")
+        raise ValueError(f"texts: {len(pending)} tokens do not fill one row of length {length}; give more text")
     tokens = np.array(rows, np.int32)
     return Tokens(tokens, np.ones(tokens.shape, bool))
 
@@ -99,19 +99,19 @@ def text_files(path: str | Path) -> list[Path]:
       ValueError: there is none.
     """
     path = Path(path)
-    found = walk(path) if path.is_dir() else None  # a link that leads nowhere is refused when it is read
+    below = walk(path) if path.is_dir() else None  # a link that leads nowhere is refused when it is read
     paths = (
-        sorted(path / name for name in (*found.files, *found.lost) if name.endswith((".txt", ".md")))
-        if found
+        sorted(path / name for name in (*below.files, *below.lost) if name.endswith((".txt", ".md")))
+        if below
         else [path]
     )
-    if not paths or found is None and not path.is_file():
+    if not paths or below is None and not path.is_file():
         raise ValueError(f"path: no text file at {path}; expected a file, or a folder with .txt or .md files")
     return paths
 
 
 def require_source(file: str | Path | None, dataset: str | None) -> None:
-    """Refuses at once what `draw` would only refuse once a model is there.
+    """Refuses at once what `draw` would refuse only once a model is loaded.
 
     Raises:
       ValueError: both are given, there is no such file, or the `datasets` package is missing.
@@ -153,11 +153,11 @@ def from_dataset(
     column: str = "text",
     subset: str | None = None,
 ) -> Tokens:
-    """A set of the Hugging Face hub, streamed and packed into rows. Needs the `datasets` package and a connection."""
+    """A data set of the hub, streamed and packed into rows. Needs the `datasets` package and a connection."""
     datasets = _datasets()
     try:
         rows = datasets.load_dataset(name, subset, split=split, streaming=True)
-    except OSError as error:  # what is not found and what is not reached are of this kind
+    except OSError as error:  # neither found nor reached
         raise ValueError(f"dataset: {name} could not be opened: {error}") from error
     if rows.column_names is not None and column not in rows.column_names:
         raise ValueError(f"column: {name} has {', '.join(rows.column_names)}, got {column!r}")
@@ -227,7 +227,7 @@ def draw(
     file: str | Path | None = None,
     dataset: str | None = None,
 ) -> tuple[Tokens, str]:
-    """Up to n rows from a file or a data set, or, if neither is given, sampled from the model; and what they are from.
+    """Up to n rows from a file or a data set, or, if neither is given, sampled from the model; and their origin.
 
     Raises:
       ValueError: both are given.

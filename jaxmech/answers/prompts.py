@@ -33,7 +33,7 @@ class Prefix(NamedTuple):
         return short_repr(self)
 
     def apart(self) -> Prefix:
-        """The same with a prefix of its own for every prompt."""
+        """The same with a separate prefix for every prompt."""
         return Prefix(self.tokens[self.rows], self.mask[self.rows], jnp.arange(len(self.rows)))
 
 
@@ -41,7 +41,7 @@ class Prompts(NamedTuple):
     """What is scored: left-padded prompts, so that the last slot is the decision token, with their tries.
 
     tokens [B,T]; mask [B,T]; cache: segments of earlier tokens, which no edit reaches any more; prefix: worked examples
-    in front, not computed yet (then there is no cache).
+    before them, not computed yet (then there is no cache).
     """
 
     tokens: jax.Array
@@ -54,7 +54,7 @@ class Prompts(NamedTuple):
         return short_repr(self)
 
     def of(self, rows: np.ndarray | jax.Array) -> Prompts:
-        """Some of the prompts; what they share with others stays whole."""
+        """Some of the prompts; what they share with others is kept."""
         return Prompts(
             self.tokens[rows], self.mask[rows], self.trie.of(rows),
             tuple(s._replace(rows=jnp.asarray(rows if s.rows is None else s.rows[rows])) for s in self.cache),
@@ -69,11 +69,11 @@ def make_prompts(
 
     Args:
       texts: what is asked, each ending right before the answer, padded to the same length on the left.
-      prefixes: what stands before each text, such as its worked examples. Equal ones are computed once.
+      prefixes: the text before each one, such as its worked examples. Equal ones are computed once.
 
     Raises:
-      ValueError: a prefix and a text that do not tokenise apart, a choice that does not tokenise after its text, or
-        prompts that are, with their prefix and the longest answer, too long for the model.
+      ValueError: a prefix and a text that do not tokenise separately, a choice that does not tokenise after its text,
+        or prompts that are, with their prefix and the longest answer, too long for the model.
     """
     require_texts("texts", texts)
     if prefixes is None:
@@ -85,8 +85,8 @@ def make_prompts(
         raise ValueError(f"prefixes: expected one for each of {len(texts)} texts, got {len(prefixes)}")
     for before, text in zip(prefixes, texts, strict=True):
         check_apart(lm.tokenizer, before, text)
-    own, rows = np.unique(np.asarray(prefixes, str), return_inverse=True)
-    prefix = Prefix(*encode_prompts(lm, list(own)), jnp.asarray(rows))
+    distinct, rows = np.unique(np.asarray(prefixes, str), return_inverse=True)
+    prefix = Prefix(*encode_prompts(lm, list(distinct)), jnp.asarray(rows))
     trie = build_tries(lm, texts, [choices] * len(texts))
     prompts = Prompts(*encode_prompts(lm, texts, bos=False), trie, prefix=prefix)
     check_length(lm.config, prompts)
@@ -94,9 +94,9 @@ def make_prompts(
 
 
 def check_length(config, prompts: Prompts) -> None:
-    """Refuses prompts that, with what stands before them and the longest answer, have more tokens than the model takes.
+    """Refuses prompts that, with what precedes them and the longest answer, have more tokens than the model takes.
 
-    An answer is as long as its last token, or the separator after it that is looked at.
+    An answer extends to its last token, or to the separator that is scored after it.
     """
     counts = np.asarray(prompts.mask.sum(1))
     if prompts.prefix is not None:
@@ -108,7 +108,7 @@ def check_length(config, prompts: Prompts) -> None:
     if counts[longest] + answer[longest] > config.max_positions:
         raise ValueError(
             f"prompt {longest}: {counts[longest]} tokens, worked examples included, and {answer[longest]} of its "
-            "longest answer (with the separator that is looked at after it) are more than the model's "
+            "longest answer (with the separator that is scored after it) are more than the model's "
             f"{config.max_positions} positions; shorten it"
         )
 
@@ -117,6 +117,6 @@ def check_apart(tokenizer, prefix: str, text: str) -> None:
     """Refuses a text whose tokens change when `prefix` stands before it."""
     if token_ids(tokenizer, prefix + text) != token_ids(tokenizer, prefix) + token_ids(tokenizer, text):
         raise ValueError(
-            f"prompt {text[:40]!r} and what stands before it, ending in {prefix[-20:]!r}, do not tokenise apart; end "
-            "the prefix with a line break"
+            f"prompt {text[:40]!r} and its prefix, ending in {prefix[-20:]!r}, do not tokenise separately; end the "
+            "prefix with a line break"
         )

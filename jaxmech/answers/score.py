@@ -8,8 +8,8 @@ prompt and to its own ancestors only. With w_k the tokens of string w,
     s(a) = sum_w  prod_k p(w_k | prompt, w_<k) * p(end | prompt, w),
 
 where `end` is the event that what follows neither continues the answer, so that "1" stands neither for "10" nor for
-"1.5", nor makes another of the answers of it (`jaxmech.answers.trie`). No text counts as two answers. The distribution
-over choices is s / M with M = sum_a s(a), the mass on valid answers. All of it is differentiable.
+"1.5", nor turns it into another answer (`jaxmech.answers.trie`). No text counts as two answers. The distribution over
+choices is s / M with M = sum_a s(a), the mass on valid answers. All of it is differentiable.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ def score(
     taps: Sequence[str] | Mapping[str, Any] = (),
     remat: bool = False,
 ) -> tuple[Choices, Output]:
-    """Scores every choice of every prompt in one forward pass (and one over the prefixes, where there are any).
+    """Scores every choice of every prompt in one forward pass (and one over the prefixes, if there are any).
 
     Args:
       prompts: B prompts with tries.
-      edits: `spans.prompt` speaks of `prompts.tokens`, `spans.answer` of the answers' tokens, `spans.prefix` of the
+      edits: `spans.prompt` refers to `prompts.tokens`, `spans.answer` to the answers' tokens, `spans.prefix` to the
         prefix. A donor with a token axis longer than 1 spans prompt and answers: T + M tokens.
       taps: as for `forward`; they see T + M tokens, the prompt's first.
       remat: as for `forward`.
@@ -108,7 +108,7 @@ def score(
 
 
 def lay_out(prompts: Prompts) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Tokens, mask and positions [B,T+M] of prompts with all answers after them, and who looks at whom
+    """Tokens, mask and positions [B,T+M] of prompts with all answers after them, and which tokens look at which
     [B,T+M,T+M]."""
     tokens, mask, trie = prompts.tokens, prompts.mask, prompts.trie
     (B, T), M = tokens.shape, trie.tokens.shape[1]
@@ -159,12 +159,13 @@ def read_out(config, params: Params, final: jax.Array, trie: Trie) -> jax.Array:
         logits = unembed(config, params, x)  # [size,V]
         top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
         step = jnp.take_along_axis(logits, tokens, axis=-1)
-        # What leaves the trie is all but the slot's children. Adding up what is left, rather than taking them off the
-        # whole, keeps the digits of what is improbable.
+        # Any token but the slot's children leaves the trie. Summing those, rather than subtracting the children from
+        # the total, keeps the digits of what is improbable.
         leaving = logits.at[jnp.arange(size)[:, None], tokens].add(jnp.where(child, -jnp.inf, 0.0))
         weights = jnp.exp(leaving - top)
-        goes_on = (trie.kinds & bits) != 0
-        sums = jnp.stack([jnp.where(goes_on, 0.0, weights).sum(-1), jnp.where(goes_on, weights, 0.0).sum(-1)], axis=-1)
+        continues = (trie.kinds & bits) != 0
+        sides = [jnp.where(continues, 0.0, weights).sum(-1), jnp.where(continues, weights, 0.0).sum(-1)]
+        sums = jnp.stack(sides, axis=-1)
         return jnp.log(jnp.maximum(sums, jnp.finfo(sums.dtype).tiny)) + top, step
 
     if chunks > 1:  # a gradient keeps the weights of one chunk, not those of all
@@ -180,18 +181,19 @@ def _choice_logprobs(trie: Trie, children: jax.Array, leave: jax.Array, step: ja
     """log s(a) [...,B,N].
 
     Args:
-      children: [B,M+1,M], which nodes are which slot's.
-      leave: [...,B,M+1,2], log-odds of leaving the trie at each slot with a token that does not, and that does, go on.
+      children: [B,M+1,M], which nodes are children of which slot.
+      leave: [...,B,M+1,2], log-odds of leaving the trie at each slot with a token that does not, and that does,
+        continue the answer.
       step: [...,B,M+1,M], those of each node's token.
     """
     ways = jnp.concatenate([leave, jnp.where(children, step, -jnp.inf)], axis=-1)
-    whole = jax.nn.logsumexp(ways, axis=-1, keepdims=True)  # [...,B,M+1,1]
+    total = jax.nn.logsumexp(ways, axis=-1, keepdims=True)  # [...,B,M+1,1]
     slots = jnp.broadcast_to(trie.parent[:, None], (*step.shape[:-2], 1, step.shape[-1]))
-    taken = jnp.take_along_axis(step - whole, slots, axis=-2)[..., 0, :]  # [...,B,M], log p of each node's token
+    taken = jnp.take_along_axis(step - total, slots, axis=-2)[..., 0, :]  # [...,B,M], log p of each node's token
     precision = jax.lax.Precision.HIGHEST
     path = jnp.einsum("bmn,...bn->...bm", trie.ancestors.astype(taken.dtype), taken, precision=precision)
     path = jnp.pad(path, [(0, 0)] * (path.ndim - 1) + [(1, 0)])  # [...,B,M+1]
-    cells = jnp.swapaxes(path[..., None] + leave - whole, -1, -2)[..., None, :, :]  # [...,B,1,2,M+1]
+    cells = jnp.swapaxes(path[..., None] + leave - total, -1, -2)[..., None, :, :]  # [...,B,1,2,M+1]
     return jax.nn.logsumexp(jnp.where(trie.cells, cells, -jnp.inf), axis=(-2, -1))
 
 
@@ -203,22 +205,22 @@ def cache_prefix(
     share it, unless edits tell these apart.
 
     Args:
-      batch: prefixes in one pass, all by default; edits that tell prompts apart need all in one.
+      batch: prefixes per pass, all by default; edits that tell prompts apart need all in one.
     """
     if prompts.prefix is None:
         return prompts
-    here, prefix = on_prefix(edits), prompts.prefix
-    if any(edit.rows() > 1 for group in here.values() for edit in group):
+    acting, prefix = on_prefix(edits), prompts.prefix
+    if any(edit.rows() > 1 for group in acting.values() for edit in group):
         prefix = prefix.apart()
     run = partial(forward, config, params, logits="none", return_cache=True, remat=remat)
     if batch is None:
-        cache = run(prefix.tokens, mask=prefix.mask, edits=here).cache
+        cache = run(prefix.tokens, mask=prefix.mask, edits=acting).cache
     else:
         parts, count = [], len(prefix.tokens)
         for start in range(0, count, batch):
             rows = np.minimum(np.arange(start, start + batch), count - 1)  # filled up: one program for all
             part, real = (
-                run(prefix.tokens[rows], mask=prefix.mask[rows], edits=here).cache,
+                run(prefix.tokens[rows], mask=prefix.mask[rows], edits=acting).cache,
                 np.arange(min(batch, count - start)),
             )
             parts.append(jax.tree.map(lambda axis, leaf, real=real: jnp.take(leaf, real, axis), _ROWS, part))
@@ -228,7 +230,7 @@ def cache_prefix(
 
 
 _ROWS = KV._make((1, 1, 0, 0, None))
-"""The axis of a cache's arrays along which its rows stand."""
+"""The row axis of each of a cache's arrays."""
 
 
 def cache_before(config, params: Params, prompts: Prompts, position: int) -> Prompts:

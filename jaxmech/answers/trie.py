@@ -3,13 +3,14 @@
 `B` denotes prompts, `M` trie nodes, `N` choices, `V` the vocabulary. Slot 0 is the prompt's last token and slot m + 1
 is node m.
 
-Whatever a model writes follows the trie down to some slot and leaves it there, with a token that is no child of that
+Whatever a model writes follows the trie down to some slot and leaves it there, with a token that is not a child of that
 slot. So (slot, kind of the token that leaves) is a partition of all that can be written, and an answer is a set of its
 cells: the answer's own tokens, then a token that does not continue it. Every cell belongs to one answer at most:
 
-- "1" is not given where a digit follows ("10"), nor a separator and a digit ("1.5", "1,000"), be they one token or
-  two: a separator that is a token is a node below the answer's end, and who leaves it with a digit gives no answer.
-- Of two answers that begin alike (" yes", " yes please") the longer one takes what it can, the shorter one the rest.
+- "1" is not given where a digit follows ("10"), nor a separator and a digit ("1.5", "1,000"), whether one token or
+  two: a separator that is a token is a node below the answer's end, and leaving it with a digit gives no answer.
+- Of two answers that share a beginning (" yes", " yes please") the longer one takes what it can, the shorter one the
+  rest.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _DIGIT, _LETTER, _JOINED_DIGIT, _JOINED_LETTER = 1, 2, 4, 8
 """Bits of what a token begins with: a digit, another letter, or one of them after a separator."""
 
 _JOINS = {_DIGIT: ".,", _LETTER: "'’-"}
-"""Separators that a number and a word may go on after."""
+"""Separators after which a number or a word may continue."""
 
 
 _DIGITS = r"[\d¼½¾]"
@@ -42,8 +43,8 @@ class Trie(NamedTuple):
 
     tokens [B,M] int32; depth [B,M], 1 for first tokens; parent [B,M], the slot of the node's parent (its own for
     padding); ancestors [B,M,M], True where the second is the first or above it; continues [B,M+1] uint8, bits of what
-    goes on with an answer that ends at the slot; cells [B,N,2,M+1], whether it is choice n to leave the trie at the
-    slot with a token that does not (0) or does (1) go on; kinds [V] uint8, bits of what each token begins with.
+    continues an answer that ends at the slot; cells [B,N,2,M+1], whether it is choice n to leave the trie at the slot
+    with a token that does not (0) or does (1) continue it; kinds [V] uint8, bits of what each token begins with.
     """
 
     tokens: jax.Array
@@ -65,17 +66,17 @@ class Trie(NamedTuple):
 def build_tries(
     lm: LanguageModel, prompts: Sequence[str], choices: Sequence[Sequence[Any]], *, nodes: int | None = None
 ) -> Trie:
-    """One trie a prompt, padded to the largest (or to `nodes`).
+    """One trie per prompt, padded to the largest (or to `nodes`).
 
     Args:
       prompts: texts, each ending right before the answer.
-      choices: for each prompt its choices; a choice is a string or several that mean the same. Whole numbers of four
+      choices: each prompt's choices; a choice is a string or several that mean the same. Whole numbers of four
         digits and more are also read with commas between the thousands. N is the largest number of choices: where a
         prompt has fewer, the rest have a probability of 0.
 
     Raises:
-      ValueError: choices that are no strings, a choice that re-tokenises the prompt it follows, is empty, or stands
-        twice or has a token without a row in the model's embedding.
+      ValueError: choices that are not strings, a choice that re-tokenises the prompt it follows, is empty, is given
+        twice, or has a token without a row in the model's embedding.
     """
     require_tokenizer(lm.tokenizer)
     groups = [_spellings(lm.tokenizer, row) for row in choices]
@@ -114,16 +115,16 @@ def answer_ids(tokenizer, prompt: str, answer: str) -> list[int]:
     if both[: len(head)] != head or len(both) == len(head):
         raise ValueError(
             f"choice {answer!r} does not tokenise after the prompt's end {prompt[-20:]!r}: the prompt's own tokens "
-            "change. Move the boundary, for example put a space or a currency sign into the prompt"
+            "change. Move the boundary, for example by putting a space or a currency sign into the prompt"
         )
     return both[len(head) :]
 
 
 def going_on(tokenizer, vocab_size: int, string: str) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """[V] bool, the tokens that go on with `string`; and for each separator after which it may go on, those that then
+    """[V] bool, the tokens that continue `string`; and for each separator after which it may continue, those that then
     do."""
     kinds, joins = _token_kinds(tokenizer, vocab_size)
-    bits = _going_on(string)
+    bits = _continuations(string)
     after = {token: kinds & _after_separator(kind) > 0 for kind in _JOINS if bits & kind << 2 for token in joins[kind]}
     return kinds & bits > 0, after
 
@@ -153,7 +154,7 @@ class _Builder:
                 ends[slot] = n, string
         joined = {}
         for slot, (_, string) in ends.items():
-            self.continues[slot] = _going_on(string)
+            self.continues[slot] = _continuations(string)
             joined[slot] = self._join(slot, string)
         for slot in sorted(ends):  # longer answers after shorter ones, from which they take
             self._claim(slot, ends[slot][0], joined[slot])
@@ -168,17 +169,17 @@ class _Builder:
         return self.children[slot][token]
 
     def _join(self, slot: int, string: str) -> set[int]:
-        """Nodes for the separators after which `string` may go on."""
+        """Nodes for the separators after which `string` may continue."""
         joined = set()
         for kind in (_DIGIT, _LETTER):
-            if self.continues[slot] & kind << 2:  # it may go on after a separator
+            if self.continues[slot] & kind << 2:  # it may continue after a separator
                 for token in self.joins[kind]:
                     joined.add(child := self._child(slot, token))
                     self.continues[child] = self.continues.get(child, 0) | _after_separator(kind)
         return joined
 
     def _claim(self, slot: int, n: int, joined: set[int]) -> None:
-        """All that is written after `slot` without going on with what ends there is answer n."""
+        """Everything written after `slot` that does not continue what ends there is answer n."""
         self.owners[slot, 0] = n
         for token, child in self.children[slot].items():
             if child in joined:
@@ -208,7 +209,7 @@ def _spellings(tokenizer, choices: Sequence[Any]) -> list[tuple[str, ...]]:
     stated = {s for strings in groups for s in strings}
     out = []
     for strings in groups:
-        added = {other for s in strings if (other := _respelled(s)) is not None} - stated
+        added = {spelling for s in strings if (spelling := _respelled(s)) is not None} - stated
         out.append((*strings, *(s for s in sorted(added) if tokenizer.unk_token_id not in token_ids(tokenizer, s))))
     return out
 
@@ -222,8 +223,8 @@ def _respelled(string: str) -> str | None:
     return None
 
 
-def _going_on(string: str) -> int:
-    """The bits of tokens that go on with `string`: digits with a number, letters and digits with a word."""
+def _continuations(string: str) -> int:
+    """The bits of tokens that continue `string`: digits a number, letters and digits a word."""
     bits, last = 0, string[-1]
     number = re.search(_DIGITS + r"[.,]?$", string) is not None
     if number:
@@ -260,8 +261,8 @@ def _begins(character: str) -> int:
 
 
 def _token_texts(tokenizer, vocab_size: int) -> list[str]:
-    """What each token writes, "" for special ones. A leading space stays one, which decoding token by token would lose;
-    of a character that is spread over tokens the first stands for all."""
+    """What each token writes, "" for special ones. A leading space is kept, which decoding token by token would lose;
+    the first token of a character that is spread over several stands for all."""
     written = tokenizer.convert_ids_to_tokens(list(range(min(vocab_size, len(tokenizer)))))
     special = set(tokenizer.all_special_ids)
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -292,5 +293,5 @@ def _byte_alphabet() -> dict[str, int]:
     """The letters by which byte-level vocabularies write bytes (Radford et al. 2019): printable Latin-1 as it is, the
     rest from U+0100 on."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in plain]
-    return {chr(b): b for b in plain} | {chr(0x100 + i): b for i, b in enumerate(rest)}
+    shifted = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(0x100 + i): b for i, b in enumerate(shifted)}

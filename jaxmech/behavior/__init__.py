@@ -1,4 +1,4 @@
-"""What a behaviour is, the behaviours that come with jaxmech, and how one of one's own is read."""
+"""What a behaviour is, the behaviours that come with jaxmech, and how custom ones are read."""
 
 from jaxmech.behavior.altruism.altruism import altruism
 from jaxmech.behavior.altruism.dictator import Bank, BankConfig, build_bank

@@ -1,10 +1,10 @@
-"""One-digit sums, by which is told whether an intervention costs a model what it could do before."""
+"""One-digit sums, which show whether an intervention costs a model what it could do before."""
 
 from __future__ import annotations
 
 
 def one_digit_sums(items: int) -> list[tuple[int, int]]:
-    """All there are but the worked ones.
+    """All of them except the worked ones.
 
     Raises:
       ValueError: more are asked for.

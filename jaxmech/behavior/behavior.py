@@ -1,11 +1,11 @@
 """What a behaviour is: a table of prompts with their allowed answers and what each answer is worth.
 
-A row of `prompts`: id, family (prompts that are worded alike; the unit of every inference), split ("selection",
+A row of `prompts`: id, family (prompts that share a wording; the unit of every inference), split ("selection",
 "development" or "test"), pair (its number within the family), condition, prefix and query (`prefix + query` ends right
 before the answer; a prefix that several rows share is computed once), answers (a list; an entry may be a list of
 strings that mean the same) and score (a list, what each answer is worth, from 0 to 1). Other columns are kept.
 
-A condition is "plus" or "minus", the two poles that differ in nothing but what is studied; "neutral", neither; or a
+A condition is "plus" or "minus", the two poles, which differ only in what is studied; "neutral", neither; or a
 control's pole, such as "valence:plus", "valence:minus", "valence:neutral".
 """
 
@@ -28,7 +28,7 @@ EXCLUDED = ("family", "split", "pair", "condition", "words", "reason")
 
 
 class Parsed(NamedTuple):
-    """What a sampled text says: a score, or None and the reason why there is none."""
+    """What a sampled text says: a score, or None and the reason."""
 
     score: float | None
     reason: str | None
@@ -40,10 +40,10 @@ class Control:
 
     Attributes:
       rules_out: what the behaviour might be instead, in words: "that it is ...".
-      label, poles: a reader's name for it, and for its two poles.
+      label, poles: display names of it and of its two poles.
       moves: whether it should move as the behaviour does (held-out words), rather than not at all.
       gate: whether the behaviour's gate and the rule for features compare with it.
-      needed: whether a cause is only claimed where it was tried.
+      needed: whether a cause is claimed only if it was tried.
     """
 
     rules_out: str = ""
@@ -59,8 +59,8 @@ class Task:
     """Another task to which the behaviour may carry over.
 
     prompts: neutral ones, with a column `family`; expected_sign: of the score's change towards plus; human: what people
-    do, for the reader; home: whether it is the behaviour's own task in other words, which is no transfer; label: a
-    reader's name for it.
+    do, for the reader; home: whether it is the behaviour's own task in other words, which is not transfer; label: its
+    display name.
     """
 
     prompts: pd.DataFrame
@@ -126,7 +126,7 @@ class Behavior:
                 raise ValueError(f"transfer {name}: family {twice[0]} has several prompts; a family has one")
         unsaid = {name for name, _ in map(control_of, self.prompts["condition"]) if name} - set(self.controls)
         if unsaid:
-            raise ValueError(f"controls: prompts of {', '.join(sorted(unsaid))} are there, but not what it rules out")
+            raise ValueError(f"controls: {', '.join(sorted(unsaid))} has prompts, but not what it rules out")
 
     def __repr__(self) -> str:
         families, controls = self.prompts["family"].nunique(), len(self.controls)
@@ -162,18 +162,18 @@ def control_of(condition: str) -> tuple[str | None, str]:
 
 
 def check_prompts(prompts: pd.DataFrame, row: str = "prompt", columns: Sequence[str] = COLUMNS) -> None:
-    """Refuses a table that is no behaviour's prompts.
+    """Refuses a table that cannot be a behaviour's prompts.
 
     Raises:
       ValueError: a column that is missing, no prompts of a pole, or a row with a value that cannot be used.
     """
     if missing := [name for name in columns if name not in prompts]:
         raise ValueError(f"{row}s: the columns {', '.join(missing)} are missing; a prompt has {', '.join(columns)}")
-    for at, one in enumerate(prompts.to_dict("records")):
-        if fault := _fault(one):
-            raise ValueError(f"{row} {one.get('id', at)}: {fault}")
+    for i, record in enumerate(prompts.to_dict("records")):
+        if fault := _fault(record):
+            raise ValueError(f"{row} {record.get('id', i)}: {fault}")
     if "condition" in columns and (none := [pole for pole in poles() if pole not in set(prompts["condition"])]):
-        raise ValueError(f"{row}s: none has the condition {' or '.join(none)}, of which a behaviour is made")
+        raise ValueError(f"{row}s: none has the condition {' or '.join(none)}; a behaviour needs both poles")
 
 
 def check_families(prompts: pd.DataFrame) -> None:
@@ -184,10 +184,10 @@ def check_families(prompts: pd.DataFrame) -> None:
     """
     place = ["family", "condition", "pair"]
     if twice := prompts["id"][prompts["id"].duplicated() | prompts.duplicated(place)].tolist():
-        raise ValueError(f"prompt {twice[0]}: stands twice; an id, or a family's pair in a condition, names one prompt")
+        raise ValueError(f"prompt {twice[0]}: occurs twice; an id, or a family's pair in a condition, names one prompt")
     split = prompts.groupby("family")["split"].nunique()
     if len(torn := split[split > 1]):
-        raise ValueError(f"family {torn.index[0]}: stands in several splits; what is worded alike is in one")
+        raise ValueError(f"family {torn.index[0]}: is in several splits; prompts that share a wording belong in one")
     where = {
         str(name): set(map(tuple, part[["family", "pair"]].to_numpy())) for name, part in prompts.groupby("condition")
     }
@@ -231,21 +231,21 @@ def spellings(answer: str | Sequence[str]) -> Sequence[str]:
 
 
 def parse_choice(row: Mapping[str, Any], text: str) -> Parsed:
-    """The score of the allowed answer that a sampled text begins with: the longest such, not followed by more of a
+    """The score of the allowed answer that a sampled text begins with: the longest one not followed by more of a
     word."""
-    text, found = text.strip(), []
+    text, matches = text.strip(), []
     for score, answer in zip(row["score"], row["answers"], strict=True):
         for spelling in spellings(answer):
             said = str(spelling).strip()
             if text.startswith(said) and not text[len(said) : len(said) + 1].isalnum():
-                found.append((len(said), float(score)))
-    if not found:
+                matches.append((len(said), float(score)))
+    if not matches:
         return Parsed(None, "no allowed answer" if text else "empty")
-    return Parsed(max(found)[1], None)
+    return Parsed(max(matches)[1], None)
 
 
 def shared_prefix(texts: Iterable[str]) -> str:
-    """What all texts begin with, up to the end of a line and leaving something of each; "" where there is no such."""
+    """What all texts begin with, up to the end of a line and leaving something of each; "" if there is no such line."""
     texts = list(texts)
     same = 0
     for letters in zip(*texts, strict=False):
@@ -263,7 +263,7 @@ def split_of(families: Iterable[str]) -> dict[str, str]:
     fewer than two, the nearest by hash are moved there.
     """
     place = {name: digest("split of a family", name) % 10_000 / 10_000 for name in sorted(set(families))}
-    out = {name: "selection" if at < 0.5 else "development" if at < 0.6 else "test" for name, at in place.items()}
+    out = {name: "selection" if x < 0.5 else "development" if x < 0.6 else "test" for name, x in place.items()}
     for short, goal in (("selection", 0.5), ("test", 0.6)):
         while len(place) >= 4 and list(out.values()).count(short) < 2:
             spare = [name for name, split in out.items() if split == "development"] or [

@@ -1,4 +1,4 @@
-"""Free-form sampled answers to amounts, or to the reason why there is none. Nothing is ever imputed.
+"""From free-form sampled answers to amounts, or to the reason why there is none. Nothing is ever imputed.
 
 An answer is *invalid*, and counted as such, when it names no amount, several, a range, a percentage, one below zero or
 above the stake, or when it refuses. What a reader would have to guess is invalid.
@@ -52,10 +52,10 @@ def parse_amount(text: str, *, stake: int) -> Parsed:
         return Parsed(None, "no number")
     if _RANGE.search(text):
         return Parsed(None, "range")
-    found = list(_NUMBERS.finditer(text))
-    if any(m[4] for m in found):
+    matches = list(_NUMBERS.finditer(text))
+    if any(m[4] for m in matches):
         return Parsed(None, "percentage")
-    amounts = {-_value(m[3]) if m[1] or m[2] else _value(m[3]) for m in found}
+    amounts = {-_value(m[3]) if m[1] or m[2] else _value(m[3]) for m in matches}
     if not amounts:
         return Parsed(None, "no number")
     if len(amounts) > 1:

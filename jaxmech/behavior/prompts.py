@@ -16,7 +16,7 @@ def digest(*parts: object) -> int:
 
 
 def rng(*parts: object) -> random.Random:
-    """A random stream of its own for `parts`, so that adding a family changes nothing in the others."""
+    """A separate random stream for `parts`, so that adding a family changes nothing in the others."""
     return random.Random(digest(*parts))
 
 
@@ -57,8 +57,8 @@ class Checked:
 
 
 def check_boundary(tokenizer: Any, prefix: str, query: str, answers: Sequence[str]) -> Checked:
-    """Tokens must not straddle prefix and query, nor query and answer: both are scored apart from each other."""
-    # Tokens join neighbours only, so the lines at the two boundaries are enough to look at.
+    """Tokens must not straddle prefix and query, nor query and answer: they are encoded separately."""
+    # Tokens join neighbours only, so the lines at the two boundaries are enough.
     tail, head = tokenize(tokenizer, query), "\n".join(prefix.split("\n")[-2:])
     if tokenize(tokenizer, head + query) != tokenize(tokenizer, head) + tail:
         return Checked(tuple(tail), "a token straddles the worked examples and the query")

@@ -1,4 +1,4 @@
-"""Behaviours of one's own: from a table in a file, or from a function of one's own module."""
+"""Custom behaviours: from a table in a file, or from a function of the user's own module."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def read_behavior(name: str, *, words: Words = _WORDS, rules_out: Mapping[str, s
 
     A row has family, condition, answers, score, and either `text` or `prefix` and `query`: see
     `jaxmech.behavior.behavior`. What it may leave out: split (then by a hash of the family), pair (then in the order of
-    the rows of a family and condition), id. In a .csv, answers and score are JSON. Of `text`, the lines that all
-    prompts of a family begin with are their prefix.
+    the rows of a family and condition), id. In a .csv, answers and score are JSON. The lines that all `text`s of a
+    family begin with are their prefix.
 
     Args:
       words: what poles and outcome are called. rules_out: control -> what it rules out, in words.
@@ -81,11 +81,11 @@ def complete(table: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"prompts: the columns {', '.join(missing)} are missing")
     table["family"] = table["family"].astype(str)
     table["score"], answers = table["score"].map(_plain), table["answers"].map(_plain)
-    several = any(isinstance(one, list) for row in answers if isinstance(row, list) for one in row)
-    table["answers"] = [_alike(row) if several and isinstance(row, list) else row for row in answers]
+    several = any(isinstance(answer, list) for row in answers if isinstance(row, list) for answer in row)
+    table["answers"] = [_as_spellings(row) if several and isinstance(row, list) else row for row in answers]
     table["condition"] = [_condition(name) for name in table["condition"]]
     if "text" in table and "query" not in table:
-        if bad := [str(at) for at, text in enumerate(table["text"]) if not isinstance(text, str) or not text]:
+        if bad := [str(i) for i, text in enumerate(table["text"]) if not isinstance(text, str) or not text]:
             raise ValueError(f"prompt {bad[0]}: text: expected a text that ends right before the answer")
         before = table.groupby("family")["text"].agg(shared_prefix)
         table["prefix"] = table["family"].map(before)
@@ -103,12 +103,12 @@ def complete(table: pd.DataFrame) -> pd.DataFrame:
         table["split"] = table["family"].map(split_of(table["family"]))
     if "id" not in table:
         table["id"] = table["family"] + "/" + table["condition"].astype(str) + "/" + table["pair"].astype(str)
-    others = {str(name): table[name].astype(str) for name in table if name not in COLUMNS}  # of one type, to be kept
+    others = {str(name): table[name].astype(str) for name in table if name not in COLUMNS}  # of one type, to be saved
     return table.assign(**others).reset_index(drop=True)
 
 
 def _condition(name: Any) -> Any:
-    """A control without a pole is a neutral one of its own."""
+    """A control's name without a pole is its neutral condition."""
     alone = isinstance(name, str) and ":" not in name and name not in POLES
     return f"{name}:neutral" if alone else name
 
@@ -125,18 +125,18 @@ def _check_splits(table: pd.DataFrame) -> None:
 
 def _plain(value: Any) -> Any:
     """Lists in place of arrays, at every depth."""
-    return [_plain(one) for one in value] if isinstance(value, list | tuple | np.ndarray) else value
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple | np.ndarray) else value
 
 
-def _alike(answers: list) -> list:
-    """Answers as lists of spellings throughout, where one of them is such a list: a column has one type."""
-    return [one if isinstance(one, list) else [one] for one in answers]
+def _as_spellings(answers: list) -> list:
+    """All answers as lists of spellings, as some of them are: a column has one type."""
+    return [answer if isinstance(answer, list) else [answer] for answer in answers]
 
 
 def _table(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".jsonl":
-            lines = path.read_text(encoding="utf-8").split("\n")  # others of Unicode's line ends may stand in a text
+            lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold Unicode's other line ends
             return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
@@ -154,7 +154,7 @@ def _made(name: str) -> Behavior:
         make = getattr(importlib.import_module(module), function, None)
         if not callable(make):
             raise ImportError(f"{module} has no function {function!r}")
-        made = make()  # what it imports is looked for in the same places
+        made = make()  # its own imports are searched for in the same places
     except (ImportError, ValueError) as error:
         raise ValueError(f"behavior: {name} names no function of a module that can be imported: {error}") from error
     finally:

@@ -1,4 +1,4 @@
-"""How a question is put to a model, and worked examples before it: asked by everything that writes a prompt."""
+"""How a question, and worked examples before it, are put to a model: used by everything that writes prompts."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import NamedTuple, Protocol
 
 
 class Rendering(Protocol):
-    """Writes prompts as text. What `examples` gives may be shared by many queries and is computed once."""
+    """Writes prompts as text. What `examples` returns may be shared by many queries and is computed once."""
 
     def query(self, question: str, lead: str = "") -> str:
         """What is asked, ending right before the answer; `lead` is what the answer begins with, such as " $"."""
         ...
 
     def examples(self, solved: Sequence[tuple[str, str]], lead: str = "") -> str:
-        """Questions with their answers, for what stands before queries with the same `lead`."""
+        """Questions with their answers, to be put before queries with the same `lead`."""
         ...
 
 
 class Plain(NamedTuple):
-    """Questions and answers as lines of text: for base models, which answer by the examples that they are shown."""
+    """Questions and answers as lines of text: for base models, which follow the examples that they are shown."""
 
     ask: str = "Q: "
     answer: str = "\nA:"

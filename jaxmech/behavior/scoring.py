@@ -40,10 +40,10 @@ def encode_table(lm: LanguageModel, table: pd.DataFrame, *, batch: int = 4) -> E
 
     Args:
       table: columns prefix, query, answers, score (see `jaxmech.behavior.behavior`).
-      batch: prefixes in one pass.
+      batch: prefixes per pass.
 
     Raises:
-      ValueError: prefix and query do not tokenise apart, or an answer cannot be written after a query.
+      ValueError: prefix and query do not tokenise separately, or an answer cannot be written after a query.
     """
     trie = build_tries(lm, list(table["query"]), [list(row) for row in table["answers"]])
     values = np.zeros((len(table), max(map(len, table["score"]))), np.float32)
@@ -82,7 +82,7 @@ def allocate(
     batch: int = 16,
     advance: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
-    """The table with what each prompt makes the model do.
+    """The table with the model's outcome on each prompt.
 
     Adds g (the expected score), mass (on valid answers), p_zero, p_half and p_all (of a score of 0, one half, 1) and
     logprobs (a list [C]).
@@ -108,8 +108,8 @@ def with_outcomes(table: pd.DataFrame, logprobs: np.ndarray, values: np.ndarray)
         raise ValueError(f"prompt {table.index[bad[0]]} gave NaN; check the model's weights and dtype")
     dist = Choices(jnp.asarray(logprobs))
     probs = np.asarray(dist.probs)
-    at = lambda share: (probs * np.isclose(values, share)).sum(1)  # noqa: E731
+    mass_at = lambda share: (probs * np.isclose(values, share)).sum(1)  # noqa: E731
     return table.assign(
-        g=(probs * values).sum(1), mass=np.asarray(dist.mass), p_zero=at(0.0), p_half=at(0.5), p_all=at(1.0),
-        logprobs=list(logprobs),
+        g=(probs * values).sum(1), mass=np.asarray(dist.mass), p_zero=mass_at(0.0), p_half=mass_at(0.5),
+        p_all=mass_at(1.0), logprobs=list(logprobs),
     )  # fmt: skip

@@ -1,6 +1,6 @@
-"""What a caller gives, as plain Python data or refused by the argument's name.
+"""Callers' arguments as plain Python data, or refused by name.
 
-NumPy's, pandas' and JAX's numbers become Python's here, so that all that is kept of them (the configuration that a
+NumPy's, pandas' and JAX's numbers become Python's here, so that all that is derived from them (the configuration that a
 program is compiled for, a fingerprint, the JSON of a checkpoint) is the same whichever was given.
 """
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array | np.ndarray
-"""Where either will do."""
+"""Where either is accepted."""
 
 
 def plain(value: Any) -> Any:
@@ -29,7 +29,7 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
     """A whole number.
 
     Raises:
-      ValueError: it is none (a float, a string, a bool), or below `least`.
+      ValueError: it is not one (a float, a string, a bool), or is below `least`.
     """
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -43,7 +43,7 @@ def number(name: str, value: Any) -> int | float:
     """A number; a whole one stays whole.
 
     Raises:
-      ValueError: it is none (a string, a bool, an array).
+      ValueError: it is not one (a string, a bool, an array).
     """
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -52,26 +52,26 @@ def number(name: str, value: Any) -> int | float:
 
 
 def whole_numbers(name: str, values: Any) -> tuple[int, ...]:
-    """Whole numbers of a list, an array, a column or anything else that is gone through.
+    """Whole numbers of a list, an array, a column or any other iterable.
 
     Raises:
-      ValueError: it is no such thing (one string, one number), or an entry is no whole number.
+      ValueError: it is not one (one string, one number), or an entry is not a whole number.
     """
-    if not _goes_through(values):
+    if not _holds_several(values):
         raise ValueError(f"{name}: expected whole numbers in a list, such as [1, 3], got {plain(values)!r}")
     values = [plain(value) for value in values]
     if any(isinstance(value, bool) for value in values):
-        raise ValueError(f"{name}: expected whole numbers, got bools; of a mask, np.flatnonzero(mask) gives them")
+        raise ValueError(f"{name}: expected whole numbers, got bools; np.flatnonzero(mask) gives those of a mask")
     return tuple(whole_number(name, value) for value in values)
 
 
 def numbers_or_none(name: str, values: Any) -> tuple[int | float | None, ...]:
-    """Numbers of a list, None among them where there is none.
+    """Numbers of a list, in which None stands for a missing one.
 
     Raises:
-      ValueError: it is no list (one string, one number), or an entry is no number.
+      ValueError: it is not a list (one string, one number), or an entry is not a number.
     """
-    if not _goes_through(values):
+    if not _holds_several(values):
         raise ValueError(f"{name}: expected numbers in a list, got {plain(values)!r}")
     return tuple(None if value is None else number(name, value) for value in values)
 
@@ -80,9 +80,9 @@ def strings(name: str, values: Any) -> Iterator[str]:
     """The strings of a list, a column, a generator, one by one.
 
     Raises:
-      ValueError: it is one string, which would be gone through letter by letter, or an entry is no string.
+      ValueError: it is one string, which would be read letter by letter, or an entry is not a string.
     """
-    if not _goes_through(values):
+    if not _holds_several(values):
         shown = f"[{values[:20]!r}{', cut' if len(values) > 20 else ''}]" if isinstance(values, str) else "['...']"
         raise ValueError(f"{name}: expected strings in a list, got one {type(values).__name__}; write {shown}")
     return _strings(name, values)
@@ -96,13 +96,13 @@ def _strings(name: str, values: Iterable[Any]) -> Iterator[str]:
 
 
 def plain_numbers(config: Any) -> list[str]:
-    """Makes the numbers of a frozen dataclass plain, as its annotations say; what is no such number, in words."""
+    """Makes the numbers of a frozen dataclass plain, as its annotations say; returns messages for those that cannot."""
     kinds = {"int": whole_number, "float": number, "list[int]": whole_numbers, "tuple[int, ...]": whole_numbers}
     faults = []
     for field in dataclasses.fields(config):
-        kind, _, rest = str(field.type).partition(" | ")
+        kind, _, alternative = str(field.type).partition(" | ")
         value = getattr(config, field.name)
-        if kind not in kinds or rest not in ("", "None") or value is None and rest:
+        if kind not in kinds or alternative not in ("", "None") or value is None and alternative:
             continue
         try:
             object.__setattr__(config, field.name, kinds[kind](field.name, value))
@@ -111,8 +111,8 @@ def plain_numbers(config: Any) -> list[str]:
     return faults
 
 
-def _goes_through(values: Any) -> bool:
-    """Whether it holds several values, and is not one string, which would be gone through letter by letter."""
+def _holds_several(values: Any) -> bool:
+    """Whether it is an iterable other than one string, which would be read letter by letter."""
     return isinstance(values, Iterable) and not isinstance(values, str | bytes) and getattr(values, "ndim", 1) != 0
 
 
@@ -122,7 +122,7 @@ def as_indices(name: str, which: Any, end: int) -> np.ndarray:
     Raises:
       ValueError: neither, or an index out of range; names `name`.
     """
-    listed = which if isinstance(which, np.ndarray | jax.Array) else list(_each(name, which, end))
+    listed = which if isinstance(which, np.ndarray | jax.Array) else list(_require_several(name, which, end))
     if isinstance(listed, list) and 0 < sum(isinstance(i, bool | np.bool_) for i in listed) < len(listed):
         raise ValueError(f"{name}: expected indices or a mask, got bools and numbers mixed: {which!r:.80}")
     listed = np.asarray(listed)
@@ -137,8 +137,8 @@ def as_indices(name: str, which: Any, end: int) -> np.ndarray:
     return listed
 
 
-def _each(name: str, which: Any, end: int) -> Iterable:
-    if not _goes_through(which):
+def _require_several(name: str, which: Any, end: int) -> Iterable:
+    if not _holds_several(which):
         raise ValueError(f"{name}: expected a list of indices from 0 to {end - 1}, or a mask, got {which!r:.80}")
     return which
 

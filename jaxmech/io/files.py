@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and what to say when one is damaged or a disk is full or may not be written."""
+"""Files that are complete or absent, and messages for damaged files and for disks that are full or not writable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read_json(path: Path, remedy: str = "download or copy it again") -> dict[str
     """A JSON object.
 
     Raises:
-      ValueError: the file is damaged; `remedy` says the way out.
+      ValueError: the file is damaged; `remedy` says what to do.
     """
     try:
         content = json.loads(path.read_text())
@@ -36,7 +36,7 @@ def is_lfs_pointer(path: Path) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """An error in one short line: TensorStore's go on for a page."""
+    """An error in one short line: TensorStore's fill a page."""
     first = next(iter(str(error).splitlines()), "").partition(" [tensorstore_spec=")[0]
     return f"{type(error).__name__}: {first:.200}" if first else type(error).__name__
 
@@ -55,7 +55,7 @@ def plain(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; what stands there at the end takes its place, and nothing does on an error."""
+    """A name beside `path` to write to, which replaces `path` at the end; on an error nothing changes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
@@ -65,10 +65,10 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def require_space(folder: Path, needed: int, remedy: str) -> None:
-    """Asks for `needed` bytes before writing starts, since a file system tells of its end in many words.
+    """Asks for `needed` bytes before writing starts, since a full disk shows in many kinds of error.
 
     Raises:
-      ValueError: there is less room on the disk of `folder`, which exists; `remedy` says the way out.
+      ValueError: there is less room on the disk of `folder`, which exists; `remedy` says what to do.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -80,7 +80,7 @@ def disk_errors(target: Path, remedy: str) -> Iterator[None]:
     """Turns what writing to `target` raises, Orbax's and safetensors' own kinds of error too, into one message.
 
     Raises:
-      ValueError: instead of an OSError; `remedy` says the way out.
+      ValueError: instead of an OSError; `remedy` says what to do.
     """
     try:
         yield

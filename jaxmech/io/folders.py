@@ -1,4 +1,4 @@
-"""Folders here: what lies below one, through links too, and what there is in place of a path that does not exist."""
+"""Local folders: what lies below one, through links too, and what there is in place of a path that does not exist."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ def walk(folder: Path) -> Below:
     def unreadable(error: OSError) -> None:
         raise ValueError(f"{error.filename} could not be read ({error.strerror})") from error
 
-    found = Below([], [], [])
+    below = Below([], [], [])
     for path, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
-        here = Path(path).relative_to(folder)
+        parent = Path(path).relative_to(folder)
         above = os.path.realpath(path) + os.sep
         folders[:] = [name for name in folders if not above.startswith(os.path.realpath(f"{path}/{name}") + os.sep)]
-        found.folders.extend((here / name).as_posix() for name in folders)
+        below.folders.extend((parent / name).as_posix() for name in folders)
         for name in files:
             is_file = os.path.isfile(os.path.join(path, name))
-            (found.files if is_file else found.lost).append((here / name).as_posix())
-    return found
+            (below.files if is_file else below.lost).append((parent / name).as_posix())
+    return below
 
 
 def instead_of(path: str | Path) -> str | None:
-    """What there is in place of a path that does not exist, in words; None where nothing is like it."""
+    """What there is in place of a path that does not exist, in words; None where nothing is similar."""
     missing = Path(path).expanduser()
-    there = next(folder for folder in missing.parents if folder.is_dir())
-    wanted = missing.relative_to(there).parts[0]
-    names = [name for name in os.listdir(there) if not name.startswith(".")]
+    existing = next(folder for folder in missing.parents if folder.is_dir())
+    wanted = missing.relative_to(existing).parts[0]
+    names = [name for name in os.listdir(existing) if not name.startswith(".")]
     near = difflib.get_close_matches(wanted, names, 1)
-    hint = f"did you mean {str(there / near[0])!r}?" if near else None
-    if there == Path("."):
+    hint = f"did you mean {str(existing / near[0])!r}?" if near else None
+    if existing == Path("."):
         return hint
-    return f"{there} has no {wanted!r}, but {some(names) or 'nothing at all'}" + (f"; {hint}" if hint else "")
+    return f"{existing} has no {wanted!r}, but {some(names) or 'nothing at all'}" + (f"; {hint}" if hint else "")
 
 
 def some(names: Iterable[str], shown: int = 6) -> str:

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: parts of a repository by pattern, from the network or from what was fetched before."""
+"""The Hugging Face hub: parts of a repository by pattern, from the network or from the hub's cache."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 def fetch(repo: str, patterns: Sequence[str], revision: str | None = None, ignore: Sequence[str] = ()) -> Path:
     """The local snapshot of a repository ("owner/name") that holds its files matching `patterns`.
 
-    Files already in the hub's cache are not fetched again; without a connection, or with HF_HUB_OFFLINE=1, the cache
-    alone answers. `*` in a pattern matches slashes too.
+    Files already in the hub's cache are not fetched again; without a connection, or with HF_HUB_OFFLINE=1, only the
+    cache is used. `*` in a pattern matches slashes too.
 
     Raises:
       ValueError: no such repository or revision, no access, or no connection and nothing in the cache.
@@ -43,8 +43,8 @@ def list_files(repo: str, revision: str | None = None) -> list[str]:
     )
 
     try:
-        # The tree is asked for again and again when there is no connection; this is asked once. It lists files too, but
-        # not all of a large repository's.
+        # Without a connection the tree is requested again and again, this only once. It lists files too, but not all
+        # of a large repository's.
         commit = HfApi().repo_info(repo, revision=revision).sha
         return sorted(HfApi().list_repo_files(repo, revision=commit))
     except (GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
@@ -85,6 +85,8 @@ def _http_errors() -> Any:
 
 
 def _unreachable(repo: str, revision: str | None, error: Exception) -> ValueError:
-    at = f" at revision {revision!r}" if revision else ""
-    return ValueError(f"{repo!r}{at} is no local path and could not be fetched from the Hugging Face hub: {error}\n"
-                      "Check the name, the network, and `hf auth login` for gated repositories.")  # fmt: skip
+    version = f" at revision {revision!r}" if revision else ""
+    return ValueError(
+        f"{repo!r}{version} is not a local path and could not be fetched from the Hugging Face hub: {error}\n"
+        "Check the name, the network, and `hf auth login` for gated repositories."
+    )

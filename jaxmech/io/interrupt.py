@@ -1,4 +1,4 @@
-"""Ctrl-C during long work: a word on how to go on, and an end within two seconds, whatever is being computed."""
+"""Ctrl-C during long work: advice on how to resume, and an exit within two seconds, whatever is being computed."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _GRACE_SECONDS = 1.0
 def interruptible(advice: str) -> Iterator[None]:
     """Ends the process on Ctrl-C, with `advice` on standard error and exit code 130.
 
-    A compiled program does not let Python act on a signal before it is done, nor do threads that write. The end is
-    therefore watched over by a thread, which the system's own handler wakes. What is written is whole or absent, so
-    that the process can be left at any time.
+    A compiled program does not let Python act on a signal before it is done, nor do threads that write. So a thread,
+    which the system's own handler wakes, ends the process. Files are complete or absent, so that it can end at any
+    time.
     """
-    if threading.current_thread() is not threading.main_thread():  # only there signals arrive
+    if threading.current_thread() is not threading.main_thread():  # signals arrive only there
         yield
         return
     woken, wakes = socket.socketpair()
-    told = threading.Event()
+    advised = threading.Event()
     wakes.setblocking(False)
-    # A handler of our own, since asyncio (in Orbax) puts itself and a file of its own in place of Python's.
+    # A handler of our own, since asyncio (in Orbax) replaces Python's and its wakeup file with its own.
     handler = signal.signal(signal.SIGINT, _stop)
     before = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
 
@@ -38,8 +38,8 @@ def interruptible(advice: str) -> Iterator[None]:
             if signal.SIGINT in signals:
                 bar_ends = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""  # a bar hid the cursor and will not end itself
                 os.write(2, f"{bar_ends}\n{advice}\n".encode())
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # threads that are left behind complain
-                told.set()
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # threads still running complain
+                advised.set()
                 time.sleep(_GRACE_SECONDS)
                 os._exit(EXIT_CODE)
 
@@ -48,9 +48,9 @@ def interruptible(advice: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if told.wait(_GRACE_SECONDS):
-            os._exit(EXIT_CODE)  # without Python's own end, which crashes while XLA's threads compute
-        print(f"\n{advice}", file=sys.stderr)  # raised, and no signal
+        if advised.wait(_GRACE_SECONDS):
+            os._exit(EXIT_CODE)  # without Python's own shutdown, which crashes while XLA's threads compute
+        print(f"\n{advice}", file=sys.stderr)  # raised without a signal
         raise SystemExit(EXIT_CODE) from None
     finally:
         signal.set_wakeup_fd(before)

@@ -1,4 +1,4 @@
-"""One process in a folder: a lock that the system takes back when its process ends, however it ends."""
+"""One process per folder: a lock that the system releases when its process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sole_user(folder: str | Path) -> Iterator[None]:
     """Keeps other processes that ask for the same folder out. Where files cannot be locked, nothing is kept out.
 
     Args:
-      folder: made if missing; what holds it is written to its file `.lock`, which stays.
+      folder: made if missing; the holder is written to its file `.lock`, which stays.
 
     Raises:
       ValueError: another process holds it, which is named; or the folder cannot be written to.

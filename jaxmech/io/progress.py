@@ -27,9 +27,9 @@ _drawing = threading.Lock()
 
 
 def show_progress(on: bool) -> None:
-    """Switches the progress bars of all functions on (as they are at first) or off, in this process.
+    """Switches the progress bars of all functions on (the default) or off, in this process.
 
-    On, they show in a terminal and in a notebook, on standard error; where it is neither, such as in a log, a line is
+    They show in a terminal and in a notebook, on standard error; where it is neither, such as in a log, a line is
     printed every half minute.
     """
     global _shown
@@ -43,7 +43,7 @@ def console() -> Console:
 
 @contextmanager
 def progress(what: str, total: int | None, *, unit: str = "it") -> Iterator[Callable[..., None]]:
-    """Yields `advance(n=1, note="")`. What runs inside another's bar shows none of its own.
+    """Yields `advance(n=1, note="")`. Work inside another bar shows none of its own.
 
     Args:
       what: shown before the bar; total: the work in `unit`s, None if it is not known.
@@ -93,7 +93,7 @@ def _bar(what: str, total: int | None, **options: Any) -> tuple[rp.Progress, rp.
 
 @contextmanager
 def _after_a_while(start: Callable[[], None]) -> Iterator[None]:
-    """Calls `start` from another thread, unless the work inside is done before."""
+    """Calls `start` from another thread after a short time, unless the work inside is done before."""
     timer = threading.Timer(_SECONDS_BEFORE_A_BAR, copy_context().run, (start,))
     timer.daemon = True
     timer.start()
@@ -105,7 +105,7 @@ def _after_a_while(start: Callable[[], None]) -> Iterator[None]:
 
 
 _Update = Callable[[int, float, str], None]
-"""Told how much is done, how much a second, and a note."""
+"""Called with how much is done, how much per second, and a note."""
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def _in_terminal(out: Console, what: str, total: int | None) -> Iterator[_Update
 
 @contextmanager
 def _in_notebook(out: Console, what: str, total: int | None) -> Iterator[_Update]:
-    """By IPython alone: rich itself shows no bar there without ipywidgets."""
+    """Through IPython alone: rich itself shows no bar there without ipywidgets."""
     from IPython.display import display
 
     paper = Console(file=io.StringIO(), width=_WIDTH, no_color=True, force_jupyter=False, force_terminal=False)

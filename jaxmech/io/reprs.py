@@ -30,7 +30,7 @@ def described(value: Any) -> str:
     if type(value).__module__.startswith("jaxmech"):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{" + _entries(f"{key}: {described(one)}" for key, one in value.items()) + "}"
+        return "{" + _entries(f"{key}: {described(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, list):
         return f"[{_entries(map(described, value))}]"
     if isinstance(value, tuple):
@@ -55,8 +55,8 @@ def layers(numbers: tuple[int, ...]) -> str:
 
 
 def memory(arrays: Iterable[Any]) -> str:
-    """What arrays take, with the types they have: float32, 1.02 GiB."""
-    arrays = [array for array in arrays if hasattr(array, "dtype")]  # a tree may hold what stands for arrays
+    """The memory that arrays take, with their types: float32, 1.02 GiB."""
+    arrays = [array for array in arrays if hasattr(array, "dtype")]  # a tree may hold placeholders for arrays
     types = ", ".join(sorted({str(array.dtype) for array in arrays}))
     amount, unit = float(sum(array.size * array.dtype.itemsize for array in arrays)), "B"
     for larger in ("KiB", "MiB", "GiB"):
@@ -77,4 +77,4 @@ def extent(values: Any) -> str:
     values = np.asarray(values, np.float64)
     if not values.size:
         return "of none"
-    return " to ".join(dict.fromkeys(f"{one:.3g}" for one in (values.min(), values.max())))
+    return " to ".join(dict.fromkeys(f"{bound:.3g}" for bound in (values.min(), values.max())))

@@ -1,6 +1,6 @@
 """Configuration files: YAML in sections, checked against a dataclass; unknown keys are errors.
 
-A section is a field that is a dataclass itself, with a default: what a file says of it is laid over that. In Python a
+A section is a field that is a dataclass itself, with a default, which the values of a file override. In Python a
 section may be given as a dictionary.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings", bound="DataclassInstance")
 
 _CONFIGS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
-"""Where the configurations that come with jaxmech are: beside this file when installed, in a clone a floor up."""
+"""Where the configurations that come with jaxmech are: in the package when installed, one level up in a clone."""
 
 
 class Checked:
@@ -55,10 +55,10 @@ def load_settings(
 
     Args:
       path: of a file, or the short name of a configuration that comes with jaxmech, such as "quickstart".
-      others: command -> the kind of configuration that it takes, to say whose a file is that is of another kind.
+      others: command -> the kind of configuration that it takes, to name the command of a file of another kind.
 
     Raises:
-      ValueError: the file is missing or no YAML, a key is unknown (the nearest one is named) or missing, or a value is
+      ValueError: the file is missing or not YAML, a key is unknown (the nearest one is named) or missing, or a value is
         of the wrong type.
     """
     from omegaconf import OmegaConf  # of the extra `study`; settings given in Python do without
@@ -72,15 +72,15 @@ def load_settings(
     except YAMLError as error:
         raise ValueError(f"overrides {' '.join(overrides)}: not YAML: {error}") from error
     try:
-        found = OmegaConf.load(path)
-        if not OmegaConf.is_dict(found):
+        loaded = OmegaConf.load(path)
+        if not OmegaConf.is_dict(loaded):
             raise ValueError(f"{path}: expected lines of key: value")
-        _refuse_other_kind(kind, found, asked, others or {})
-        given: Any = OmegaConf.to_container(OmegaConf.merge(found, changes), resolve=True)
+        _refuse_other_kind(kind, loaded, asked, others or {})
+        given: Any = OmegaConf.to_container(OmegaConf.merge(loaded, changes), resolve=True)
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise ValueError(f"{path}: {key}{str(error).splitlines()[0]}") from error
-    except (YAMLError, UnicodeDecodeError, OSError) as error:  # OmegaConf's word for a lone number is an OSError
+    except (YAMLError, UnicodeDecodeError, OSError) as error:  # for a lone number, OmegaConf raises an OSError
         raise ValueError(f"{path}: not YAML: {error}") from error
     try:
         return build(kind, given)
@@ -89,7 +89,7 @@ def load_settings(
 
 
 def build(kind: type[Settings], given: Mapping[str, Any], base: Settings | None = None, section: str = "") -> Settings:
-    """Settings of a kind from plain data, over those of `base` if there are any.
+    """Settings of a kind from plain data, overriding those of `base` if given.
 
     Raises:
       ValueError: an unknown or a missing key, or a value that is refused; names keys with their section.
@@ -146,7 +146,7 @@ def _value(name: str, value: Any, hint: Any) -> Any:
         entry = [inside[0]] * len(value) if origin is list or inside[-1] is Ellipsis else inside
         if len(entry) != len(value):
             raise ValueError(f"{name}: expected {len(entry)} entries in {list(value)!r}")
-        return origin(_value(name, one, kind) for one, kind in zip(value, entry, strict=True))
+        return origin(_value(name, element, kind) for element, kind in zip(value, entry, strict=True))
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if isinstance(value, hint):
             return value
@@ -212,19 +212,20 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
         # Names stand where a fault begins, one or several, and where a bound is given, as in "d_sae=24".
         begins = rf"(?:^|(?<=; )|(?<=\n))(?:\w+, )*(?:{known})(?:, \w+)*(?=:)|\b(?:{known})(?==)"
         said = re.sub(
-            begins, lambda found: re.sub(rf"\b(?:{known})\b", lambda name: names[name[0]], found[0]), str(error)
+            begins, lambda match: re.sub(rf"\b(?:{known})\b", lambda name: names[name[0]], match[0]), str(error)
         )
         raise ValueError(said) from error
 
 
-def _refuse_other_kind(kind: type, found: Any, asked: str | Path, others: Mapping[str, type]) -> None:
-    def strangers(one: type) -> int:
-        return len(set(found) - {field.name for field in dataclasses.fields(one)} - set(getattr(one, "MOVED", ())))
+def _refuse_other_kind(kind: type, keys: Any, asked: str | Path, others: Mapping[str, type]) -> None:
+    def unknown(kind: type) -> int:
+        return len(set(keys) - {field.name for field in dataclasses.fields(kind)} - set(getattr(kind, "MOVED", ())))
 
-    for command, other in others.items():
-        if strangers(other) < strangers(kind):
+    for command, other_kind in others.items():
+        if unknown(other_kind) < unknown(kind):
             raise ValueError(
-                f"{asked}: this configuration is {command.removeprefix('jaxmech ')}'s; start it with: {command} {asked}"
+                f"{asked}: this configuration is for {command.removeprefix('jaxmech ')}; start it with: "
+                f"{command} {asked}"
             )
 
 

@@ -1,4 +1,4 @@
-"""What libtpu is told on a machine without TPUs, where the package may be there to compile ahead (`jaxmech.ahead`)."""
+"""What libtpu is told on a machine without TPUs, where it may be installed to compile ahead (`jaxmech.ahead`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 _WITHOUT_CHIPS = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a lock keeps processes from sharing chips; compilers need none
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # else libtpu complains that it cannot ask the machine for it
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # else libtpu complains that it cannot get it from the machine
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 

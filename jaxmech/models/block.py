@@ -23,8 +23,8 @@ SITES = ("resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_normed", "mlp_in",
 
 `attn_z` is the input of the attention's output projection, heads flattened `[B,T,H*h]`; `mlp_in` the input of the
 feed-forward sublayer, normed where the model norms it, and `mlp_normed` the same before that norm's gain and bias, and
-before it is rounded to the model's dtype; `attn_out` and `mlp_out` are what is added to the
-residual stream, that is after post-norms. Where both sublayers read the layer's input (GPT-NeoX), `resid_mid` is still
+before it is rounded to the model's dtype; `attn_out` and `mlp_out` are what is added to the residual stream, that is,
+after post-norms. Where both sublayers read the layer's input (GPT-NeoX), `resid_mid` is still
 `resid_pre + attn_out`, and the feed-forward sublayer does not see it.
 """
 
@@ -48,7 +48,7 @@ def _by_runs(x, kernel):
 
     For a CPU, which copies a layer's kernel out of the stack before it multiplies: that takes longer than the product.
     Sums over few rows are compiled into loops that read the stack itself, on all cores: half the time, measured by
-    `scripts/benchmarks/bench_generation.py`. Runs of 8 and of 16 rows are as fast; of 2 or 32, half as fast.
+    `scripts/benchmarks/bench_generation.py`. Runs of 8 and of 16 rows are equally fast; of 2 or 32, half as fast.
     """
     ins, out = kernel.shape[: x.ndim - 2], kernel.shape[x.ndim - 2 :]
     run = math.gcd(math.prod(ins), _RUN)
@@ -58,7 +58,7 @@ def _by_runs(x, kernel):
 
 
 def _named(init, axes: tuple[str, ...]) -> Any:
-    """An initializer whose parameter keeps its axes' names; Any, as `self.param` hands it out without its box."""
+    """An initializer whose parameter keeps its axes' names; Any, because `self.param` returns it unboxed."""
     return nn.with_logical_partitioning(init, axes)
 
 
@@ -92,7 +92,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x, visit=lambda normed: normed):
-        """`visit` is shown x normed, before gain and bias, and gives it back, edited."""
+        """`visit` receives the normed x, before gain and bias, and returns it, edited."""
         c, over, shape = self.config, tuple(range(-len(self.axes), 0)), x.shape[-len(self.axes) :]
         init = _named(nn.initializers.constant(1.0 - c.norm_offset), self.axes)
         scale = c.norm_offset + self.param("scale", init, shape).astype(jnp.float32)
@@ -107,8 +107,8 @@ class Norm(nn.Module):
 
 
 _BLOCK = 104
-"""Causal attention takes about so many queries at a time, or a quarter of them where there are more than four times as
-many: keys after them are not computed with. Shorter blocks cost a CPU more than they save."""
+"""Causal attention takes about this many queries at a time, or a quarter of all where there are more than four times as
+many, and skips the keys after them. Shorter blocks cost a CPU more than they save."""
 
 
 def _attend(config: ModelConfig, q, segments, masks, causal: bool, scale=None) -> jax.Array:
@@ -119,10 +119,10 @@ def _attend(config: ModelConfig, q, segments, masks, causal: bool, scale=None) -
       segments: pairs of k, v [B,S,G,h]; the last pair is the call's own tokens.
       masks: for each segment [B,T,S], True where the query may look.
       causal: whether no query looks at own tokens in later slots.
-      scale: the layer's own factor on scores besides the model's, if it has one.
+      scale: the layer's own factor on scores besides the model's, if any.
 
     Returns:
-      [B,T,H,h]. A query that may look nowhere (padding) gets the mean of the values, which nobody reads.
+      [B,T,H,h]. A query that may look nowhere (padding) gets the mean of the values, which is never read.
     """
     T = q.shape[1]
     if not causal or T < 2 * _BLOCK:
@@ -131,10 +131,10 @@ def _attend(config: ModelConfig, q, segments, masks, causal: bool, scale=None) -
     step = -(-T // min(T // _BLOCK, 4))
     blocks = []
     for start in range(0, T, step):
-        here, stop = slice(start, start + step), min(start + step, T)
+        queries, stop = slice(start, start + step), min(start + step, T)
         seen = [*earlier, (k[:, :stop], v[:, :stop])]
-        looks = [*(m[:, here] for m in earlier_masks), mask[:, here, :stop]]
-        blocks.append(_attend_at_once(config, q[:, here], seen, looks, scale))
+        looks = [*(m[:, queries] for m in earlier_masks), mask[:, queries, :stop]]
+        blocks.append(_attend_at_once(config, q[:, queries], seen, looks, scale))
     return jnp.concatenate(blocks, axis=1)
 
 

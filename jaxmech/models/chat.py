@@ -25,7 +25,7 @@ def encode_chat(
     length: int | None = None,
     **variables: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """Conversations, through the tokenizer's own chat template, as tokens [B,T] and mask [B,T], padded on the left.
+    """Conversations as tokens [B,T] and mask [B,T], padded on the left, through the tokenizer's own chat template.
 
     Whether there is a BOS is the template's decision, as in transformers; the tokenizer adds none to it.
 
@@ -43,7 +43,7 @@ def encode_chat(
     require_tokenizer(lm.tokenizer)
     if not lm.tokenizer.chat_template:
         raise ValueError(
-            f"the tokenizer of {lm.name!r} has no chat template, as those of models that were not tuned to chat; use "
+            f"the tokenizer of {lm.name!r} has no chat template, as is usual for models not tuned to chat; use "
             "encode_prompts(lm, texts), or set lm.tokenizer.chat_template"
         )
     template = _template(lm)
@@ -74,14 +74,14 @@ def _render(lm: LanguageModel, index: int, conversation, variables: Mapping[str,
     messages = [dict(message) for message in conversation]
     try:
         return lm.tokenizer.apply_chat_template(messages, tokenize=False, **variables)
-    except Exception as error:  # a template is a program that came with the model: it fails in whatever way it likes
+    except Exception as error:  # a template is a program that came with the model: it can fail in any way
         roles = ", ".join(message["role"] for message in messages)
         if isinstance(error, TemplateSyntaxError):
-            way_out = f"the template is damaged in line {error.lineno}; mend it, and set lm.tokenizer.chat_template"
-        elif type(error) is TemplateError:  # what a template raises itself speaks of the conversation
+            way_out = f"the template is damaged in line {error.lineno}; fix it, and set lm.tokenizer.chat_template"
+        elif type(error) is TemplateError:  # what a template itself raises is about the conversation
             way_out = "give roles in the order that the model was tuned on, such as user, assistant, user"
         else:
-            way_out = "give what variables it asks for, as encode_chat(lm, …, NAME=value), or mend it and set "
+            way_out = "give the variables it asks for, as encode_chat(lm, …, NAME=value), or fix it and set "
             way_out += "lm.tokenizer.chat_template"
         raise ValueError(
             f"conversation {index} (roles {roles}): the chat template of {lm.name!r} refuses it: {error}; {way_out}"

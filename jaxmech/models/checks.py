@@ -25,20 +25,20 @@ def check_tokens(
 ) -> tuple[jax.Array, jax.Array]:
     """Tokens [B,T] as int32 and their mask as bools, all True by default.
 
-    What a mask leaves out may hold anything. Traced arrays cannot be looked into.
+    Slots that the mask leaves out may hold anything. Traced values cannot be checked.
 
     Args:
-      cache: what stands before the tokens; placed: whether their positions are given, and not counted from there.
+      cache: segments before the tokens; placed: whether their positions are given, rather than counted from the cache.
 
     Raises:
-      ValueError: other shapes, tokens that are no whole numbers or outside of the vocabulary, a mask of anything but
-        bools, or of the ones and zeros that tokenizers give, or more tokens than positions were learned.
+      ValueError: other shapes, tokens that are not integers or are outside the vocabulary, a mask of anything but bools
+        (or the ones and zeros that tokenizers give), or more tokens than learned positions.
     """
     if not hasattr(tokens, "dtype"):
         tokens = np.asarray(tokens)
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(
-            f"tokens: expected integers [B,T], ids of tokens, got {tokens.dtype} of shape {tokens.shape}; texts become "
+            f"tokens: expected integers [B,T], token ids, got {tokens.dtype} of shape {tokens.shape}; texts become "
             "tokens by encode_prompts(lm, texts)"
         )
     if tokens.ndim != 2:
@@ -62,19 +62,19 @@ def check_tokens(
             )
     if not placed and (longest := longest_text(config, mask, cache)) > config.max_positions:
         raise ValueError(
-            f"tokens: a text has {longest} of them, yet {config.max_positions} positions were learned; shorten it"
+            f"tokens: a text has {longest}, but the model learned only {config.max_positions} positions; shorten it"
         )
     return jnp.asarray(tokens, jnp.int32), jnp.asarray(mask, bool)
 
 
 def _readable(array) -> bool:
-    """Whether the values are at hand: not while tracing, nor where other processes hold some of them."""
+    """Whether the values can be read: not while tracing, nor where other processes hold some of them."""
     return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
 
 
 def longest_text(config: ModelConfig, mask: jax.Array, cache: Sequence[KV] = ()) -> int:
-    """Tokens of the longest text, those of `cache` included, where it matters, and 0 where it does not or cannot be
-    known: rotary positions have no last one, and where learned ones are traced the decoder answers with NaN."""
+    """Tokens of the longest text, those of `cache` included; 0 where the length does not matter or cannot be known:
+    rotary positions are unbounded, and beyond traced learned ones the decoder returns NaN."""
     masks = [mask, *(segment.of(segment.mask) for segment in cache)]
     if not config.learned_positions or not all(map(_readable, masks)):
         return 0
@@ -109,11 +109,11 @@ def _fits(tree, shapes: tuple, x: tuple[int, ...], out: tuple[int, ...]) -> bool
     def change(leaves, x):
         return jax.tree.unflatten(tree, leaves).delta(x)
 
-    one = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in shapes]
+    sliced = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in shapes]
     try:
-        delta = jax.eval_shape(change, one, jax.ShapeDtypeStruct(x, jnp.float32))
+        delta = jax.eval_shape(change, sliced, jax.ShapeDtypeStruct(x, jnp.float32))
         return np.broadcast_shapes(delta.shape, out) == out
-    except (TypeError, ValueError):  # JAX's words for shapes that do not go together
+    except (TypeError, ValueError):  # what JAX raises for incompatible shapes
         return False
 
 
@@ -128,7 +128,7 @@ def check_sites(sites: set[str]) -> None:
 
 
 def check_groups(edits) -> None:
-    """Refuses what is no mapping from sites to tuples of edits."""
+    """Refuses anything but a mapping from sites to tuples of edits."""
     if edits is not None and not isinstance(edits, Mapping):
         raise ValueError(f"edits: expected {{site: (edit, ...)}}, got {type(edits).__name__}")
     if alone := [site for site, group in (edits or {}).items() if not isinstance(group, Sequence)]:
@@ -136,7 +136,7 @@ def check_groups(edits) -> None:
 
 
 def check_place(site: str, edit) -> None:
-    """Refuses an edit at another site than its dictionary's, or one that would read what is not yet computed."""
+    """Refuses an edit at a site other than its dictionary's, or one that would read what is not yet computed."""
     if edit.site not in (None, site):
         raise ValueError(f"edits[{site!r}]: this edit is made of dictionaries of {edit.site}; put it there")
     if site in SITES and edit.reads is not None and edit.reads not in SITES[: SITES.index(site) + 1]:

@@ -36,14 +36,14 @@ class ModelConfig:
       attention_bias: biases on q, k and v; output_bias: a bias on the attention output; mlp_bias: on all of the MLP.
       tied: the unembedding is the embedding transposed.
       embed_scale: factor on token embeddings (Gemma's sqrt(D)), rounded to the parameters' dtype when applied.
-      query_scale: factor on attention scores; score_scales: [L], each layer's own besides it, None without.
+      query_scale: factor on attention scores; score_scales: [L], each layer's further factor, None without.
       learned_positions: position embeddings are parameters (GPT-2) and the longest text is `max_positions`.
       window: positions a local layer may look back, itself included; None when no layer is local.
       is_local: [L], True on sliding-window layers.
       rope: rotary embedding of global layers, None without one; rope_local: of local layers, None when the same.
       rotary_dim: leading dimensions of a head that are rotated, None for all.
       max_positions: the longest sequence the model was made for.
-      bos_id: the token that every text starts with, None where the model's tokenizer puts none.
+      bos_id: the token that every text starts with, None where the model's tokenizer adds none.
       eos_ids: tokens that end a generation.
     """
 
@@ -92,5 +92,5 @@ class ModelConfig:
             raise ValueError("window: layers are marked local, so the sliding window needs a length")
 
     def width(self, site: str) -> int:
-        """Of the last axis at `site`: all heads side by side at attn_z, `d_model` elsewhere."""
+        """Size of the last axis at `site`: all heads side by side at attn_z, `d_model` elsewhere."""
         return self.n_heads * self.head_dim if site == "attn_z" else self.d_model

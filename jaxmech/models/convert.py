@@ -25,7 +25,7 @@ def _same(x: np.ndarray) -> np.ndarray:
 
 
 class Misfit(ValueError):
-    """A checkpoint that is not of the model that its configuration describes."""
+    """A checkpoint that does not fit the model that its configuration describes."""
 
 
 class Rule(NamedTuple):
@@ -51,7 +51,7 @@ class Table(NamedTuple):
       strays: patterns of tensors that are known to occur and are not parameters.
       twins: pairs (pattern, path) of tensors that repeat a parameter (a stored unembedding of a tied model); they must
         be equal to it, and stand for it where it is not stored.
-      names: path -> what a message says of the parameter when it is missing.
+      names: path -> how a message describes the parameter when it is missing.
     """
 
     rules: tuple[Rule, ...]
@@ -124,15 +124,15 @@ def convert(source: Source, table: Table, target: Mapping[str, Any]) -> dict:
         if _digest(source.read(name)) != _digest(place.transform(source.read(place.name))):
             raise ValueError(
                 f"the model ties {name!r} to {path!r} (tie_word_embeddings is true), yet the checkpoint stores other "
-                "values; if the unembedding was trained apart, set tie_word_embeddings to false in config.json, else "
-                f"take {name!r} out of the checkpoint"
+                "values; if the unembedding was trained separately, set tie_word_embeddings to false in config.json, "
+                f"else remove {name!r} from the checkpoint"
             )
     with progress("converting", len(places), unit="tensors") as advance:
         return unflatten({path: _fill(source, by_path[path], leaf, advance) for path, leaf in wanted.items()})
 
 
 def _digest(array: np.ndarray) -> str:
-    """Of the values, whatever type they are stored in: two large tensors are compared without holding both."""
+    """Digest of the values, whatever their stored type: two large tensors are compared without holding both."""
     digest = hashlib.sha256(str(array.shape).encode())
     for first in range(0, len(array), 1024):
         digest.update((np.ascontiguousarray(array[first : first + 1024], np.float32) + 0.0).data)  # -0.0 is 0.0
@@ -147,14 +147,14 @@ def _fill(source: Source, places: Sequence[_Place], leaf, advance: Callable[[], 
         return jax.device_put(_read(source, first, leaf.dtype), leaf.sharding)
     sharding = _one_layer(leaf.sharding)
     put = _put_layer(leaf.sharding)
-    whole = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+    stacked = jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
     for place in places:
         # Waited for, lest copies still on their way to the device pile up on the host.
-        whole = jax.block_until_ready(
-            put(whole, jax.device_put(_read(source, place, leaf.dtype), sharding), place.layer)
+        stacked = jax.block_until_ready(
+            put(stacked, jax.device_put(_read(source, place, leaf.dtype), sharding), place.layer)
         )
         advance()
-    return whole
+    return stacked
 
 
 def _read(source: Source, place: _Place, dtype) -> np.ndarray:
@@ -170,7 +170,7 @@ def _read(source: Source, place: _Place, dtype) -> np.ndarray:
 def _put_layer(sharding: Sharding):
     # The donated array is written in place, so that stacking needs no second copy on the device.
     return jax.jit(
-        lambda whole, part, layer: jax.lax.dynamic_update_index_in_dim(whole, part, layer, 0),
+        lambda stacked, part, layer: jax.lax.dynamic_update_index_in_dim(stacked, part, layer, 0),
         donate_argnums=0,
         out_shardings=sharding,
     )
@@ -200,15 +200,15 @@ def _plan(source: Source, table: Table, wanted: Mapping[str, tuple[int, ...]]):
     unknown, twice, misshapen, coarse = [], [], [], []
     taken: dict[tuple[str, int | None], str] = {}
     for name in source.names():
-        found = _match(name, rules)
-        if found and all(_fits(place, wanted) for place in found):
-            for place in found:
+        matched = _match(name, rules)
+        if matched and all(_fits(place, wanted) for place in matched):
+            for place in matched:
                 key = (place.path, place.layer)
                 if key in taken:
                     twice.append(f"{name} and {taken[key]} are both {_named(*key)}")
                 taken[key] = name
                 misshapen += _shape_problem(source.shape(name), place, wanted[place.path])
-            places += found
+            places += matched
             coarse += _not_floats(source, name)
         elif twin := next((path for pattern, path in table.twins if re.fullmatch(pattern, name)), None):
             twins[name] = twin
@@ -224,7 +224,7 @@ def _plan(source: Source, table: Table, wanted: Mapping[str, tuple[int, ...]]):
     missing = [table.names.get(key[0], _named(*key)) for key in _slots(wanted) if key not in taken]
     kinds = {"unknown": unknown, "missing": missing, "given twice": twice, "of a wrong shape": misshapen}
     kinds["not floating point (quantised checkpoints are not read)"] = coarse
-    return places, twins, [_lines(kind, found) for kind, found in kinds.items() if found]
+    return places, twins, [_lines(kind, names) for kind, names in kinds.items() if names]
 
 
 def _not_floats(source: Source, name: str) -> list[str]:
@@ -234,8 +234,8 @@ def _not_floats(source: Source, name: str) -> list[str]:
 def _match(name: str, rules) -> list[_Place]:
     places = []
     for pattern, rule in rules:
-        if found := pattern.fullmatch(name):
-            layer = found.groupdict().get("layer")
+        if match := pattern.fullmatch(name):
+            layer = match.groupdict().get("layer")
             places.append(_Place(name, rule.path, None if layer is None else int(layer), rule.transform))
     return places
 
@@ -263,6 +263,6 @@ def _named(path: str, layer: int | None) -> str:
     return path if layer is None else f"{path}[{layer}]"
 
 
-def _lines(kind: str, found: list[str]) -> str:
-    more = [f"... and {len(found) - _LISTED} more"] if len(found) > _LISTED else []
-    return "\n    ".join([f"  {len(found)} {kind}:", *found[:_LISTED], *more])
+def _lines(kind: str, names: list[str]) -> str:
+    more = [f"... and {len(names) - _LISTED} more"] if len(names) > _LISTED else []
+    return "\n    ".join([f"  {len(names)} {kind}:", *names[:_LISTED], *more])

@@ -3,10 +3,9 @@
 `B` denotes the batch, `T` tokens, `L` layers, `D` the residual width, `G` key/value heads, `h` the head width, `V` the
 vocabulary, `S` cached tokens.
 
-An edit is any pytree whose leaves lead with `L` and that offers, once sliced to one layer, `delta(x) -> like x`, and
-the names `site` and `reads` of the site it belongs to and of the one whose x it wants (None: any, and its own); see
-`jaxmech.interventions.edits`. A tap reads one site, reduced inside the scan. Nothing here knows what edits or taps
-mean.
+An edit is any pytree whose leaves lead with `L` and that offers, once sliced to one layer, `delta(x) -> like x`; it
+names the `site` it belongs to (None: any) and the site it `reads` (None: its own); see `jaxmech.interventions.edits`. A
+tap reads one site, reduced inside the scan. Nothing here knows what edits or taps mean.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from jaxmech.models.rope import rope_tables
 Params = Mapping[str, Any]
 
 _PRODUCTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-"""What a gradient keeps of a layer: the products with weights. Attention and everything between products take less
-time to compute anew than to write and read, and most of the memory."""
+"""What a gradient keeps of a layer: the products with weights. Attention and everything between products take less time
+to recompute than to write and read, and would take most of the memory."""
 
 
 class KV(NamedTuple):
@@ -50,7 +49,7 @@ class KV(NamedTuple):
         return short_repr(self)
 
     def of(self, array: jax.Array) -> jax.Array:
-        """`array`, which leads with the segment's rows, with a row for each prompt."""
+        """`array`, which leads with the segment's rows, as one row per prompt."""
         return array if self.rows is None else array[self.rows]
 
 
@@ -86,7 +85,7 @@ class Part(NamedTuple):
     """Rows of tokens on their way through the layers.
 
     x [B,T,D]; positions [B,T]; mask [B,T]; within [T,T] or [B,T,T], None for causal; cache: segments they look at; rows
-    [B], which row of the part before each row follows, and looks at (of a second part only).
+    [B]: the row of the previous part that each row follows and looks at (second part only).
     """
 
     x: jax.Array
@@ -104,10 +103,10 @@ def _init(config: ModelConfig, key: jax.Array) -> Params:
     """Random parameters, each leaf boxed with its logical axis names."""
     c, x = config, jnp.zeros((1, 1, config.d_model))
     keys = jax.random.split(key, 3)
-    half, one = jnp.zeros((1, 1, 1, (c.rotary_dim or c.head_dim) // 2)), [jnp.ones((1, 1, 1), bool)]
+    table, masks = jnp.zeros((1, 1, 1, (c.rotary_dim or c.head_dim) // 2)), [jnp.ones((1, 1, 1), bool)]
 
     def block(k):
-        return Block(c).init(k, x, [], (half, half), one, True, lambda _, y: y)["params"]
+        return Block(c).init(k, x, [], (table, table), masks, True, lambda _, y: y)["params"]
 
     def leaf(k, shape, axes):
         return nn.LogicallyPartitioned(0.02 * jax.random.normal(k, shape), axes)
@@ -164,18 +163,18 @@ def forward(
       config: static structure.
       params: the tree of `param_shapes(config)`; its dtype is the dtype of the computation.
       tokens: [B,T] int.
-      mask: [B,T] bool, True on real tokens; padding may stand on either side. All real by default.
+      mask: [B,T] bool, True on real tokens; padding may be on either side. All real by default.
       edits: site -> edits, whose leaves lead with `L`. All edits at a site read the same x and their deltas add up.
       taps: names of sites, or name -> `Tap`.
       logits: "last" (of each row's last real token, [B,V]), "all" ([B,T,V]), "none", or n (the last n slots, [B,n,V]).
       cache: segments of earlier tokens, oldest first, as returned under `return_cache`.
       positions: [B,T] int; by default the number of real tokens before, those of `cache` included.
-      within: [T,T] or [B,T,T] bool, which of this call's tokens may look at which; causal by default. Only looking at
-        tokens of the same or a smaller position is ever allowed.
+      within: [T,T] or [B,T,T] bool, which of this call's tokens may look at which; causal by default. Tokens at
+        later positions are never looked at.
       return_cache: whether to return keys and values of this call's tokens.
-      remat: whether a gradient computes each layer anew instead of keeping its products with weights.
-      ends_apart: whether the first and the last layer stand outside of the loop over layers, so that a gradient passes
-        only what it needs of them. Takes longer to compile.
+      remat: whether a gradient recomputes each layer instead of keeping its products with weights.
+      ends_apart: whether the first and the last layer are kept out of the loop over layers, so that a gradient passes
+        through no more of them than it needs. Takes longer to compile.
 
     Returns:
       An `Output`.
@@ -231,7 +230,7 @@ def _forward(
     def indexed(x, inputs):  # a slice of the stacked parameters would be a copy of them
         return layer(x, (_at_layer(params["layers"], inputs[0]), *inputs[1]))
 
-    # A scan's own barrier keeps what is computed anew apart, so checkpoint need not.
+    # A scan's own barrier keeps the recomputation separate, so checkpoint need not.
     sparing = partial(jax.checkpoint, prevent_cse=False, policy=None if remat else _PRODUCTS)
     tap_args = {name: tap.args for name, tap in taps.items()}
     xs = (_facts(config), _keys_and_values(cache), edits, tap_args)
@@ -239,10 +238,10 @@ def _forward(
         first, middle, end = (
             jax.tree.map(lambda a, s=s: a[s], (jnp.arange(last + 1), xs)) for s in (0, slice(1, last), last)
         )
-        one = sparing(indexed)
-        x, out_first = one(part.x, first)
-        x, out_middle = jax.lax.scan(one, x, middle)
-        x, out_end = one(x, end)
+        run_layer = sparing(indexed)
+        x, out_first = run_layer(part.x, first)
+        x, out_middle = jax.lax.scan(run_layer, x, middle)
+        x, out_end = run_layer(x, end)
         join = lambda a, many, b: jnp.concatenate([a[None], many, b[None]])  # noqa: E731
         seen, kv = jax.tree.map(join, out_first, out_middle, out_end)
     else:
@@ -275,7 +274,7 @@ def run_layers(
       edits: of each part, leaves leading with `L`.
 
     Returns:
-      Each part's x [B,T,D] in front of layer `stop` (after the last layer by default). Not differentiable in reverse
+      Each part's x [B,T,D] before layer `stop` (after the last layer by default). Not differentiable in reverse
       while `start` or `stop` is traced.
     """
     tables = [_position_tables(config, part, parts[:i]) for i, part in enumerate(parts)]
@@ -303,19 +302,19 @@ def _facts(config: ModelConfig):
 
 
 def _run_block(config, params_l, facts, part, cached, tables, edits_l, keep=lambda site, x: None, before=()):
-    """One layer over one part: edits where they act, `keep(site, x)` shown what they left."""
-    (is_local, scale), here = facts, {}
+    """One layer over one part: edits where they act; `keep(site, x)` receives each site's x, edited."""
+    (is_local, scale), values = facts, {}
 
     def visit(site, x):
-        here[site] = x  # what edits here read; those further on read what they left
+        values[site] = x  # what edits at this site read; those at later sites read it edited
         if edits_l.get(site):
-            x = here[site] = x + sum(e.delta(here[e.reads or site]) for e in edits_l[site]).astype(x.dtype)
+            x = values[site] = x + sum(e.delta(values[e.reads or site]) for e in edits_l[site]).astype(x.dtype)
         keep(site, x)
         return x
 
     (cos_sin, masks), *local = tables
     if local:
-        choose = partial(jax.tree.map, lambda whole, local: jnp.where(is_local, local, whole))
+        choose = partial(jax.tree.map, lambda full, local: jnp.where(is_local, local, full))
         cos_sin, masks = choose((cos_sin, masks), local[0])
     looks_at = [(segment.of(k), segment.of(v)) for segment, (k, v) in zip(part.cache, cached, strict=True)]
     return Block(config).apply(
@@ -351,20 +350,20 @@ def _position_tables(config: ModelConfig, part: Part, before: Sequence[Part] = (
     within = jnp.tril(jnp.ones((T, T), bool)) if part.within is None else part.within
     keys = [(s.of(s.positions), s.of(s.mask)) for s in part.cache]
     keys += [(earlier.positions[part.rows], earlier.mask[part.rows]) for earlier in before]
-    distances = [positions[:, :, None] - at[:, None] for at, _ in (*keys, (positions, None))]
+    distances = [positions[:, :, None] - key[:, None] for key, _ in (*keys, (positions, None))]
     looks = [mask[:, None] for _, mask in keys] + [part.mask[:, None] & within]
-    whole = tuple(look & (d >= 0) for look, d in zip(looks, distances, strict=True))
+    full = tuple(look & (d >= 0) for look, d in zip(looks, distances, strict=True))
     width = config.rotary_dim or config.head_dim
-    tables = [(rope_tables(config.rope, width, positions), whole)]
+    tables = [(rope_tables(config.rope, width, positions), full)]
     if any(config.is_local):
         assert config.window is not None  # ModelConfig refuses it
-        near = tuple(m & (d < config.window) for m, d in zip(whole, distances, strict=True))
+        near = tuple(m & (d < config.window) for m, d in zip(full, distances, strict=True))
         tables.append((rope_tables(config.rope_local or config.rope, width, positions), near))
     return tables
 
 
 def _read_out(config: ModelConfig, params: Params, x, mask, logits: str | int):
-    """Logits of the asked-for slots, float32."""
+    """Logits of the requested slots, float32."""
     if logits == "none":
         return None
     if logits == "last":
@@ -377,7 +376,7 @@ def _read_out(config: ModelConfig, params: Params, x, mask, logits: str | int):
 
 
 _FEW_ROWS = 96
-"""Up to as many residuals, an unembedding takes less time with the vocabulary as its rows."""
+"""Up to this many residuals, an unembedding takes less time with the vocabulary as its rows."""
 
 
 def unembed(config: ModelConfig, params: Params, x: jax.Array) -> jax.Array:
@@ -387,10 +386,10 @@ def unembed(config: ModelConfig, params: Params, x: jax.Array) -> jax.Array:
     product = partial(jnp.einsum, precision=precision(x.dtype), preferred_element_type=jnp.float32)
     if not config.tied:
         out = product("...d,dv->...v", x, kernel)
-    elif (few := math.prod(x.shape[:-1])) > _FEW_ROWS:
+    elif (n_rows := math.prod(x.shape[:-1])) > _FEW_ROWS:
         out = product("...d,vd->...v", x, kernel)
     else:  # so that a CPU reads the long matrix as it lies; the barrier keeps the transpose out of the product
-        out = jax.lax.optimization_barrier(product("vd,rd->vr", kernel, x.reshape(few, -1)))
+        out = jax.lax.optimization_barrier(product("vd,rd->vr", kernel, x.reshape(n_rows, -1)))
         out = out.T.reshape(*x.shape[:-1], -1)
     if config.final_softcap is not None:
         out = config.final_softcap * jnp.tanh(out / config.final_softcap)

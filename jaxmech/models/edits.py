@@ -3,8 +3,8 @@
 `B` denotes the batch, `T` tokens, `L` layers, `D` the width at the site.
 
 Every leaf leads with `L`; the batch axis may be 1 where all rows share a value. An edit adds `delta(x)` to x where its
-`Spans` say, so a neutral edit adds exact zeros. What a cache holds is past editing. `Edits` maps a site to its edits; a
-site that is absent costs nothing. Edits made of dictionaries are in `jaxmech.interventions.edits`.
+`Spans` say, so a neutral edit adds exact zeros. Cached tokens can no longer be edited. `Edits` maps a site to its
+edits; a site that is absent costs nothing. Edits made of dictionaries are in `jaxmech.interventions.edits`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Spans:
 
     def pad_prompt(self, front: int) -> Spans:
         """The same for a prompt with `front` slots of padding before it."""
-        if self.prompt.shape[-1] == 1:  # every token; nobody reads what becomes of padding
+        if self.prompt.shape[-1] == 1:  # every token; what becomes of padding is never read
             return self
         return self.replace(prompt=jnp.pad(self.prompt, ((0, 0), (0, 0), (front, 0))))
 
@@ -58,7 +58,7 @@ class Spans:
         layers, batch, slots = self.prompt.shape
         if slots not in (1, prompt_length):
             raise ValueError(
-                f"spans: they speak of {slots} prompt tokens, the prompts have {prompt_length}; give edits.at_last or "
+                f"spans: made for {slots} prompt tokens, but the prompts have {prompt_length}; give edits.at_last or "
                 "at_positions prompts.tokens.shape[1] of them"
             )
         batch = max(batch, self.answer.shape[1])
@@ -69,11 +69,11 @@ class Spans:
 
 @struct.dataclass
 class Edit:
-    """What all kinds share; a new kind is a `flax.struct.dataclass` with arrays of its own and a method `change`.
+    """What all kinds of edit share; a new kind is a `flax.struct.dataclass` with its own arrays and a method `change`.
 
-    spans: where it acts; site: where it belongs (None: anywhere); reads: whose x it wants (None: its site's). A kind
-    names its arrays [L,B,...] in BY_ROW, and those [L,B,T,...] in BY_TOKEN too. Of the latter T may be 1, for all
-    tokens; of those with a value for each prompt token the last one serves all tokens that follow the prompt.
+    spans: where it acts; site: where it belongs (None: anywhere); reads: the site whose x it takes (None: its own). A
+    kind names its arrays [L,B,...] in BY_ROW, and those [L,B,T,...] in BY_TOKEN too. In the latter T may be 1, for all
+    tokens; of values per prompt token, the last one serves all tokens that follow the prompt.
     """
 
     BY_ROW: ClassVar[tuple[str, ...]] = ()
@@ -90,7 +90,7 @@ class Edit:
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        # Or the dataclass would make one of its own, which prints whole arrays.
+        # Otherwise the dataclass would generate one, which prints whole arrays.
         cls.__repr__ = short_repr  # type: ignore[method-assign, assignment]
 
     def change(self, x: jax.Array) -> jax.Array:
@@ -98,7 +98,7 @@ class Edit:
         raise NotImplementedError
 
     def acts(self) -> jax.Array:
-        """Layers [L] at which `change` may be other than zero; a kind that knows saves a sweep work."""
+        """Layers [L] at which `change` may be other than zero; a kind that knows them saves a sweep work."""
         return jnp.ones(len(self.spans.prompt), bool)
 
     def delta(self, x: jax.Array) -> jax.Array:
@@ -114,8 +114,8 @@ class Edit:
         """The same edit for a pass over the worked examples only."""
         if per_token := [name for name in self.BY_TOKEN if getattr(self, name).shape[2] != 1]:
             raise ValueError(
-                f"edits.{type(self).__name__}: {per_token[0]} has a value for each prompt token and says nothing "
-                "of the worked examples; take spans.replace(prefix=None), or give one value for all"
+                f"edits.{type(self).__name__}: {per_token[0]} has a value per prompt token and none for the worked "
+                "examples; use spans.replace(prefix=None), or give one value for all"
             )
         assert self.spans.prefix is not None  # `on_prefix` leaves others out
         return self.replace(spans=self.spans.replace(prompt=self.spans.prefix[..., None]))
@@ -179,10 +179,10 @@ class Replace(Edit):
 
 
 def merge(*edits: Edits | None) -> Edits:
-    """All edits of several, site by site."""
+    """Several `Edits` joined, site by site."""
     out: Edits = {}
-    for each in edits:
-        for site, group in (each or {}).items():
+    for by_site in edits:
+        for site, group in (by_site or {}).items():
             out[site] = out.get(site, ()) + tuple(group)
     return out
 
@@ -210,7 +210,7 @@ def everywhere(n_layers: int, layers: Sequence[int] | jax.Array | None = None) -
       layers: integers are indices, bools a mask [L], which may be traced.
 
     Raises:
-      ValueError: a layer that does not exist, or something else.
+      ValueError: a layer that does not exist, or `layers` of another kind.
     """
     active = _layer_mask(n_layers, layers)
     return Spans(active[:, None], active[:, None, None], active[:, None])
@@ -226,7 +226,7 @@ def at_positions(n_layers: int, positions: jax.Array, layers: Sequence[int] | ja
     """The prompt tokens where `positions` [T] or [B,T] is True, and no others.
 
     Raises:
-      ValueError: positions that are no bools, or `layers` as for `everywhere`.
+      ValueError: positions that are not bools, or `layers` as for `everywhere`.
     """
     active, positions = _layer_mask(n_layers, layers), jnp.asarray(positions)
     if positions.dtype != bool or positions.ndim not in (1, 2):
@@ -251,7 +251,7 @@ def add_vector(vector: jax.Array, spans: Spans) -> Add:
 
 
 def _checked(spans: Spans) -> Spans:
-    """The same spans, if that is what they are."""
+    """The same spans; refuses anything else."""
     if not isinstance(spans, Spans):
         raise ValueError(
             "spans: an edit has to know where it acts; give it edits.everywhere(L), edits.at_last(L, T) or "
@@ -266,5 +266,5 @@ def _layer_mask(n_layers: int, layers) -> jax.Array:
     if isinstance(layers, jax.core.Tracer) and layers.dtype == bool and layers.shape == (n_layers,):
         return layers
     if isinstance(layers, jax.core.Tracer):
-        raise ValueError(f"layers: traced, it has to be a mask of {n_layers} bools, got {layers.dtype}{layers.shape}")
+        raise ValueError(f"layers: when traced, expected {n_layers} bools, got {layers.dtype}{layers.shape}")
     return jnp.zeros(n_layers, bool).at[as_indices("layers", layers, n_layers)].set(True)

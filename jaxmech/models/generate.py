@@ -1,4 +1,4 @@
-"""Sampling from the decoder with a KV cache; edits act in the prefill and in every decoding step alike.
+"""Sampling from the decoder with a KV cache; edits act in the prefill and in every decoding step.
 
 `B` denotes the batch, `T` prompt tokens, `V` the vocabulary.
 
@@ -65,17 +65,17 @@ def generate(
       temperature: 0 takes the likeliest token; otherwise logits are divided by it.
       top_p: keeps the smallest set of tokens with at least this probability (Holtzman et al. 2020, arXiv 1904.09751).
       key: needed unless temperature is 0.
-      edits: as for `forward`; `spans.prompt` speaks of the prompt, `spans.answer` of generated tokens.
+      edits: as for `forward`; `spans.prompt` refers to the prompt, `spans.answer` to generated tokens.
       eos_ids: tokens that end a row, `config.eos_ids` by default. What follows one repeats it; see `until_end`.
       cache: segments of tokens before the prompt, as for `forward`.
-      top_k: keeps this many of the likeliest tokens, and those as likely as the last of them; None keeps all.
+      top_k: keeps this many of the likeliest tokens, and ties with the last of them; None keeps all.
 
     Returns:
       [B, max_new_tokens] int32.
 
     Raises:
       ValueError: a temperature without a key, a setting outside its range, misshapen tokens or mask, or a text longer
-        than the positions that a model has learned (rotary ones have no end).
+        than the positions that a model has learned (rotary ones are unbounded).
     """
     tokens, mask = check_tokens(config, tokens, mask)
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 0)
@@ -125,11 +125,11 @@ def generate(
 
 
 _NONE = -1
-"""In place of a token where there is none: what follows it is the same, as after an end."""
+"""In place of a token that cannot be picked; what follows repeats it, as after an end."""
 
 
 def bucket(n: int) -> int:
-    """The least of 8, 12, 16, 24, 32, 48, ... that holds n: powers of two and the middles between them."""
+    """The least of 8, 12, 16, 24, 32, 48, ... that holds n: powers of two and their midpoints."""
     size = 8
     while size < n:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
@@ -147,8 +147,8 @@ def _check(temperature, top_k, top_p, key) -> None:
 
 
 def _check_length(config: ModelConfig, mask, cache, max_new_tokens: int) -> None:
-    """Refuses texts that run past learned positions; rotary ones have no last one."""
-    most = config.max_positions + 1  # nothing is computed at the last new token
+    """Refuses texts that run past learned positions; rotary ones are unbounded."""
+    most = config.max_positions + 1  # the last new token is not fed back
     longest = longest_text(config, mask, cache)
     if longest and longest + max_new_tokens > most:
         raise ValueError(
@@ -168,7 +168,7 @@ def _generate(config, params, tokens, mask, edits, rules, ends, steps, room, cac
         last = jax.lax.dynamic_slice_in_dim(ids, step - 1, 1, 1)
         out = forward(config, params, last, edits=later, cache=(*cache, own, buffer), return_cache=True)
         return out.logits, jax.tree.map(
-            lambda whole, new, axis: jax.lax.dynamic_update_slice_in_dim(whole, new, step - 1, axis),
+            lambda kept, new, axis: jax.lax.dynamic_update_slice_in_dim(kept, new, step - 1, axis),
             buffer, out.cache, KV._make((2, 2, 1, 1, None)),
         )  # fmt: skip
 
@@ -177,7 +177,7 @@ def _generate(config, params, tokens, mask, edits, rules, ends, steps, room, cac
 
 @partial(jax.jit, static_argnames=("config", "room"))
 def _generate_recomputing(config, params, tokens, mask, edits, rules, ends, steps, room):
-    """As `_generate`, the whole text anew for every token."""
+    """As `_generate`, but recomputes the whole text for every token."""
     edits = {site: tuple(e.with_answers(tokens.shape[1], room) for e in group) for site, group in edits.items()}
 
     def follow(ids, step, _):
@@ -190,7 +190,7 @@ def _generate_recomputing(config, params, tokens, mask, edits, rules, ends, step
 
 
 def _decode(logits, follow, buffer, rules, ends, steps, room):
-    """Picks tokens from logits [B,V], and on from `follow(ids, step, buffer) -> logits, buffer`: [B,room] int32."""
+    """Picks tokens from logits [B,V], then from `follow(ids, step, buffer) -> logits, buffer`: [B,room] int32."""
 
     def going(state):
         return (state.step < steps) & ~state.done.all()
@@ -213,8 +213,8 @@ def _decode(logits, follow, buffer, rules, ends, steps, room):
 
 
 def _crosses_original(config: ModelConfig, mask, cache, max_new_tokens: int) -> bool:
-    """Whether longrope would turn from its short to its long factors while decoding: then nothing cached holds, not
-    even the values, which rest on earlier layers' attention. HF too drops its cache there."""
+    """Whether longrope would switch from short to long factors while decoding: then nothing cached is valid, not even
+    the values, which depend on earlier layers' attention. HF drops its cache there too."""
     scaling = dict(config.rope.scaling) if config.rope is not None else {}
     if scaling.get("rope_type") != "longrope":
         return False
@@ -251,7 +251,7 @@ def _pick(logits: jax.Array, rules: _Rules, step: jax.Array | int) -> jax.Array:
 
 def filter_logits(logits: jax.Array, top_k: jax.Array | None = None, top_p: jax.Array | None = None) -> jax.Array:
     """Logits [B,V] with -inf outside the `top_k` likeliest tokens, and then outside the smallest set of the likeliest
-    whose probability among those is at least `top_p`. Tokens as likely as the last one kept stay with it."""
+    whose probability among those is at least `top_p`. Ties with the last one kept are kept too."""
     if top_k is not None:
         logits = jnp.where(_likeliest(logits, jnp.ones(logits.shape, jnp.int32), top_k), logits, -jnp.inf)
     if top_p is not None:
@@ -290,16 +290,16 @@ def draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
     above = jnp.cumsum(mass, axis=-1)
     target = uniform * above[:, -1]
     block = _first_past(mass, above, target)[:, None]
-    rest = target - jnp.where(block > 0, jnp.take_along_axis(above, jnp.maximum(block - 1, 0), 1), 0.0)[:, 0]
+    remaining = target - jnp.where(block > 0, jnp.take_along_axis(above, jnp.maximum(block - 1, 0), 1), 0.0)[:, 0]
     inside = jnp.take_along_axis(blocks, block[..., None], axis=1)[:, 0]
-    return (block[:, 0] * size + _first_past(inside, jnp.cumsum(inside, axis=-1), rest)).astype(jnp.int32)
+    return (block[:, 0] * size + _first_past(inside, jnp.cumsum(inside, axis=-1), remaining)).astype(jnp.int32)
 
 
 def _first_past(mass: jax.Array, above: jax.Array, target: jax.Array) -> jax.Array:
     """The first index [B] at which the running sum `above` [B,n] of `mass` passes `target`.
 
-    A sum computed in parallel is not quite monotone and may move where nothing is added; what has no mass is never
-    taken, and the last that has some where rounding leaves the target behind all.
+    A sum computed in parallel is not quite monotone and may change where nothing is added; so an index without mass is
+    never taken, and the last one with mass is where rounding leaves the target beyond the total.
     """
     some = mass > 0
     past = (above > target[:, None]) & some

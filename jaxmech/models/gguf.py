@@ -1,7 +1,7 @@
 """Reading GGUF files: metadata, and tensors as float32.
 
 The metadata is parsed here and not with `gguf.GGUFReader`, which takes fifteen seconds over a vocabulary of 262,144
-tokens and wants one file; a model that is shipped in parts is read in place. Dequantisation is the `gguf` package's.
+tokens and wants a single file; a model shipped in parts is read in place. Dequantisation is the `gguf` package's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUANTISATIONS = (
 
 
 class _OutOfBytes(Exception):
-    """The header continues beyond the bytes at hand."""
+    """The header continues beyond the bytes read."""
 
 
 class TensorInfo(NamedTuple):
@@ -45,30 +45,30 @@ class _Header:
     """A cursor over little-endian GGUF header bytes."""
 
     def __init__(self, data: bytes):
-        self.data, self.at = data, 0
+        self.data, self.offset = data, 0
 
     def unpack(self, form: str) -> tuple:
         form = "<" + form
         try:
-            end = self.at + struct.calcsize(form)
+            end = self.offset + struct.calcsize(form)
         except struct.error:  # a damaged count, beyond anything that fits
             raise _OutOfBytes from None
         if end > len(self.data):
             raise _OutOfBytes
-        values = struct.unpack_from(form, self.data, self.at)
-        self.at = end
+        values = struct.unpack_from(form, self.data, self.offset)
+        self.offset = end
         return values
 
     def string(self) -> str:
         (length,) = self.unpack("Q")
-        end = self.at + length
+        end = self.offset + length
         if end > len(self.data):
             raise _OutOfBytes
         try:
-            text = self.data[self.at : end].decode("utf-8")
+            text = self.data[self.offset : end].decode("utf-8")
         except UnicodeDecodeError:
-            raise ValueError(f"the text at byte {self.at} is not UTF-8; the file is damaged") from None
-        self.at = end
+            raise ValueError(f"the text at byte {self.offset} is not UTF-8; the file is damaged") from None
+        self.offset = end
         return text
 
     def value(self, kind: int) -> Any:
@@ -80,7 +80,7 @@ class _Header:
         if kind == _STRING:
             return self.string()
         if kind != _ARRAY:
-            raise ValueError(f"metadata of type {kind} at byte {self.at} is not GGUF; the file is damaged")
+            raise ValueError(f"metadata of type {kind} at byte {self.offset} is not GGUF; the file is damaged")
         inner, count = self.unpack("IQ")
         if inner in _SCALARS:
             return list(self.unpack(f"{count}{_SCALARS[inner]}"))
@@ -151,7 +151,7 @@ class GGUFFile:
                 raise ValueError(f"{self.name} holds two tensors named {name!r}")
             raw[name] = (dims[::-1] or (1,), *header.unpack("IQ"))
         align = metadata.get("general.alignment", 32)
-        base = -(-header.at // align) * align
+        base = -(-header.offset // align) * align
         return metadata, _tensor_infos(self.name, raw, base)
 
     def names(self) -> list[str]:
@@ -161,7 +161,7 @@ class GGUFFile:
         return self.tensors[name].shape
 
     def kind(self, name: str) -> str:
-        """Of the numbers that `read` gives."""
+        """The type of the numbers that `read` returns."""
         return "F32"
 
     def read(self, name: str) -> np.ndarray:
@@ -193,7 +193,7 @@ def _tensor_infos(where: str, raw: Mapping[str, tuple], base: int) -> dict[str, 
             continue
         block, width = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
         if shape[-1] % block:
-            bad.append(f"{name} ({kind}, whose rows of {shape[-1]} are no whole number of blocks of {block})")
+            bad.append(f"{name} ({kind}, whose rows of {shape[-1]} are not a whole number of blocks of {block})")
             continue
         n_bytes = int(np.prod(shape, dtype=np.int64)) // block * width
         infos[name] = TensorInfo(shape, kind, base + offset, n_bytes)

@@ -35,8 +35,8 @@ _STOPS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoft
 def hf_config(file: GGUFFile) -> dict[str, Any]:
     """The Hugging Face configuration that the file describes, as `config_from_hf` takes it.
 
-    `bos_token_id` is given only where the file wants the token put before a text. A sliding window of Mistral 7B v0.1
-    is not in such files (llama.cpp runs that model without it), nor can it be here.
+    `bos_token_id` is given only where the file wants the token put before a text. The sliding window of Mistral 7B v0.1
+    is not in such files (llama.cpp runs that model without it), so it is missing here too.
 
     Raises:
       ValueError: an architecture without an entry here, one shard of several; or, all in one message, every key that is
@@ -54,7 +54,7 @@ def hf_config(file: GGUFFile) -> dict[str, Any]:
         )
     keys = _Keys(file, architecture)
     config = _shared(keys)
-    if "vocab_size" in config:  # else too little is known to go on
+    if "vocab_size" in config:  # else too little is known to continue
         config |= _ARCHITECTURES[architecture](keys, config)
         keys.problems += keys.not_understood()
     if keys.problems:
@@ -80,7 +80,7 @@ class _Keys:
         return value
 
     def uniform(self, key: str) -> Any:
-        """A value that may be given once for each layer, and must then be the same in all."""
+        """A value that may be given once per layer, and must then be the same in all."""
         value = self.get(key)
         if not isinstance(value, list):
             return value
@@ -97,7 +97,7 @@ class _Keys:
 
 
 def _shared(keys: _Keys) -> dict[str, Any]:
-    """The part of the configuration that all architectures have alike."""
+    """The part of the configuration that all architectures share."""
     config = {hf: keys.uniform(key) for key, hf in _SHARED_KEYS.items()}
     missing = [key for key, hf in _SHARED_KEYS.items() if config[hf] is None and hf not in _MAY_BE_ABSENT]
     for key in missing:
@@ -111,7 +111,7 @@ def _shared(keys: _Keys) -> dict[str, Any]:
     config["head_dim"] = config["head_dim"] or config["hidden_size"] // config["num_attention_heads"]
     for key in ("attention.value_length", "rope.dimension_count"):
         if keys.get(key, config["head_dim"]) != config["head_dim"]:
-            keys.refuse(key, f"heads where it differs from their width, {config['head_dim']}, are not supported")
+            keys.refuse(key, f"values other than the head width, {config['head_dim']}, are not supported")
     keys.get("vocab_size")  # the embedding decides: it may be padded
     return config | {
         "vocab_size": keys.file.shape("token_embd.weight")[0],
@@ -153,7 +153,7 @@ def _rope(keys: _Keys, config: dict[str, Any], theta: float | None = None) -> di
 
 
 def _scaling(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
-    """The scaling that the metadata state, in Hugging Face's words."""
+    """The scaling that the metadata state, in Hugging Face's terms."""
     # As llama.cpp: a factor without a kind is linear, 0 is none, and the oldest files have another name for it.
     kind, old = keys.get("rope.scaling.type", "linear"), keys.get("rope.scale_linear")
     factor = keys.get("rope.scaling.factor", old) or None
@@ -166,7 +166,7 @@ def _scaling(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
         return {"rope_type": "default"}
     if keys.get("rope.scaling.yarn_ext_factor", 1.0) != 1.0:
         keys.refuse("rope.scaling.yarn_ext_factor", "expected 1")
-    # There it multiplies what Hugging Face's attention_factor replaces: they agree at 1 alone.
+    # llama.cpp multiplies with it what Hugging Face's attention_factor replaces: they agree only at 1.
     if keys.get("rope.scaling.yarn_attn_factor", 1.0) != 1.0:
         keys.refuse("rope.scaling.yarn_attn_factor", "expected 1")
     optional = {name: keys.get(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
@@ -179,7 +179,7 @@ def _scaling(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _llama3(keys: _Keys, theta: float, head_dim: int) -> dict[str, Any]:
-    """The scaling of Llama 3.1 and later, which llama.cpp stores as one divisor [head_dim / 2] for each frequency.
+    """The scaling of Llama 3.1 and later, which llama.cpp stores as one divisor [head_dim / 2] per frequency.
 
     Its converter computes them with these three constants, and the largest is the factor.
     """
@@ -222,7 +222,7 @@ _PERMUTED = "Meta AI original pth"
 
 
 def _qwen2(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
-    """Its q, k and v have biases always, and o never: the configuration has no word for it."""
+    """q, k and v always have biases, o never: the configuration has no attribute for it."""
     del config["attention_bias"]
     return {"model_type": "qwen2", "hidden_act": "silu", "rope_parameters": _rope(keys, config)}
 
@@ -239,7 +239,7 @@ def _gemma(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gemma2(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
-    """In llama.cpp's code: the RoPE base, local layers in turn, the 27B's query scale; caps and window if absent."""
+    """From llama.cpp's code: the RoPE base, alternating local layers, the 27B's query scale; absent caps and window."""
     keys.need("attention.key_length")
     rope = _rope(keys, config, theta=10_000.0)
     if keys.get("rope.freq_base_swa", rope["rope_theta"]) != rope["rope_theta"]:
@@ -257,7 +257,7 @@ def _gemma2(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gemma3(keys: _Keys, config: dict[str, Any]) -> dict[str, Any]:
-    """In llama.cpp's code: the local layers' RoPE base, five of them to a global one, the 27B's query scale."""
+    """From llama.cpp's code: the local layers' RoPE base, five of them per global one, the 27B's query scale."""
     keys.need("attention.key_length")
     window = keys.get("attention.sliding_window") or None  # without one all layers are global
     types = _layer_types(keys, config, period=6)
@@ -284,7 +284,7 @@ def _query_scalar(config: dict[str, Any], layers_of_27b: int) -> int:
 
 
 def _layer_types(keys: _Keys, config: dict[str, Any], period: int) -> list[str]:
-    """Every `period`-th layer is global; a file may state another period, or a flag for each layer."""
+    """Every `period`-th layer is global; a file may state another period, or a flag per layer."""
     pattern, layers = keys.get("attention.sliding_window_pattern", period), config["num_hidden_layers"]
     local = pattern if isinstance(pattern, list) else [(i + 1) % pattern for i in range(layers)]
     if len(local) != layers:

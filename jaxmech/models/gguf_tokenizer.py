@@ -1,7 +1,7 @@
 """Tokenizers rebuilt from GGUF metadata, as the model's original tokenizer splits text.
 
-llama.cpp writes down the vocabulary and the name of a way to split, not the tokenizer's whole definition; what it and
-the original know besides is here. Where the two differ (composed characters of Qwen), the original is followed.
+llama.cpp stores the vocabulary and the name of a splitting rule, not the tokenizer's whole definition; what it and the
+original know besides is here. Where the two differ (composed characters of Qwen), the original is followed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class _Split(NamedTuple):
     Attributes:
       expression: each match is a word, and so is what lies between; None for GPT-2's own.
       digits: every digit is cut out first.
-      whole: a word that is a token is taken as it is, even where the merges would not build it.
+      ignore_merges: a word that is a token is taken as it is, even where the merges would not build it.
       composed: text is put into Unicode's composed form (NFC) first.
       bos: whether the beginning token is added where the file does not say.
     """
 
     expression: str | None
     digits: bool = False
-    whole: bool = False
+    ignore_merges: bool = False
     composed: bool = False
     bos: bool = False
 
@@ -36,13 +36,13 @@ _LLAMA3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_LLAMA3 = _Split(_LLAMA3_WORDS, whole=True, bos=True)
+_LLAMA3 = _Split(_LLAMA3_WORDS, ignore_merges=True, bos=True)
 _QWEN2 = _Split(_LLAMA3_WORDS.replace("{1,3}", ""), composed=True)
 _TEKKEN = _Split(
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    whole=True,
+    ignore_merges=True,
     bos=True,
 )
 _SPLITS = {
@@ -58,7 +58,7 @@ def from_gguf(metadata: Mapping[str, Any]):
     """The tokenizer that a GGUF file describes, as a transformers `PreTrainedTokenizerFast`.
 
     Raises:
-      ValueError: a kind of tokenizer or of splitting that is not known here, or a missing or contradictory entry.
+      ValueError: an unknown kind of tokenizer or of splitting, or a missing or contradictory entry.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -85,7 +85,7 @@ def from_gguf(metadata: Mapping[str, Any]):
 
 
 def special_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """Ids of the tokens with a role ("bos", "eos", "eot", "eom", "unknown", "padding"), those that the file has."""
+    """Ids of the tokens with a role ("bos", "eos", "eot", "eom", "unknown", "padding") that the file has."""
     roles = ("bos", "eos", "eot", "eom", "unknown", "padding")
     # llama.cpp's own ids for sentencepiece vocabularies of files that give none.
     defaults = {"bos": 1, "eos": 2, "unknown": 0} if metadata.get("tokenizer.ggml.model") == "llama" else {}
@@ -182,7 +182,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]):
     split = _SPLITS[kind]
     merges = [tuple(merge.split(" ")) for merge in _need(metadata, "tokenizer.ggml.merges")]
     vocab = {token: i for i, token in enumerate(tokens)}
-    backend = Tokenizer(BPE(vocab=vocab, merges=merges, ignore_merges=split.whole))
+    backend = Tokenizer(BPE(vocab=vocab, merges=merges, ignore_merges=split.ignore_merges))
     if split.composed:
         backend.normalizer = normalizers.NFC()
     steps: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.Digits(individual_digits=True)] if split.digits else []

@@ -1,4 +1,4 @@
-"""A model as everything else takes it: configuration, parameters and tokenizer."""
+"""A model as the rest of the library takes it: configuration, parameters and tokenizer."""
 
 from __future__ import annotations
 

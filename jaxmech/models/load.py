@@ -51,7 +51,7 @@ def _gemma_parts(module: str) -> tuple[list[Path], str | None]:
 
 
 def _only_gguf(module: str) -> tuple[list[Path], str | None]:
-    # Found and not imported: its code wants packages that its weights do not need.
+    # Found without importing it: its code needs packages that its weights do not.
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ImportError(f"no module named {module!r}")
@@ -88,8 +88,8 @@ def load_model(
     Args:
       name_or_path: a packaged name ("gemma-3-270m", "smollm2-135m-instruct"), a `.gguf` file, a Hugging Face folder
         with safetensors, a folder written by `save_model`, or a Hugging Face hub id ("org/name").
-      dtype: of the parameters: "float32", "bfloat16" or "float16". What is computed has the same, but for float16, with
-        which it is float32: the residual stream of many models does not fit.
+      dtype: of the parameters: "float32", "bfloat16" or "float16". Activations have the same, except that with float16
+        they are float32: the residual stream of many models overflows it.
       mesh: devices to spread the parameters over (`jaxmech.models.sharding`), each shard going straight to its device;
         the default device without one.
       tokenizer: what to use instead of the model's own: a folder, a hub id, a transformers fast tokenizer, or None for
@@ -105,16 +105,16 @@ def load_model(
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     own = isinstance(tokenizer, str) and tokenizer == _OWN
-    other = None if own else _tokenizer_of(tokenizer)  # asked for first: it is small, and a wrong name shows at once
+    given = None if own else _tokenizer_of(tokenizer)  # read first: it is small, and a wrong name shows at once
     lm = _load(name_or_path, dtype, mesh, own)
     if own:
         return lm
-    config = lm.config if other is None else dataclasses.replace(lm.config, bos_id=tokenizers.first_id(other))
-    return dataclasses.replace(lm, config=config, tokenizer=other)
+    config = lm.config if given is None else dataclasses.replace(lm.config, bos_id=tokenizers.first_id(given))
+    return dataclasses.replace(lm, config=config, tokenizer=given)
 
 
 def _load(name_or_path: str | Path, dtype: str, mesh, own: bool) -> LanguageModel:
-    """own: whether the model's own tokenizer is wanted, and missed where there is none."""
+    """own: whether the model's own tokenizer is wanted, and its absence an error."""
     name = str(name_or_path)
     if name in _PACKAGED:
         return _load_packaged(name, dtype, mesh, own)
@@ -130,14 +130,14 @@ def _load(name_or_path: str | Path, dtype: str, mesh, own: bool) -> LanguageMode
 
 
 def require_hub_id(name: str) -> None:
-    """Refuses a name that is no model here and cannot be one of the hub.
+    """Refuses a name that is not a local model and cannot be a hub id.
 
     Raises:
-      ValueError: a file or folder is called so, or it has not the form of a hub id.
+      ValueError: a file or folder has this name, or it does not have the form of a hub id.
     """
     if (path := Path(name).expanduser()).exists():
-        found = _adapter(path) or "expected a .gguf file, or a folder with config.json or " + MANIFEST
-        raise ValueError(f"{path} is not a model: {found}")
+        why = _adapter(path) or "expected a .gguf file, or a folder with config.json or " + MANIFEST
+        raise ValueError(f"{path} is not a model: {why}")
     if not _is_hub_id(name):
         raise ValueError(f"name_or_path: {name!r} does not exist; expected a file, a folder, a hub id 'org/name', or "
                          f"one of {', '.join(_PACKAGED)}")  # fmt: skip
@@ -161,7 +161,7 @@ def _tokenizer_of(given: Any):
         return tokenizers.from_folder(path)
     if path.exists() or not _is_hub_id(str(given)):
         raise ValueError(
-            f"tokenizer: {str(given)!r} is no folder; expected one with a tokenizer, or a hub id 'org/name'"
+            f"tokenizer: {str(given)!r} is not a folder; expected one with a tokenizer, or a hub id 'org/name'"
         )
     return tokenizers.from_folder(hub.fetch(str(given), tokenizers.FILES, ignore=["*/*"]))
 
@@ -220,7 +220,7 @@ def _load_gguf(
     folder = cache_dir() / "models" / f"{name}-{sha256[:16]}-{dtype}-v{CONVERTER_VERSION}"
     if (folder / MANIFEST).is_file():
         lm = dataclasses.replace(load_saved(folder, dtype, mesh, own), name=name)
-        if own and lm.tokenizer is None:  # kept by a load that wanted another
+        if own and lm.tokenizer is None:  # cached by a load with another tokenizer
             return dataclasses.replace(lm, tokenizer=tokenizers.from_gguf(GGUFFile(paths).metadata))
         return lm
     _log.info("converting %s, once; kept in %s", name, folder)
@@ -263,14 +263,14 @@ def _load_hf(name: str, folder: Path, dtype: str, mesh, own: bool) -> LanguageMo
 
 
 def _adapter(folder: Path) -> str | None:
-    """What to say of a folder that holds an adapter, alone or beside its base: it would be left out silently."""
+    """The error for a folder with an adapter, alone or beside its base, which would be left out silently."""
     path = folder / "adapter_config.json"
     if not path.is_file():
         return None
     base = read_json(path).get("base_model_name_or_path")
     return (
-        f"adapter_config.json says that an adapter of {base!r} belongs to it, and adapters are not read; merge it into "
-        "its base (peft: model.merge_and_unload().save_pretrained(...)) and load the result, or move the adapter's "
+        f"adapter_config.json says that it holds an adapter of {base!r}, and adapters are not read; merge it into its "
+        "base (peft: model.merge_and_unload().save_pretrained(...)) and load the result, or move the adapter's "
         "files away to load the base alone"
     )
 
@@ -298,14 +298,14 @@ def download(hub_id: str, *, weights: bool = True) -> Path:
             f"{hub_id!r} has no config.json; it holds GGUF files: {', '.join(files)}. Fetch one, such as with "
             f"`hf download {hub_id} {files[0]} --local-dir .`, and load that file"
         )
-    raise ValueError(f"{hub_id!r} has no config.json: it is no model of the transformers library")
+    raise ValueError(f"{hub_id!r} has no config.json: it is not a model of the transformers library")
 
 
 # Digests ------------------------------------------------------------------------------------------------------------
 
 
 def _sha256(paths: Sequence[Path]) -> str:
-    """Of the files joined."""
+    """Digest of the concatenated files."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 22))
     for path in paths:
         with open(path, "rb", buffering=0) as file:
@@ -315,7 +315,7 @@ def _sha256(paths: Sequence[Path]) -> str:
 
 
 def _remembered_sha256(path: Path) -> str:
-    """A file's digest, computed again only when its path, size or modification time is new."""
+    """A file's digest, recomputed only when its path, size or modification time is new."""
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()
     memo = cache_dir() / "digests" / key

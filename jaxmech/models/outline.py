@@ -24,7 +24,7 @@ class Outline(NamedTuple):
 
 
 def outline(name_or_path: str | Path) -> Outline:
-    """Reads a model's outline: seconds, whatever its size; of the hub its small files alone are fetched.
+    """Reads a model's outline in seconds, whatever its size; only small files are fetched from the hub.
 
     Args:
       name_or_path: as `load_model` takes it.

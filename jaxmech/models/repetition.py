@@ -18,8 +18,8 @@ LENGTHS = (1, 2, 3, 4)
 
 
 class Repetition(NamedTuple):
-    """repeated [B,4]: the share of n-grams that have stood in the row before, for n of `LENGTHS`; loop_length [B]:
-    tokens of the longest loop at the row's end, 0 without one; loop_period [B]: its period, or 0.
+    """repeated [B,4]: the share of n-grams that occur earlier in the row, for n of `LENGTHS`; loop_length [B]: tokens
+    of the longest loop at the row's end, 0 without one; loop_period [B]: its period, or 0.
     """
 
     repeated: jax.Array
@@ -35,27 +35,27 @@ def repetition(ids: jax.Array, mask: jax.Array | None = None, *, max_period: int
     """Repetition statistics of each row.
 
     `repeated` is 1 - distinct n-grams / n-grams: the seq-rep-n of Welleck et al. 2020 (arXiv 1908.04319), and
-    1 - distinct-n of Li et al. 2016 (arXiv 1510.03055) but for their dividing by the number of tokens. A row with fewer
-    than n tokens has no n-grams, and gets NaN.
+    1 - distinct-n of Li et al. 2016 (arXiv 1510.03055), except that they divide by the number of tokens. A row with
+    fewer than n tokens has no n-grams, and gets NaN.
 
-    A loop is a block of 1 to `max_period` tokens that stands at least twice in a row and continues to the end, where
-    the last copy may be cut off; the longest one counts and, of several as long, that with the shortest period.
+    A loop is a block of 1 to `max_period` tokens that occurs at least twice in succession and continues to the end,
+    where the last copy may be cut off; the longest one counts and, of equally long ones, that of the shortest period.
 
     Args:
       ids: [B,T] int, for example what `generate` returns.
-      mask: [B,T] bool, True on tokens that count, which stand together; for example `until_end(ids, eos_ids)`, since
+      mask: [B,T] bool, True on tokens that count, which are contiguous; for example `until_end(ids, eos_ids)`, since
         what `generate` repeats after a row's end is not the model's. All by default.
     """
     mask = jnp.ones(ids.shape, bool) if mask is None else mask
     repeated = jnp.stack([1.0 - _distinct(ids, mask, n) for n in LENGTHS], axis=-1)
     periods = jnp.arange(1, max_period + 1)
     lengths = jax.vmap(partial(_loop, ids, mask))(periods)  # [P,B]
-    longest, at = lengths.max(0), jnp.argmax(lengths, axis=0)
-    return Repetition(repeated, longest, jnp.where(longest > 0, periods[at], 0))
+    longest, best = lengths.max(0), jnp.argmax(lengths, axis=0)
+    return Repetition(repeated, longest, jnp.where(longest > 0, periods[best], 0))
 
 
 def _distinct(ids, mask, n: int) -> jax.Array:
-    """Distinct n-grams over n-grams [B], by sorting: equal ones come to stand side by side."""
+    """Distinct n-grams over n-grams [B], by sorting, which puts equal ones side by side."""
     B, T = ids.shape
     if n > T:
         return jnp.full(B, jnp.nan)
@@ -68,10 +68,10 @@ def _distinct(ids, mask, n: int) -> jax.Array:
 
 
 def _loop(ids, mask, period) -> jax.Array:
-    """Tokens [B] of the loop of `period` at the end, 0 if less than two whole periods."""
-    at = jnp.arange(ids.shape[1])
-    before = jnp.maximum(at - period, 0)
-    same = (ids == ids[:, before]) & mask[:, before] & (at >= period)
+    """Tokens [B] of the loop of `period` at the row's end, 0 if less than two whole periods."""
+    slots = jnp.arange(ids.shape[1])
+    before = jnp.maximum(slots - period, 0)
+    same = (ids == ids[:, before]) & mask[:, before] & (slots >= period)
     breaks = mask & ~same
     unbroken = jnp.cumsum(breaks[:, ::-1], axis=1)[:, ::-1] == 0
     run = (unbroken & mask).sum(1)

@@ -17,8 +17,8 @@ def inverse_frequencies(rope: Rope, dim: int, long: bool = False) -> np.ndarray:
 
     Plain RoPE is `theta ** (-2i / dim)`. "linear" divides by the factor (Chen et al. 2023, arXiv 2306.15595); "llama3"
     divides long wavelengths only and blends between (Llama 3.1, as in HF's `rope_utils`); "yarn" blends by the number
-    of turns in the original context (Peng et al. 2023, arXiv 2309.00071); "longrope" divides each frequency by a factor
-    of its own, for texts beyond the original context by another (Ding et al. 2024, arXiv 2402.13753).
+    of turns in the original context (Peng et al. 2023, arXiv 2309.00071); "longrope" divides each frequency by its own
+    factor, and by another for texts beyond the original context (Ding et al. 2024, arXiv 2402.13753).
 
     Args:
       dim: rotated dimensions of a head.
@@ -42,7 +42,7 @@ def inverse_frequencies(rope: Rope, dim: int, long: bool = False) -> np.ndarray:
     elif kind == "longrope":
         factors = np.asarray(scaling["long_factor" if long else "short_factor"], np.float64)
         if factors.shape != freq.shape:
-            raise ValueError(f"longrope: expected {freq.size} factors, one a rotated pair, got {factors.size}")
+            raise ValueError(f"longrope: expected {freq.size} factors, one per rotated pair, got {factors.size}")
         freq = freq / factors
     elif kind != "default":
         raise ValueError(f"rope_type={kind!r} is not supported; expected default, linear, llama3, yarn or longrope")
@@ -75,8 +75,8 @@ def rope_tables(rope: Rope | None, dim: int, positions: jax.Array) -> tuple[jax.
     before a row crossed it does not fit what comes after; `generate` then recomputes the text, as HF does.
     """
     if rope is None:
-        one = jnp.ones((*positions.shape, 1, dim // 2), jnp.float32)
-        return one, jnp.zeros_like(one)
+        ones = jnp.ones((*positions.shape, 1, dim // 2), jnp.float32)
+        return ones, jnp.zeros_like(ones)
     scaling: dict[str, Any] = dict(rope.scaling)
     freq = jnp.asarray(inverse_frequencies(rope, dim))
     if scaling.get("rope_type") == "longrope":
@@ -90,10 +90,10 @@ def rope_tables(rope: Rope | None, dim: int, positions: jax.Array) -> tuple[jax.
 def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotates the first dimensions of x [B,T,H,h], twice as many as cos has, in float32.
 
-    Their halves hold the pairs' two coordinates (HF's layout); the dimensions after them stay.
+    Their halves hold the pairs' two coordinates (HF's layout); the dimensions after them are unchanged.
     """
     half = cos.shape[-1]
-    a, b, rest = jnp.split(x, [half, 2 * half], axis=-1)
+    a, b, unrotated = jnp.split(x, [half, 2 * half], axis=-1)
     wide_a, wide_b = a.astype(jnp.float32), b.astype(jnp.float32)
     rotated = jnp.concatenate([wide_a * cos - wide_b * sin, wide_b * cos + wide_a * sin], axis=-1).astype(x.dtype)
-    return jnp.concatenate([rotated, rest], axis=-1) if rest.shape[-1] else rotated
+    return jnp.concatenate([rotated, unrotated], axis=-1) if unrotated.shape[-1] else rotated

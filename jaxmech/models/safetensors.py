@@ -14,7 +14,7 @@ class SafetensorsFolder:
     """The tensors of a folder with `model.safetensors`, else with shards and their index."""
 
     def __init__(self, folder: str | Path):
-        """Opens the files, which are read when asked for.
+        """Opens the files; tensors are read on request.
 
         Raises:
           ValueError: naming every file that is missing or damaged and every tensor stored twice.
@@ -56,15 +56,15 @@ class SafetensorsFolder:
 
 def _files_of(folder: Path) -> list[Path]:
     """One file, which wins over an index that an earlier save left beside it, as in transformers; or the shards."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():
-        return [whole]
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
     if not index.is_file():
         if shards := sorted(path.name for path in folder.glob("model-*.safetensors")):
             raise ValueError(
                 f"{index} is missing, which says what the shards hold ({', '.join(shards)}); download or copy it too"
             )
-        return [whole]
+        return [single]
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
         raise ValueError(f"{index}: expected a weight_map from tensors to files; download it again")

@@ -1,4 +1,4 @@
-"""Models in a folder of our own: written by `save_model` and by the cache of converted ones, whole or not at all."""
+"""Models in a folder format of our own, written by `save_model` and by the cache of converted ones: all or nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MANIFEST = "jaxmech_model.json"
 _STALE_SECONDS = 3600
 
 
-REMEDY = "make room, or set JAXMECH_CACHE to a folder on another disk that may be written"
+REMEDY = "make room, or set JAXMECH_CACHE to a writable folder on another disk"
 
 
 _CHUNK_BYTES = 32 << 20
@@ -64,7 +64,7 @@ def load_saved(
     """Reads what `save_model` wrote, cast to `dtype` (by default as stored), onto the mesh as for `load_model`.
 
     Args:
-      own: with its own tokenizer, or else with none.
+      own: whether to load its own tokenizer; without it, the model has none.
 
     Raises:
       ValueError: the folder is damaged or of another version.
@@ -92,7 +92,7 @@ def load_saved(
 
 
 def write(lm: LanguageModel, folder: Path, source: Mapping[str, Any], replace: bool) -> None:
-    """Writes beside `folder`, then renames: whoever looks finds everything or nothing."""
+    """Writes beside `folder`, then renames: a reader finds everything or nothing."""
     leaves = jax.tree.leaves(lm.params)
     folder = folder.absolute()
     with disk_errors(folder, REMEDY):
@@ -120,7 +120,7 @@ def write(lm: LanguageModel, folder: Path, source: Mapping[str, Any], replace: b
 
 
 def _rename_new(temporary: Path, folder: Path) -> None:
-    """Renames; FileExistsError when somebody else was first."""
+    """Renames; FileExistsError when another process was first."""
     try:
         temporary.rename(folder)
     except OSError:

@@ -33,9 +33,9 @@ def make_mesh(data: int = 1, model: int = 1) -> Mesh:
     devices = jax.devices()
     if data < 1 or model < 1 or data * model > len(devices):
         raise ValueError(
-            f"data * model: expected 1 to {len(devices)} devices, the number at hand, got {data} * {model}"
+            f"data * model: expected 1 to {len(devices)} devices, the number available, got {data} * {model}"
         )
-    # The compiler propagates shardings from the parameters; nothing in the decoder speaks of devices.
+    # The compiler propagates shardings from the parameters; nothing in the decoder mentions devices.
     return jax.make_mesh(
         (data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices[: data * model]
     )

@@ -48,10 +48,10 @@ def token_ids(tokenizer, text: str) -> list[int]:
 
 
 def checked_ids(lm: LanguageModel, text: str) -> list[int]:
-    """Token ids of a text, no special tokens added, each of which has a row in the model's embedding.
+    """Token ids of a text, no special tokens added; each has a row in the model's embedding.
 
     Raises:
-      ValueError: one has none, as when a token was added to a tokenizer and the model was not resized.
+      ValueError: an id has no row, as when a token was added to the tokenizer and the model was not resized.
     """
     return check_rows(lm, token_ids(lm.tokenizer, text), text)
 
@@ -72,18 +72,18 @@ def check_rows(lm: LanguageModel, row: list[int], text: str) -> list[int]:
     if (most := max(row, default=0)) >= rows:
         token = lm.tokenizer.convert_ids_to_tokens(most)
         raise ValueError(
-            f"{text[:60]!r} holds the token {token!r} with the id {most}, yet the embedding of {lm.name!r} has {rows} "
-            f"rows, 0 to {rows - 1}: the token was added to the tokenizer and not to the model. Write the text without "
+            f"{text[:60]!r} holds the token {token!r} with the id {most}, but the embedding of {lm.name!r} has {rows} "
+            f"rows, 0 to {rows - 1}: the token was added to the tokenizer but not to the model. Write the text without "
             "it, or resize the model"
         )
     return row
 
 
 def require_tokenizer(tokenizer) -> None:
-    """Refuses None, which models that take tokens only have."""
+    """Refuses None, the tokenizer of models that take tokens only."""
     if tokenizer is None:
         raise ValueError(
-            "the model was loaded without a tokenizer, so it takes tokens and no text; give it one: "
+            "the model was loaded without a tokenizer, so it takes tokens but no text; give it one: "
             "load_model(…, tokenizer=FOLDER or hub id)"
         )
 
@@ -94,7 +94,7 @@ def without_bos(row: list[int], bos_id: int) -> list[int]:
 
 
 def require_texts(name: str, texts: Any) -> None:
-    """Refuses what is no list of strings: a single string would be taken letter by letter.
+    """Refuses anything but a list of strings: a single string would be read letter by letter.
 
     Raises:
       ValueError: names the argument.
@@ -119,7 +119,7 @@ def left_padded(
             f"{what} {longest} has {counts[longest]} tokens, at most {limit} fit: shorten it ({texts[longest][:60]!r}…)"
         )
     if 0 in counts:
-        raise ValueError(f"{what} {counts.index(0)} has no tokens, and the model has nothing to start from; write some")
+        raise ValueError(f"{what} {counts.index(0)} has no tokens, so the model has nothing to start from; write some")
     if length is None:
         length = min(-(-counts[longest] // _BUCKET) * _BUCKET, most)
     tokens, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)

@@ -1,8 +1,8 @@
 """Tokenizers of a Hugging Face folder, of a GGUF file and of a saved model, all without torch.
 
 A folder's `tokenizer.json` is what tokenises: splitting, normaliser, merges, decoder and what is put before a text are
-the file's. The class named beside it is not asked, as it may replace them by its own. `tokenizer_config.json` names the
-special tokens and holds the chat template.
+the file's. The class named beside it is not used, as it may replace them with its own. `tokenizer_config.json` names
+the special tokens and holds the chat template.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from jaxmech.io.files import is_lfs_pointer, read_json, reason
 from jaxmech.models.gguf_tokenizer import from_gguf as from_gguf
 
-# transformers tells at import that it found no PyTorch, which nobody here needs.
+# transformers warns at import that PyTorch is missing, which is not needed here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 FILES = ("*.json", "*.model", "*.jinja", "*.txt")
@@ -53,19 +53,19 @@ def first_id(tokenizer) -> int | None:
     Raises:
       ValueError: it puts several.
     """
-    # A toy vocabulary may know no "a", of which it then makes nothing, or an error of its own.
+    # A toy vocabulary may lack "a", and then encodes it as nothing or raises an error of its own.
     known = tokenizer.convert_tokens_to_ids("a") not in (None, tokenizer.unk_token_id)
     letter = "a" if known else tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)
     full, bare = tokenizer(letter).input_ids, tokenizer(letter, add_special_tokens=False).input_ids
     before = next((full[:i] for i in range(len(full)) if bare and full[i : i + len(bare)] == bare), full)
     if len(before) > 1:
-        names = tokenizer.convert_ids_to_tokens(before)
-        raise ValueError(f"the tokenizer puts {len(before)} tokens before a text ({', '.join(names)}); one can be read")
+        names = ", ".join(tokenizer.convert_ids_to_tokens(before))
+        raise ValueError(f"the tokenizer puts {len(before)} tokens before a text ({names}); expected at most one")
     return before[0] if before else None
 
 
 def save(tokenizer, folder: str | Path) -> None:
-    """Writes a folder for `load_saved` and for `AutoTokenizer`, on one line of JSON: that loads twice as fast."""
+    """Writes a folder for `load_saved` and for `AutoTokenizer`, as JSON on one line, which loads twice as fast."""
     folder = Path(folder)
     tokenizer.save_pretrained(str(folder))
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
@@ -95,15 +95,15 @@ def _from_json(folder: Path, settings: Mapping[str, Any]):
             **_special_tokens(settings),
             **{name: settings[name] for name in ("model_max_length", "padding_side") if settings.get(name)},
         )
-    except Exception as error:  # the library of tokenizers knows no kinds of errors
+    except Exception as error:  # the tokenizers library raises nothing more specific
         raise ValueError(
             f"{folder}: its tokenizer is damaged (tokenizer.json, {reason(error)}); download or copy it again, or "
             "update the package tokenizers if a newer one wrote it"
         ) from error
     wrong = {str(t): (i, got) for i, t in more.items() if (got := tokenizer.convert_tokens_to_ids(str(t))) != i}
     if wrong:
-        told = ", ".join(f"{token!r} is {i} there and {got} here" for token, (i, got) in wrong.items())
-        raise ValueError(f"{folder}: tokenizer_config.json does not fit tokenizer.json: {told}; download both again")
+        listed = ", ".join(f"{token!r} is declared as {i}, loaded as {got}" for token, (i, got) in wrong.items())
+        raise ValueError(f"{folder}: tokenizer_config.json does not fit tokenizer.json: {listed}; download both again")
     tokenizer.chat_template = _chat_template(folder, settings)
     return tokenizer
 
@@ -112,19 +112,19 @@ def _declared(folder: Path, settings: Mapping[str, Any]) -> dict[int, Any]:
     """Tokens that tokenizer_config.json, or an old added_tokens.json, adds to those of tokenizer.json."""
     from tokenizers import AddedToken
 
-    told = {int(i): dict(entry) for i, entry in settings.get("added_tokens_decoder", {}).items()}
-    if not told and (old := folder / "added_tokens.json").is_file():
-        told = {i: {"content": token, "normalized": True} for token, i in read_json(old).items()}
-    if not told:
+    added = {int(i): dict(entry) for i, entry in settings.get("added_tokens_decoder", {}).items()}
+    if not added and (old := folder / "added_tokens.json").is_file():
+        added = {i: {"content": token, "normalized": True} for token, i in read_json(old).items()}
+    if not added:
         return {}
     known = {entry["content"] for entry in read_json(folder / "tokenizer.json").get("added_tokens") or ()}
-    for entry in told.values():
+    for entry in added.values():
         entry.pop("__type", None)
-    return {i: AddedToken(**entry) for i, entry in told.items() if entry["content"] not in known}
+    return {i: AddedToken(**entry) for i, entry in added.items() if entry["content"] not in known}
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a transformers tokenizer: tokens with a role, those of the model alone, and further ones."""
+    """Arguments of a transformers tokenizer: tokens with a role, model-specific ones, and further ones."""
     named = {key: _text(value) for key, value in settings.items() if key.endswith("_token")}
     named = {key: value for key, value in named.items() if isinstance(value, str)}  # others are switches
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens")
@@ -149,23 +149,23 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | dict[str, str] | None:
-    """One template, or several by name; those in files of their own win, as in transformers."""
+    """One template, or several by name; those in separate files win, as in transformers."""
     files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").is_file() else {}
     files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     templates = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
-    told = settings.get("chat_template")
-    if not templates and isinstance(told, list):
-        templates = {entry["name"]: entry["template"] for entry in told}
-    if not templates and told is None and (old := folder / "chat_template.json").is_file():
-        told = read_json(old).get("chat_template")
-    return templates["default"] if list(templates) == ["default"] else templates or told
+    stated = settings.get("chat_template")
+    if not templates and isinstance(stated, list):
+        templates = {entry["name"]: entry["template"] for entry in stated}
+    if not templates and stated is None and (old := folder / "chat_template.json").is_file():
+        stated = read_json(old).get("chat_template")
+    return templates["default"] if list(templates) == ["default"] else templates or stated
 
 
 # Vocabularies of other kinds -----------------------------------------------------------------------------------------
 
 
 def _by_class(folder: Path, settings: Mapping[str, Any]):
-    """By transformers' class for it, which knows what a bare vocabulary leaves out."""
+    """Through transformers' class for it, which knows what a bare vocabulary leaves out."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if settings.get("auto_map"):
@@ -178,11 +178,11 @@ def _by_class(folder: Path, settings: Mapping[str, Any]):
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", DeprecationWarning
-            )  # of tokenizers, to the first releases of transformers 5
+            )  # the tokenizers library warns the first releases of transformers 5
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-            if not hasattr(tokenizer, "backend_tokenizer"):  # mistral-common's own kind, where that is installed
+            if not hasattr(tokenizer, "backend_tokenizer"):  # mistral-common's own class, where that is installed
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
-    except Exception as error:  # damaged files end in KeyErrors and kinds of transformers' own
+    except Exception as error:  # damaged files end in KeyErrors and transformers' own errors
         raise ValueError(
             f"{folder}: transformers cannot read its tokenizer ({reason(error)}); download or copy it again, add a "
             f"tokenizer.json, or {_ANOTHER}"
@@ -207,7 +207,7 @@ def _require_packages(folder: Path) -> None:
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that it is in
+    except ModuleNotFoundError:  # its parent package is not installed
         return False
 
 
@@ -215,11 +215,11 @@ def _installed(module: str) -> bool:
 
 
 def _name_ends(tokenizer, settings: Mapping[str, Any], folder: Path) -> None:
-    """Names the tokens for beginning, end and padding that tokenizer_config.json leaves unsaid."""
+    """Names the tokens for beginning, end and padding that tokenizer_config.json does not name."""
     first = first_id(tokenizer)
     if settings.get("add_bos_token") and first is None and (folder / "tokenizer.json").is_file():
-        _log.warning("%s: tokenizer_config.json says add_bos_token, and tokenizer.json puts no token before a text; "
-                     "none is put", folder)  # fmt: skip
+        _log.warning("%s: tokenizer_config.json says add_bos_token, but tokenizer.json puts no token before a text; "
+                     "none is added", folder)  # fmt: skip
     model = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     ids = {role: (model.get("text_config") or {}).get(f"{role}_id", model.get(f"{role}_id")) for role in _ROLES}
     if first is not None:

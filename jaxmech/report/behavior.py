@@ -96,22 +96,22 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
 
 
 def pole_prompts(asked: pd.DataFrame, said: Said) -> list[Any]:
-    """Both prompts of a pair, whole, and what is asked in every other condition."""
+    """Both whole prompts of a pair, and what is asked in every other condition."""
     plus, minus = (first_prompt(asked, name) for name in ("plus", "minus"))
     if plus is None or minus is None:
         return []
     caption = (
-        f"A pair of prompts, whole: {said.inside}the questions (bold) "
-        f"differ in the {said.varies} alone. "
-        + ("What stands before them is the same for both, so that what is measured is what the model makes of it. "
+        f"A whole pair of prompts: {said.inside}the questions (bold) "
+        f"differ only in the {said.varies}. "
+        + ("The text before them is the same for both, so that what is measured is what the model makes of it. "
            if plus["prefix"] and plus["prefix"] == minus["prefix"] else "")
         + "Features are chosen on such pairs of other families; patching, attribution and nearness to the output use "
         "these pairs."
     )  # fmt: skip
     pair = [Prompt(titled(row, said), row["prefix"], row["query"]) for row in (plus, minus)]
-    rest = [name for name in asked["condition"].unique() if name not in ("plus", "minus")]
-    firsts = {name: first_prompt(asked, name) for name in sorted(rest)}
-    rows = [[said.condition(name), " ".join(one["query"].split())] for name, one in firsts.items() if one is not None]
+    conditions = [name for name in asked["condition"].unique() if name not in ("plus", "minus")]
+    firsts = {name: first_prompt(asked, name) for name in sorted(conditions)}
+    rows = [[said.condition(name), " ".join(row["query"].split())] for name, row in firsts.items() if row is not None]
     others = Table("What the other prompts ask.", ("condition", "question"), rows, folded=True)
     return [Prompts(caption, pair, folded=False), *([others] if rows else [])]
 
@@ -136,12 +136,12 @@ def sampled(sampling: Mapping[str, Any], said: Said) -> list[list[str]]:
     return [
         [
             said.pole(condition),
-            percent(one["valid"]),
-            f"{percent(one['mean'], 1)} ± {percent(one['standard_error'], 1)}",
-            percent(one["exact_mean"], 1),
+            percent(sample["valid"]),
+            f"{percent(sample['mean'], 1)} ± {percent(sample['standard_error'], 1)}",
+            percent(sample["exact_mean"], 1),
         ]
-        for condition, one in sampling.items()
-        if isinstance(one, Mapping)
+        for condition, sample in sampling.items()
+        if isinstance(sample, Mapping)
     ]
 
 

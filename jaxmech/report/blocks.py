@@ -28,7 +28,7 @@ class Figure:
 
     @property
     def json(self) -> str:
-        """JSON that may stand inside a script element."""
+        """JSON that is safe inside a script element."""
         return self.figure.to_json().replace("<", "\\u003c")
 
     @property
@@ -95,7 +95,7 @@ class Section:
 
 
 def level(blocks: Sequence[Any]) -> None:
-    """Makes figures that stand side by side as high as the higher one; on a phone each keeps its own height."""
+    """Gives figures side by side the height of the taller one; on a phone each keeps its own height."""
     waiting = None
     for block in blocks:
         if block.kind != "figure" or block.wide:
@@ -104,8 +104,8 @@ def level(blocks: Sequence[Any]) -> None:
             waiting = block
         else:
             height = max(waiting.height, block.height)
-            for one in (waiting, block):
-                one.figure.update_layout(height=height)
+            for beside in (waiting, block):
+                beside.figure.update_layout(height=height)
             waiting = None
 
 
@@ -113,7 +113,7 @@ def need(folder: RunFolder, stage: str, name: str) -> pd.DataFrame:
     """A table that the report cannot do without, with all the columns that its stage declares.
 
     Raises:
-      ValueError: the table or a column is missing; names it and the way out.
+      ValueError: the table or a column is missing; names it and what to do.
     """
     if not folder.has_table(stage, name):
         raise ValueError(

@@ -68,7 +68,7 @@ TEXT_COLUMNS = {
     "top_contexts": "contexts",
     "contexts": "contexts",
 }
-"""Optional columns of the table `cards`, in whichever of these names it was written."""
+"""Optional columns of the table `cards`, by any name they may have."""
 
 
 ROWS = 60
@@ -116,7 +116,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
         Figure(
             "stability",
             draw_stability(features, used, needed=config["rule"]["half_splits"]),
-            "Of the features that reach the last criterion: how well one alone separates the poles, and how "
+            "Of the features that reach the last criterion: how well each alone separates the poles, and how "
             "often half "
             f"the families select it again (line: {percent(config['rule']['half_splits'])} needed)."
             + (f" The median of those in use is {percent(stable)}." if known(stable) else ""),
@@ -208,13 +208,13 @@ def draw_volcano(features: pd.DataFrame, in_use: pd.DataFrame, *, seed: int = 0)
     used = pd.MultiIndex.from_frame(frame[["layer", "feature"]]).isin(
         pd.MultiIndex.from_frame(in_use[["layer", "feature"]])
     )
-    rest = frame[~used]
-    if len(rest) > BACKGROUND_POINTS:
-        top = rest.nlargest(BACKGROUND_POINTS // 5, "height")  # the strongest unselected stay: why they failed matters
-        rest = pd.concat([top, rest.drop(top.index).sample(BACKGROUND_POINTS - len(top), random_state=seed)])
+    unused = frame[~used]
+    if len(unused) > BACKGROUND_POINTS:
+        top = unused.nlargest(BACKGROUND_POINTS // 5, "height")  # the strongest stay: why they failed matters
+        unused = pd.concat([top, unused.drop(top.index).sample(BACKGROUND_POINTS - len(top), random_state=seed)])
     traces = []
     for name, part, marker in (
-        ("not in use", rest, dict(color=CONTROL, size=4, opacity=0.45)),
+        ("not in use", unused, dict(color=CONTROL, size=4, opacity=0.45)),
         ("in use", frame[used], dict(color=EFFECT, size=10, symbol="diamond", line=dict(width=1, color="white"))),
     ):
         traces.append(
@@ -288,8 +288,7 @@ def draw_funnel(criteria: pd.DataFrame) -> go.Figure:
 
 
 def draw_stability(features: pd.DataFrame, in_use: pd.DataFrame, *, needed: float) -> go.Figure:
-    """Separation of the poles (AUROC) against the share of half-splits of the families that select a feature "
-    "again."""
+    """Separation of the poles (AUROC) against the share of half-splits of the families that select a feature again."""
     frame = features.dropna(subset=["stability"])
     if frame.empty:
         return note(figure([], height=340), "No feature passed the cheaper criteria,<br>so no half-split was taken.")

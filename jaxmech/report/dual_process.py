@@ -38,7 +38,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
     void = (
         ""
         if r["defined"]
-        else " The index is undefined here, so that these counts carry no meaning; they are shown for the record."
+        else " The index is undefined here, so these counts carry no meaning; they are shown for the record."
     )
     facts = flat(r.get("behavior") or {})
     low, high = cuts.iloc[0], cuts.iloc[-1]
@@ -84,13 +84,13 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
 
 
 def item_prompts(folder: RunFolder) -> list[Any]:
-    """A reasoning item in all its conditions, whole."""
+    """A reasoning item in all its conditions, as whole prompts."""
     items = folder.table("dual_process", "items") if folder.has_table("dual_process", "items") else pd.DataFrame()
     if not {"prefix", "query", "item", "condition"} <= set(items):
         return []
     part = items[items["item"] == items["item"].iloc[0]]
     prompts = [Prompt(readable(row.condition), row.prefix, row.query) for row in part.itertuples()]
-    return [Prompts("A reasoning item, whole: in each of two arms a pair of prompts, after worked examples.", prompts)]
+    return [Prompts("A whole reasoning item: a pair of prompts in each of two arms, after worked examples.", prompts)]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
@@ -185,6 +185,6 @@ def draw_arms(classes: pd.DataFrame) -> go.Figure:
             )
         )
     out = figure(traces, x="demand arm (conflict − none)", y="instruction arm (think − gut)", height=400, phone=360)
-    for add, at in ((out.add_vline, "x"), (out.add_hline, "y")):
-        add(**{at: 0}, line=dict(color=NEUTRAL, width=1, dash="dot"))
+    for add, axis in ((out.add_vline, "x"), (out.add_hline, "y")):
+        add(**{axis: 0}, line=dict(color=NEUTRAL, width=1, dash="dot"))
     return out

@@ -39,12 +39,12 @@ SHARES = {
 
 def section(folder: RunFolder, fit: Claim) -> Section:
     layers = need(folder, "fidelity", "layers")
-    at: Any = layers["fvu"].idxmax()
-    worst = layers.loc[at]
+    index: Any = layers["fvu"].idxmax()
+    worst = layers.loc[index]
     lead = (
         f"The dictionaries leave {percent(layers['fvu'].mean())} of the variance unexplained on average, at worst "
         f"{percent(worst['fvu'])} in layer {worst['layer']:g}, with {number(layers['l0'].mean(), 0)} "
-        f"features active a token. {'' if fit.holds else 'Not all of them fit this model as they are declared.'}"
+        f"features active per token. {'' if fit.holds else 'Not all of them fit this model as they are declared.'}"
     )
     histogram = need(folder, "fidelity", "density")
     names = {"fvu": "held-out text"} | ({"fvu_decision": "decision tokens"} if "fvu_decision" in layers else {})
@@ -52,9 +52,8 @@ def section(folder: RunFolder, fit: Claim) -> Section:
         Figure(
             "fvu",
             draw_by_layer(layers, names, y="variance unexplained, %", scale=100),
-            "Fraction of variance unexplained (FVU) by layer. Interventions keep the error term, so that it is "
-            "never lost, but what "
-            "is in the error cannot be selected.",
+            "Fraction of variance unexplained (FVU) by layer. Interventions keep the error term, so it is never lost, "
+            "but what is in it cannot be selected.",
             "fidelity/layers",
         ),
         Figure(
@@ -62,7 +61,7 @@ def section(folder: RunFolder, fit: Claim) -> Section:
             draw_by_layer(
                 layers,
                 {"l0": "held-out text"} | ({"l0_decision": "decision tokens"} if "l0_decision" in layers else {}),
-                y="features active a token",
+                y="features active per token",
             ),
             f"Sparsity (L0) by layer: from {number(layers['l0'].min(), 0)} to "
             f"{number(layers['l0'].max(), 0)} on held-out text.",
@@ -86,7 +85,7 @@ def section(folder: RunFolder, fit: Claim) -> Section:
                 "shares",
                 draw_by_layer(layers, shares, y="share, %", scale=100),
                 "Dead features, and the share of the model's loss recovered when a layer is replaced by its "
-                "reconstruction, where zeros, or the layer's mean, in its place would lose all: on average "
+                "reconstruction, where zeros, or the layer's mean, in its place recover none: on average "
                 f"{listing(says)}.",
                 "fidelity/layers",
             )
@@ -172,7 +171,7 @@ def draw_training(history: pd.DataFrame) -> go.Figure:
 
 
 def draw_density(histogram: pd.DataFrame) -> go.Figure:
-    """How many features fire how often, a line a layer. Columns layer, low, high (log10 of the density), features."""
+    """How many features fire how often, one line per layer. Columns layer, low and high (log10 density), features."""
     layers = sorted(histogram["layer"].unique())
     traces = []
     for place, layer in enumerate(layers):

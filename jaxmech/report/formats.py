@@ -12,7 +12,7 @@ NBSP = "\u00a0"
 
 
 def known(value: float | None) -> TypeGuard[float]:
-    """Whether a number is there and finite; undefined numbers come back from JSON as None."""
+    """Whether a number is present and finite; undefined numbers come back from JSON as None."""
     return value is not None and math.isfinite(value)
 
 

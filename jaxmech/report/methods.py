@@ -53,7 +53,7 @@ def section(
 
 def written(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(" / ".join(map(str, one)) if isinstance(one, list | tuple) else str(one) for one in value)
+        return ", ".join(" / ".join(map(str, e)) if isinstance(e, list | tuple) else str(e) for e in value)
     return "not set" if value is None or value == {} else str(value)
 
 

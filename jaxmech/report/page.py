@@ -32,10 +32,10 @@ STATUS_WORDS = {
 
 
 def write_report(folder: RunFolder, config: Any, manifest: Mapping[str, Any]) -> Path:
-    """Writes `report.html` in the run folder, whole or not at all.
+    """Writes `report.html` in the run folder, all or nothing.
 
     Args:
-      folder: a run whose stages are all there.
+      folder: a run whose stages are all finished.
       config: the study's configuration (the page shows `manifest["config"]`, which is the same as a mapping).
       manifest: see `jaxmech.study.run.finish`.
 
@@ -110,7 +110,7 @@ def statement(config: Mapping[str, Any], said: Said) -> Sequence[str]:
     )
     return (
         *([said.about] if said.about else []),
-        "A family is one set of prompts that are worded alike; the family, not the prompt, is the unit of inference. "
+        "A family is one set of prompts that share a wording; the family, not the prompt, is the unit of inference. "
         "Intervals are 95 %, "
         "by resampling families. Features are chosen on selection families; behaviour, patching and steering are "
         f"measured on test families that took no part in choosing features.{looked_at(config)} Scores come from the "
@@ -120,7 +120,7 @@ def statement(config: Mapping[str, Any], said: Said) -> Sequence[str]:
         "from the normal distribution that the random ones come from, are one-sided: the side "
         f"on which the {said.outcome} is larger.",
         "An effect counts only if its interval excludes 0 on the expected side and its control gives p < 0.05; for "
-        "several tasks, after Holm's correction. “Do they cause it?” is answered by yes only if, besides, no "
+        "several tasks, after Holm's correction. “Do they cause it?” is answered yes only if, besides, no "
         "other control moves the answer by more than half of the behaviour's shift, random directions of the same norm "
         "do not steer as far, steering moves the controls that it should and leaves the others, and the same task "
         "moves without any example of the behaviour. Where the behaviour fails its gate, later claims are withheld and "

@@ -33,12 +33,12 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
     blocks = []
     for direction in DIRECTIONS:
         base, donor = (said.minus, said.plus) if direction == "to_plus" else (said.plus, said.minus)
-        here = bars[bars["direction"] == direction].set_index("name")["recovered"]
+        recovered = bars[bars["direction"] == direction].set_index("name")["recovered"]
         others = {
             "whole residual": "the whole residual stream",
             "reconstruction error only": "the dictionaries' error alone",
         }
-        also = [f"{words} {percent(here[name])}" for name, words in others.items() if name in here]
+        also = [f"{words} {percent(recovered[name])}" for name, words in others.items() if name in recovered]
         blocks.append(
             Figure(
                 f"patching-{direction}",
@@ -58,7 +58,7 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
                 f"null-{direction}",
                 draw_null_histogram(values, observed, x="shift recovered, %"),
                 f"The null {said.towards(direction)}: {plural(len(values), 'random feature set')} of the same "
-                "layers, as near as there are any in firing rate and strength (their change may be smaller), from"
+                "layers, as close as available in firing rate and strength (their change may be smaller), from"
                 f" {number(values.min(), 0)} to {number(values.max(), 0)} %; the features: "
                 f"{number(observed, 0)} % ({p_value(p)}, one-sided; "
                 f"the smallest possible is {1 / (len(values) + 1):.3f}).",
@@ -92,7 +92,7 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
 
 
 def draw_patching_bars(bars: pd.DataFrame, direction: str) -> go.Figure:
-    """Recovered share of the gap: the selection, its controls, and bars of reference."""
+    """Recovered share of the gap: the selection, its controls, and reference bars."""
     order = {"effect": 0, "control": 1, "reference": 2}
     part = bars[bars["direction"] == direction].sort_values("kind", key=lambda kind: kind.map(order), kind="stable")
     rows = [

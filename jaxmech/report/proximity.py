@@ -39,14 +39,14 @@ def section(folder: RunFolder, results: Mapping[str, Any], claim: Claim) -> Sect
     left = [f"{outside} outside the range" if outside else "", f"{undefined} without any effect" if undefined else ""]
     left = [part for part in left if part]
     depth = listing([f"{readable(kind)} {number(value, 1)}" for kind, value in r["effect_weighted_depth"].items()])
-    one = r["sets"]["all"]
+    effects = r["sets"]["all"]
     blocks: list[Any] = [
         Figure(
             "effects",
             draw_proximity_sets(sets, said),
             f"Total effect of setting features to {said.plus} values on {said.minus} prompts, and its split: direct, "
             "with all later "
-            f"sublayers frozen, {points(one['direct_pp'])}; through later layers {points(one['indirect_pp'])}.",
+            f"sublayers frozen, {points(effects['direct_pp'])}; through later layers {points(effects['indirect_pp'])}.",
             "proximity/sets",
         ),
         Figure(
@@ -63,10 +63,10 @@ def section(folder: RunFolder, results: Mapping[str, Any], claim: Claim) -> Sect
         rows = [
             [
                 key.upper().replace("_THROUGH_", " through "),
-                percent(one["share"]),
-                f"{interval(one['ci'], 0, scale=100)} %",
+                percent(lost["share"]),
+                f"{interval(lost['ci'], 0, scale=100)} %",
             ]
-            for key, one in r["mediation"].items()
+            for key, lost in r["mediation"].items()
         ]
         blocks.append(
             Table(

@@ -68,7 +68,7 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
         lead = (
             "There is no usable range: every coefficient tried but 0 passes a limit on perplexity, KL, "
             "arithmetic or valid mass. "
-            f"Read over ±1 all the same, the slope is {points(r['slope_pp'])} per unit (95 % interval "
+            f"Read over ±1 nevertheless, the slope is {points(r['slope_pp'])} per unit (95 % interval "
             f"{interval(r['slope_ci'])})."
         )
     shape = r.get("dose_response") or {}
@@ -88,7 +88,7 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
         Figure(
             "outcomes",
             draw_outcomes(dose, usable, said),
-            f"What the answers become. Between the ends of the sweep the probability of “{said.levels[0]}” goes from "
+            f"How the answers change. Between the ends of the sweep the probability of “{said.levels[0]}” goes from "
             f"{percent(dose['p_zero'].iloc[0])} to {percent(dose['p_zero'].iloc[-1])}; valid answers hold "
             f"at least {percent(dose['mass'].min())}.",
             "steering/dose",
@@ -98,15 +98,15 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
     ]
     if r.get("specificity"):
         says = [
-            f"“{said.contrast(name).lower()}” {points(one['slope_pp'])} ({interval(one['ci'])})"
-            for name, one in r["specificity"].items()
+            f"“{said.contrast(name).lower()}” {points(slope['slope_pp'])} ({interval(slope['ci'])})"
+            for name, slope in r["specificity"].items()
         ]
         blocks.append(
             Figure(
                 "specificity",
                 draw_specificity(r["specificity"], said),
-                f"Is it that alone? The {said.outcome} on the neutral prompts of controls, of which some should move "
-                f"as the behaviour does, and others not at all: {listing(says)}.",
+                f"Specificity: the {said.outcome} on the neutral prompts of controls, some of which should move as "
+                f"the behaviour does, and others not at all: {listing(says)}.",
                 "steering/results.json",
                 wide=True,
             )
@@ -128,12 +128,12 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
 
 
 def steered_prompts(folder: RunFolder, said: Said, r: Mapping[str, Any]) -> list[Prompts]:
-    """A prompt of every condition that is steered, whole."""
+    """A whole prompt of every condition that is steered."""
     asked = need(folder, "behavior", "prompts")
     steered = [*r["steered"], *(f"{name}:neutral" for name in r.get("specificity") or {})]
     rows = [first_prompt(asked, name) for name in steered]
     prompts = [Prompt(said.condition(row["condition"]), row["prefix"], row["query"]) for row in rows if row is not None]
-    caption = f"What is steered, whole: {said.inside}the questions (bold) of each condition."
+    caption = f"Whole prompts that are steered: {said.inside}the questions (bold) of each condition."
     return [Prompts(caption, prompts)] if prompts else []
 
 
@@ -142,7 +142,7 @@ def costs_caption(dose: pd.DataFrame) -> str:
     said = f"Too costly: {listing(out)}." if out else "No coefficient tried is too costly."
     return (
         "What steering costs on neutral text and on sums that follow three worked ones, steered at every token; above "
-        "the line a coefficient is out. "
+        "the line a coefficient is not usable. "
         f"{said} Triangles lie beyond the axis; valid mass is that of the prompts."
     )
 
@@ -155,7 +155,7 @@ def comparators_caption(r: Mapping[str, Any], others: pd.DataFrame) -> str:
         f"{number(part['slope_pp'].max(), 1)}"
         for name, part in null.groupby("name")
     ]
-    rest = [f"{name} {points(value)}" for name, value in (r.get("comparators_pp") or {}).items()]
+    compared = [f"{name} {points(value)}" for name, value in (r.get("comparators_pp") or {}).items()]
     text = (
         f"Directions of the same norm at coefficient 1: the selected features {points(r['slope_at_one_pp'])}; "
         f"{listing(ranges)} pp "
@@ -166,11 +166,11 @@ def comparators_caption(r: Mapping[str, Any], others: pd.DataFrame) -> str:
         if r.get("p_random_directions") is not None
         else ")."
     )
-    return text + (f" For comparison: {listing(rest)}." if rest else "")
+    return text + (f" For comparison: {listing(compared)}." if compared else "")
 
 
 def shade(out: go.Figure, usable: tuple[float, float]) -> go.Figure:
-    """Shades the usable range, and says so in the legend, which colour-blind readers and printers share."""
+    """Shades the usable range, and names it in the legend, for print and for colour-blind readers."""
     if usable[0] < usable[1]:
         out.add_vrect(x0=usable[0], x1=usable[1], fillcolor=SHADE, line_width=0, layer="below")
         out.add_trace(
@@ -312,12 +312,12 @@ def draw_specificity(slopes: Mapping[str, Mapping], said: Said) -> go.Figure:
     rows = [
         dict(
             label=wrapped(said.contrast(name)),
-            value=one["slope_pp"],
-            low=one["ci"][0],
-            high=one["ci"][1],
+            value=slope["slope_pp"],
+            low=slope["ci"][0],
+            high=slope["ci"][1],
             kind="effect" if said.controls[name].moves else "control",
         )
-        for name, one in slopes.items()
+        for name, slope in slopes.items()
     ]
     out = forest(rows, x=f"change of the {said.outcome}, pp")
     names = {"control": "must not move", "selected features": "must move up"}

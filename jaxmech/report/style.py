@@ -42,7 +42,7 @@ KIND_STYLE = {
 
 
 FEATURE = "layer %{customdata[0]}, feature %{customdata[1]}"
-"""How a point is called on hover; its customdata begins with layer and feature."""
+"""What a point is called on hover; its customdata begins with layer and feature."""
 
 
 def figure(
@@ -79,7 +79,7 @@ def count_axis(out: go.Figure, largest: float, axis: str = "y") -> go.Figure:
 
 
 def forest(rows: Sequence[dict], *, x: str, unit: str = "pp", digits: int = 1) -> go.Figure:
-    """Estimates with intervals, one a line, the first on top.
+    """Estimates with intervals, one per line, the first on top.
 
     Args:
       rows: label, value, low, high, kind (a key of `KIND_STYLE`), and optionally note, shown on hover.

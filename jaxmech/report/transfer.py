@@ -82,7 +82,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
             "transfer/curves",
         ),
         Table(
-            "All of them. A score is 1 where an answer is altogether the behaviour's. What people do is context, not a "
+            "All of them. A score is 1 where an answer is entirely the behaviour's. What people do is context, not a "
             "test.",
             *cells(table, columns),
         ),
@@ -92,10 +92,10 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
 
 
 def task_prompts(asked: pd.DataFrame, names: Mapping[str, str]) -> Prompts:
-    """A prompt of every task, whole."""
+    """A whole prompt of every task."""
     first = asked.groupby("task", sort=False).first().reset_index()
     prompts = [Prompt(names[row.task], row.prefix, row.query) for row in each_row(first)]
-    return Prompts("A prompt of each, whole.", prompts)
+    return Prompts("A whole prompt of each.", prompts)
 
 
 def draw_tasks(table: pd.DataFrame) -> go.Figure:

@@ -92,16 +92,16 @@ def judge_dictionaries(r: Mapping[str, Any]) -> Claim:
     count, warnings = r["check"]["dictionaries"], r["check"]["warnings"]
     facts = (
         ("variance unexplained", f"{percent(r['fvu']['mean'])}, at worst {percent(r['fvu']['worst'])}"),
-        ("warned of", f"{len(warnings)} of {count}"),
+        ("with warnings", f"{len(warnings)} of {count}"),
     )
     if not warnings:
         sentence = (
             "On general text they are as sparse as declared where that is known, explain more than the mean does, and "
-            "do no better read at another site or layer."
+            "do no better when read at another site or layer."
         )
         return claim(title, "yes", "Yes", sentence, *facts)
     more = f" {len(warnings) - 1} more are in the section on dictionaries." if len(warnings) > 1 else ""
-    sentence = f"What follows from features holds of them as they were used. {warnings[0]}{more}"
+    sentence = f"What follows from features holds for them as they were used. {warnings[0]}{more}"
     answer = f"{len(warnings)} of {count} may not"
     return claim(title, "no" if len(warnings) == count else "partly", answer, sentence, *facts)
 
@@ -124,13 +124,13 @@ def exploratory(selection: Mapping[str, Any]) -> bool:
 
 def judge_behaviour(r: Mapping[str, Any], said: Said) -> Claim:
     title = "Is there a behaviour?"
-    gating = {name: one for name, one in r["controls"].items() if one["gate"]}
+    gating = {name: control for name, control in r["controls"].items() if control["gate"]}
     facts = (
         ("shift", points(r["shift_pp"])),
         ("95 % interval", f"{interval(r['ci'])} pp"),
         *(
-            (said.contrast(name).lower(), f"{points(one['shift_pp'])} ({interval(one['ci'])})")
-            for name, one in gating.items()
+            (said.contrast(name).lower(), f"{points(control['shift_pp'])} ({interval(control['ci'])})")
+            for name, control in gating.items()
         ),
         ("test", f"{p_value(r.get('p'))} (two-sided), {plural(r['families'], 'family', 'families')}"),
     )
@@ -138,7 +138,7 @@ def judge_behaviour(r: Mapping[str, Any], said: Said) -> Claim:
         f"{said.setting}{the(said)} is {percent(r['mean_plus'], 1)} where the {said.varies} is {said.plus} and "
         f"{percent(r['mean_minus'], 1)} where it is {said.minus}: a shift of "
         f"{points(r['shift_pp'])} (95 % interval {interval(r['ci'])}). "
-        f"{''.join(control_moves(said.contrast(name), one) for name, one in gating.items())}"
+        f"{''.join(control_moves(said.contrast(name), control) for name, control in gating.items())}"
         f"Valid answers hold {percent(r['mass'])} of the probability.{strongest_control(r, said)}"
     )
     if r["gate"]:
@@ -149,7 +149,7 @@ def judge_behaviour(r: Mapping[str, Any], said: Said) -> Claim:
 
 
 def the(said: Said) -> str:
-    """The outcome at the beginning of a sentence, or after what sets it."""
+    """The outcome at the beginning of a sentence, or after the setting."""
     return f"{'the' if said.setting else 'The'} {said.outcome}"
 
 
@@ -175,9 +175,9 @@ def control_shares(r: Mapping[str, Any], said: Said) -> dict[str, float]:
     """Control -> the size of its shift as a share of the behaviour's, of those that should not move and are not in the
     gate."""
     shifts = {
-        name: one["shift_pp"]
-        for name, one in r["controls"].items()
-        if not one["gate"] and not said.controls[name].moves and known(one["shift_pp"])
+        name: control["shift_pp"]
+        for name, control in r["controls"].items()
+        if not control["gate"] and not said.controls[name].moves and known(control["shift_pp"])
     }
     return {k: abs(shift / r["shift_pp"]) if r["shift_pp"] else float("inf") for k, shift in shifts.items()}
 
@@ -197,7 +197,7 @@ def judge_features(r: Mapping[str, Any], config: Mapping[str, Any], said: Said) 
         ("in use", f"{r['used']:,}, {where}"),
     )
     if not exploratory(r):
-        found = (
+        finding = (
             f"{plural(r['selected'], 'feature')} of {r['features_total']:,} ({percent(r['share'], 3)}) "
             f"{'passes' if r['selected'] == 1 else 'pass'} every criterion, in {where}. With {said.plus} and "
             f"{said.minus} relabelled at random by family, the same rule selects {by_chance(r, config)}"
@@ -205,8 +205,8 @@ def judge_features(r: Mapping[str, Any], config: Mapping[str, Any], said: Said) 
         # What R draws did not show once may still come once in R.
         fdr = max(r["fdr"], 1 / (config["selection"]["relabelings"] * r["selected"])) if known(r["fdr"]) else None
         if known(fdr) and fdr <= LEVEL:
-            return claim(title, "yes", plural(r["selected"], "feature"), f"{found}.", *facts)
-        sentence = f"{found}: up to {percent(fdr)} of those found may be false."
+            return claim(title, "yes", plural(r["selected"], "feature"), f"{finding}.", *facts)
+        sentence = f"{finding}: up to {percent(fdr)} of those found may be false."
         return claim(title, "partly", f"{plural(r['selected'], 'feature')}, uncertain", sentence, *facts)
     share = percent(config["selection"]["budget"], 3)
     budget = f"the {plural(r['used'], 'feature')} with the largest |t| ({share} of all), in {where}"
@@ -295,7 +295,7 @@ def judge_cause(results: Mapping[str, Any], explore: bool) -> Claim:
         f"Set to the other pole's values, the features carry {parts[0]} and {parts[1]}. Steered along them on "
         f"{' and '.join(map(said.pole, steering['steered']))} prompts, the {said.outcome} changes by "
         f"{points(slope)} per unit of coefficient ({interval(ci)}), {held}; "
-        f"against random feature sets of the same norm at coefficient 1, {p_value(p)}. These p are one-sided."
+        f"against random feature sets of the same norm at coefficient 1, {p_value(p)}. These p-values are one-sided."
     )
     if explore:
         sentence += " The set was taken by budget, so this is exploratory."
@@ -362,7 +362,7 @@ def slope_text(one: Mapping[str, Any]) -> str:
 
 def no_home_effect(tasks: Mapping[str, Any]) -> list[str]:
     """Whether the behaviour's own task moves without examples of it: else it is the examples that are steered."""
-    task = next((one for one in tasks.values() if isinstance(one, Mapping) and one.get("home")), None)
+    task = next((task for task in tasks.values() if isinstance(task, Mapping) and task.get("home")), None)
     if task is None:
         return ["the same task was not tried in prompts without any example of the behaviour"]
     seen = f"the same task without examples of the behaviour ({points(task['slope'])}, {interval(task['ci'])})"
@@ -464,20 +464,20 @@ def verb(count: int) -> str:
 
 def judge_proximity(r: Mapping[str, Any], defined: bool) -> Claim:
     title = "Do System 2 features act nearer to the output?"
-    one = r["sets"]["all"]
-    if known(one["pi"]):
+    effect = r["sets"]["all"]
+    if known(effect["pi"]):
         near = (
-            f"Of the whole set's effect ({points(one['total_pp'])}), {percent(one['pi'])} is direct "
-            f"(95 % interval {interval((one['pi_low'], one['pi_high']), 0, scale=100)}). "
+            f"Of the whole set's effect ({points(effect['total_pp'])}), {percent(effect['pi'])} is direct "
+            f"(95 % interval {interval((effect['pi_low'], effect['pi_high']), 0, scale=100)}). "
         )
     else:
         near = (
-            f"The whole set's total effect ({points(one['total_pp'])}) has an interval that includes 0, so its "
+            f"The whole set's total effect ({points(effect['total_pp'])}) has an interval that includes 0, so its "
             "direct share is undefined. "
         )
     test = r["s2_minus_s1_within_layers"]
     facts = [
-        ("direct share", percent(one["pi"])),
+        ("direct share", percent(effect["pi"])),
         ("S2 − S1 within layers", number(test["difference"])),
     ]
     if not defined:

@@ -20,12 +20,12 @@ class Said(Words):
     @classmethod
     def of(cls, results: Mapping[str, Any]) -> Said:
         given = dict(results["behavior"]["words"])
-        controls = {name: Control(**one) for name, one in given.pop("controls").items()}
+        controls = {name: Control(**fields) for name, fields in given.pop("controls").items()}
         return cls(**given, controls=controls)
 
     @property
     def inside(self) -> str:
-        """The setting in the midst of a sentence."""
+        """The setting within a sentence."""
         return self.setting[:1].lower() + self.setting[1:]
 
     def pole(self, pole: str) -> str:

@@ -174,13 +174,13 @@ def test_bad_arguments_are_named(lm, tokens, tmp_path):
 
 
 def test_folders_of_something_else(lm, tokens, tmp_path):
-    with pytest.raises(ValueError, match="is no folder of activations"):
+    with pytest.raises(ValueError, match="is not a folder of activations"):
         saved.load_activations(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="holds something other than activations"):
         save(lm, tokens, tmp_path)
     zarr.open_group(tmp_path / "other", mode="w")
-    with pytest.raises(ValueError, match="a zarr group, but none that save_activations wrote"):
+    with pytest.raises(ValueError, match="a zarr group, but not one that save_activations wrote"):
         save(lm, tokens, tmp_path / "other")
 
 

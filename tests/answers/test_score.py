@@ -171,7 +171,7 @@ def test_a_shared_prefix_is_the_text_before_the_prompt(lm):
         want = score.choice_distribution(lm, whole, AMOUNTS, edits=edits).logprobs
         got = score.score(lm.config, lm.params, prompts, edits=edits)[0].logprobs
         np.testing.assert_allclose(got, want, atol=2e-4)
-    with pytest.raises(ValueError, match="says nothing of the worked examples"):
+    with pytest.raises(ValueError, match="has a value per prompt token and none for the worked examples"):
         donor = Replace(donor=jnp.zeros((4, 1, 16, 32)), spans=everywhere(4))
         score.score(lm.config, lm.params, prompts, edits={"mlp_out": (donor,)})
 
@@ -229,7 +229,7 @@ def test_which_tokens_go_on(written, continues, separators, byte_level):
     backend = Tokenizer(models.WordLevel({form: i for i, form in enumerate(forms)}, unk_token="!"))
     backend.decoder = decoders.ByteLevel() if byte_level else decoders.Metaspace()
     kinds, joins = tries._token_kinds(PreTrainedTokenizerFast(tokenizer_object=backend), len(forms) + 3)
-    bits = tries._going_on("1" if continues == "number" else "yes")
+    bits = tries._continuations("1" if continues == "number" else "yes")
     got = {text for text, kind in zip(texts, kinds, strict=False) if kind & bits}
     assert got == set(written)
     kind = tries._DIGIT if continues == "number" else tries._LETTER

@@ -168,7 +168,7 @@ def test_bools_are_masks_and_integers_indices():
     ):
         with pytest.raises(ValueError, match="^layers: expected"):
             jm.edits.everywhere(L, layers)
-    with pytest.raises(ValueError, match="^layers: traced, it has to be a mask of 4 bools"):
+    with pytest.raises(ValueError, match="^layers: when traced, expected 4 bools"):
         jax.jit(lambda chosen: jm.edits.everywhere(L, chosen))(jnp.array([1, 3]))
 
 

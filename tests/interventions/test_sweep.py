@@ -231,7 +231,7 @@ def test_bad_points_are_named(lm, prompts):
         engine.sweep(lm.config, lm.params, prompts, {"resid_post": (add_vector(v, spans),)})
     with pytest.raises(ValueError, match="leads with the model's 4 layers"):
         engine.sweep(lm.config, lm.params, prompts, Partial(alone, spans=spans), v[:, :2])
-    with pytest.raises(ValueError, match="spans: they speak of .* prompt tokens, the prompts have"):
+    with pytest.raises(ValueError, match="spans: made for .* prompt tokens, but the prompts have"):
         longer = at_last(L, prompts.tokens.shape[1] + 1)
         engine.sweep(lm.config, lm.params, prompts, Partial(alone, spans=longer), v)
     with pytest.raises(ValueError, match="chunk: expected at least one sweep point"):

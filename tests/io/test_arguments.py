@@ -18,7 +18,7 @@ def test_whole_numbers_of_anything_that_is_gone_through(given):
 
 @pytest.mark.parametrize(
     "given, said", [("13", "'13'"), (3, "3"), (np.int64(3), "3"), (["1"], "'1'"), ([1.0], "1.0"),
-                    ([True], "bools; of a mask, np.flatnonzero.mask. gives them"),
+                    ([True], "bools; np.flatnonzero.mask. gives those of a mask"),
                     (np.array([1.5]), "1.5"), (None, "None"), ([None], "None")],
 )  # fmt: skip
 def test_what_are_no_whole_numbers(given, said):

@@ -118,7 +118,7 @@ def test_what_cannot_be_said_is_named(chatty):
         encode_chat(lm, [TALK[0] * 2])
     with pytest.raises(ValueError, match="'tiny' has no chat template.*encode"):
         encode_chat(chatty(None), TALK)
-    with pytest.raises(ValueError, match="conversation 0 .*refuses it.*or mend it") as error:
+    with pytest.raises(ValueError, match="conversation 0 .*refuses it.*or fix it") as error:
         encode_chat(chatty("{{ messages[0].content + 1 }}"), TALK)
     assert "roles in the order" not in str(error.value)
     with pytest.raises(ValueError, match="conversation 0 .*refuses it.*the template is damaged in line 2") as error:

@@ -175,7 +175,7 @@ V = 43  # of the fixture's vocabulary
         (np.array([[3, 1], [-1, 2]]), "got -1 in row 1, slot 0"),
         (np.array([[-100]]), "got -100"),
         (np.array([[2**32 + 5]]), "got 4294967301"),
-        (np.array([[1.0, 2.0]]), r"expected integers \[B,T\], ids of tokens, got float64"),
+        (np.array([[1.0, 2.0]]), r"expected integers \[B,T\], token ids, got float64"),
         ("hello", r"expected integers \[B,T\].*encode_prompts"),
         (["hello"], r"expected integers \[B,T\]"),
         (np.array([[True]]), "got bool"),
@@ -219,7 +219,7 @@ def test_padding_takes_no_learned_positions(lm, tokens):
         lambda: next_token(config, params, padded, np.zeros((1, 4, 32)), mask=None),
         lambda: ActivationStream(config, params, padded, mask=None, layers=(0,)),
     ):
-        with pytest.raises(ValueError, match="a text has 17 of them, yet 12 positions were learned"):
+        with pytest.raises(ValueError, match="a text has 17, but the model learned only 12 positions"):
             run()
     cache = forward(config, params, tokens, return_cache=True).cache
     with pytest.raises(ValueError, match="a text has 13 of them"):

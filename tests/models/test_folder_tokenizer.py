@@ -163,7 +163,7 @@ def test_tokens_that_only_the_configuration_declares(tmp_path):
     tokenizer = from_folder(write(tmp_path, backend, {"added_tokens_decoder": told, "pad_token": "<b>"}))
     assert tokenizer("<b><a>").input_ids == [size + 1, size]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"7": {"content": "<a>"}}}))
-    with pytest.raises(ValueError, match=f"does not fit tokenizer.json: '<a>' is 7 there and {size} here"):
+    with pytest.raises(ValueError, match=f"does not fit tokenizer.json: '<a>' is declared as 7, loaded as {size}"):
         from_folder(tmp_path)
 
 

@@ -175,7 +175,7 @@ def test_rows_that_are_no_whole_blocks_are_named(small):
     data = bytearray(small.read_bytes())
     patch_kind(data, b"token_embd.weight", Kind.Q4_K)
     small.write_bytes(bytes(data))
-    with pytest.raises(ValueError, match=r"token_embd.weight \(Q4_K, whose rows of 64 are no whole number of blocks"):
+    with pytest.raises(ValueError, match=r"token_embd.weight \(Q4_K, whose rows of 64 are not a whole number of"):
         GGUFFile(small)
 
 

@@ -265,7 +265,7 @@ def test_llama3_scaling_is_recovered(factor, config_of):
     [
         ({"surprise": "x"}, "llama.surprise='x': not understood"),
         ({"expert_count": 8}, "llama.expert_count=8: mixtures of experts"),
-        ({"attention.value_length": 16}, "value_length=16: heads where it differs from their width, 8"),
+        ({"attention.value_length": 16}, "value_length=16: values other than the head width, 8"),
         ({"attention.head_count_kv": [2, 2, 1]}, r"head_count_kv=\[2, 2, 1\]: layers that differ"),
         ({"rope.scaling.type": "longrope"}, "rope.scaling.type='longrope': expected 'none', 'linear' or 'yarn'"),
         ({"rope.scaling.type": "yarn"}, "'llama.rope.scaling.factor' is missing"),

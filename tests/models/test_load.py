@@ -512,7 +512,7 @@ def test_shards_without_their_index(folder):
 
 def test_adapters_are_named(folder, monkeypatch):
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
-    with pytest.raises(ValueError, match="adapter of 'org/base' .*merge it into its base"):
+    with pytest.raises(ValueError, match="adapter of 'org/base', .*merge it into its base"):
         load_model(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match="is not a model: .*adapter of 'org/base'"):
@@ -531,7 +531,7 @@ def test_a_hub_repository_of_gguf_files_names_them(tmp_path, monkeypatch):
     ):
         load_model("org/m-GGUF")
     files[1:] = []
-    with pytest.raises(ValueError, match="has no config.json: it is no model of the transformers library"):
+    with pytest.raises(ValueError, match="has no config.json: it is not a model of the transformers library"):
         load_model("org/m-GGUF")
 
 
@@ -628,7 +628,7 @@ def test_a_tokenizer_that_was_asked_for(folder, tmp_path, monkeypatch):
     assert load_model(folder, tokenizer=other).config.bos_id == 1
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(other))
     assert load_model(folder, tokenizer="org/other").config.bos_id == 1
-    for wrong, message in ((7, "expected a folder, a hub id, .*got int"), ("/no/such", "'/no/such' is no folder")):
+    for wrong, message in ((7, "expected a folder, a hub id, .*got int"), ("/no/such", "'/no/such' is not a folder")):
         with pytest.raises(ValueError, match=f"tokenizer: {message}"):
             load_model(folder, tokenizer=wrong)
 

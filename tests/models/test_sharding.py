@@ -100,7 +100,7 @@ def test_any_mesh_will_do(name):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r"data \* model: expected 1 to 8 devices, the number at hand, got 4 \* 4"):
+    with pytest.raises(ValueError, match=r"data \* model: expected 1 to 8 devices, the number available, got 4 \* 4"):
         make_mesh(4, 4)
     with pytest.raises(ValueError, match="batch: 3 rows cannot be spread evenly over 2 devices"):
         shard_batch(make_mesh(2, 4), jnp.zeros((3, 5)))

@@ -165,7 +165,7 @@ def test_whole_prompts_are_shown_of_both_stances_and_of_every_stage_that_asks(pa
     shown += [row for _, row in folder.table("dual_process", "items").head(2).iterrows()]
     for row in shown:
         assert re.sub(r"\s+", " ", row["prefix"] + row["query"]).strip() in re.sub(r"\s+", " ", text.replace("  ", " "))
-    assert "What stands before them is the same for both" in text and "very generous" in text
+    assert "The text before them is the same for both" in text and "very generous" in text
 
 
 def test_prompts_stand_on_the_page_letter_by_letter(run_of, page_of):

@@ -34,7 +34,7 @@ def test_overrides_win():
         ("patching.random_sets=-1", "patching.random_sets: expected at least 1"),
         ("dictionaries.train.sparsity=100000", "dictionaries.train.sparsity: .*0 < k <= d_sae=2048"),
         ("dictionaries.train.kind=l1", "dictionaries.train.kind: expected one of topk, batchtopk"),
-        ("bank.stakes=[10,10]", "bank.stakes: 10 stands twice"),
+        ("bank.stakes=[10,10]", "bank.stakes: 10 occurs twice"),
         ("bank.stakes=[ten]", "bank.stakes: expected a whole number, got 'ten'"),
         ("bank.stance_words=[[generous]]", "bank.stance_words: expected 2 entries"),
         ("selection.budget=0", "selection.budget: expected a share above 0"),

@@ -62,7 +62,7 @@ def test_the_whole_study_in_its_own_words(own_study):
     page = (path / "report.html").read_text()
     text = re.sub(r"(?s)<(script|style).*?</\1>", "", page)
     assert "Quick or slow: which features" in text and "speed said" in text and "Paces in tiny" in page
-    assert "towards quick" in text and "differ in the pace alone" in text and "No other races were tried" in text
+    assert "towards quick" in text and "differ only in the pace" in text and "No other races were tried" in text
     for word in ("generous or", "selfish:", "Generous", "share given", r"\bstance", "dictator", "game", "2604.19260"):
         assert not re.search(word, text), word
     assert {state for _, state in runner.plan(own_study)} == {"kept"}
@@ -129,7 +129,7 @@ def test_a_function_makes_one(tmp_path, monkeypatch, file):
         (lambda r: r[3].update(text=""), "text: expected a text that ends right before the answer"),
         (lambda r: r[3].update(split="train"), "split: expected one of selection, development, test"),
         (lambda r: [row.pop("family") for row in r], "the columns family are missing"),
-        (lambda r: [row.update(pair=0) for row in r] and r.append(r[0]), "prompt bakery/plus/0: stands twice"),
+        (lambda r: [row.update(pair=0) for row in r] and r.append(r[0]), "prompt bakery/plus/0: occurs twice"),
         (lambda r: [row.update(condition="plus") for row in r], "none has the condition minus"),
         (lambda r: r.pop(1), "family bakery, pair 0: expected a prompt of both plus and minus, got one"),
         (lambda r: r.pop(3), "family bakery, pair 0: expected a prompt of both ink:plus and ink:minus, got one"),

@@ -69,7 +69,7 @@ def altruism(config: BankConfig, tokenizer: Any, *, seed: int = 0) -> Behavior:
 
 
 def games(families: int, tokenizer: Any, *, seed: int = 0) -> dict[str, Task]:
-    """Each game in some of its wordings, without any stance; the dictator game is at home.
+    """Each game in some of its wordings, without any stance; the dictator game is the home task.
 
     Raises:
       ValueError: as `game_prompts`.
@@ -85,8 +85,8 @@ def games(families: int, tokenizer: Any, *, seed: int = 0) -> dict[str, Task]:
 
 def parse(row: Mapping[str, Any], text: str) -> Parsed:
     """The share given by the amount that the first line of a sampled answer names."""
-    found = parse_amount(text.split("\n")[0], stake=int(row["stake"]))
-    if found.amount is None:
-        return Parsed(None, found.reason)
-    share = found.amount / row["stake"]
+    parsed = parse_amount(text.split("\n")[0], stake=int(row["stake"]))
+    if parsed.amount is None:
+        return Parsed(None, parsed.reason)
+    share = parsed.amount / row["stake"]
     return Parsed(share if row["frame"] in ("give", "own_accounts") else 1 - share, None)

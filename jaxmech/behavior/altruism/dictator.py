@@ -57,7 +57,7 @@ class BankConfig(Checked):
     Attributes:
       selection, development, test: families in each split (34, 10 and 20 are in stock).
       pairs: generous/selfish pairs per family; pair p uses `stance_words[p % len(stance_words)]`, and another opening
-        sentence each time the words come round again.
+        sentence each time the words repeat.
       stakes: endowments; each family gets one of them, evenly over the families of a split.
       examples: worked examples in a prefix, even.
       generous_tenths, selfish_tenths: answers given in worked examples of either stance, in tenths of the stake.
@@ -66,11 +66,11 @@ class BankConfig(Checked):
       decoys: (word, tenths given) of further worked examples in which a pleasant word gives little and an unpleasant
         one much. Without them a small model reads the examples as "nice words give": cheerful/gloomy then moves it
         more than generous/selfish does.
-      intensifier: stands before every such word, here and in the controls; may be empty.
+      intensifier: put before every such word, here and in the controls; may be empty.
       placebo_words: word pairs that say nothing about giving; one per family, evenly.
       valence_words: a (pleasant, unpleasant) pair.
-      stance_frames: frames in which stance pairs are built ("give", "keep", "take"); "keep" and "take" get worked
-        examples, hence a family, of their own.
+      stance_frames: frames in which stance pairs are built ("give", "keep", "take"); "keep" and "take" get their own
+        worked examples, hence their own family.
       selection_controls, controls: which of `CONTROLS` to build for families of the selection split, and of the other
         two. "heldout" is built in the test split only; "keep" and "take" are prompts without stance in those frames.
     """
@@ -104,7 +104,7 @@ class BankConfig(Checked):
             if not 0 <= getattr(self, split) <= stock[split]:
                 raise ValueError(
                     f"{split}: expected 0 to {stock[split]} families, got {getattr(self, split)}; the stock of "
-                    f"scenarios is cut once and for all, add scenarios to have more"
+                    f"scenarios is split once and for all, add scenarios to have more"
                 )
         limit = len(self.stance_words) * len(LEADS)
         if not 1 <= self.pairs <= limit:
@@ -120,7 +120,7 @@ class BankConfig(Checked):
         for stake in self.stakes or (0,):
             allowed_amounts(stake)
         if twice := sorted({stake for stake in self.stakes if self.stakes.count(stake) > 1}):
-            raise ValueError(f"stakes: {twice[0]} stands twice; families get the stakes evenly, list each once")
+            raise ValueError(f"stakes: {twice[0]} occurs twice; families get the stakes evenly, list each once")
         self._check_words()
         self._check_choices("stance_frames", ("give", "keep", "take"))
         self._check_choices("selection_controls", CONTROLS)
@@ -131,13 +131,13 @@ class BankConfig(Checked):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected at least one pair of words, got none")
         pairs = [*self.stance_words, *self.heldout_words]
-        if twice := sorted({w for pair in pairs for w in pair if sum(w in other for other in pairs) > 1}):
-            raise ValueError(f"stance_words, heldout_words: {', '.join(twice)} stand in more than one pair")
+        if twice := sorted({w for pair in pairs for w in pair if sum(w in words for words in pairs) > 1}):
+            raise ValueError(f"stance_words, heldout_words: {', '.join(twice)} occur in more than one pair")
         asked = {w for pair in (*self.stance_words, *self.heldout_words, self.valence_words) for w in pair}
         shown = {w for pair in self.example_words for w in pair} | {w for w, _ in self.decoys}
         if shared := sorted(asked & shown):
             raise ValueError(
-                f"example_words, decoys: {', '.join(shared)} also stand in the queries (stance_words, heldout_words, "
+                f"example_words, decoys: {', '.join(shared)} also occur in the queries (stance_words, heldout_words, "
                 "valence_words), which would let the model copy an answer; use other words in the worked examples"
             )
 
@@ -148,7 +148,7 @@ class BankConfig(Checked):
 
 
 def stock_families() -> dict[str, list[str]]:
-    """Scenario names by split, in hash order. Depends on the scenarios only, on no setting.
+    """Scenario names by split, in hash order. Depends on the scenarios only, not on settings.
 
     Test families are taken from the far end: the first twelve of the hash order were looked at while the wording of
     worked examples was being chosen, the last eight were not.
@@ -295,7 +295,7 @@ def _families(
 ) -> Iterator[_Family]:
     """The give family of a scenario, then those of its other frames that the configuration asks for."""
     controls = config.selection_controls if split == "selection" else config.controls
-    # Dealt in turn, from an offset of the seed's, so that a split has every stake and placebo equally often.
+    # Dealt in turn, from an offset given by the seed, so that a split has every stake and placebo equally often.
     deal = [digest(seed, split, what) + index for what in ("stake", "placebo", "own")]
     for frame in ("give", "keep", "take"):
         stanced = frame in config.stance_frames
@@ -312,9 +312,9 @@ def _families(
 def _check(tokenizer: Any, group: list[dict]) -> tuple[str, list[dict]]:
     """("", rows), or (reason, [])."""
     checked = [check_boundary(tokenizer, row["prefix"], row["query"], row["answers"]) for row in group]
-    for one in checked:
-        if one.reason:
-            return one.reason, []
+    for boundary in checked:
+        if boundary.reason:
+            return boundary.reason, []
     if len(group) == 1:
         return "", group
     longest = max(len(tokenize(tokenizer, " " + row["word"])) for row in group)

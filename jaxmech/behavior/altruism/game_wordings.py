@@ -1,6 +1,6 @@
 """How each game is put into words: `{who}` acts, `{E}` is the stake and `{pot}` the largest amount, both with "$"."""
 
-# ruff: noqa: E501  (one wording a line reads better than folded sentences)
+# ruff: noqa: E501  (one wording per line reads better than folded sentences)
 
 NAMES = (
     "Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Julia", "Kevin", "Laura", "Martin", "Nora",

@@ -128,7 +128,7 @@ def game_prompts(
       families: wordings, the first ones of the game's stock.
       examples: worked examples before the query, even; each has another player's name and a number of its own, so
         that they show the range of answers and favour none.
-      tokenizer: when given, prefix, query and answers are checked to tokenise apart.
+      tokenizer: when given, prefix, query and answers are checked to tokenise separately.
 
     Returns:
       Columns as in a dictator bank; `stake` is the largest amount.

@@ -5,7 +5,7 @@ the person who decides, with an article: that is where the stance word goes, onc
 division in three frames: how much is *given*, how much is *kept*, and how much is *taken* of the other's money.
 """
 
-# ruff: noqa: E501  (one scenario a line reads better than folded sentences)
+# ruff: noqa: E501  (one scenario per line reads better than folded sentences)
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def arm_index(high: np.ndarray, low: np.ndarray, covariates: tuple[np.ndarray, n
     """An arm's index from matched items.
 
     Args:
-      high, low: [n,K] activations under either condition of the same item; covariates: the same two of [n,C].
+      high, low: [n,K] activations under either condition of the same item; covariates: those of either, [n,C].
       family: [n], any labels.
     """
     n = len(high)

@@ -97,7 +97,7 @@ def _ratio_bias(rng: random.Random, wording: int) -> Twins:
     small, factor = rng.choice((10, 20)), rng.choice((5, 10))
     a = rng.randint(2, 3)
     fewer, more = rng.randint(a + 1, a * factor - 1), rng.randint(a * factor + 1, (a + 2) * factor)
-    ask = lambda one, two: story.format(a=one[0], s=one[1], b=two[0], l=two[1])  # noqa: E731
+    ask = lambda first, second: story.format(a=first[0], s=first[1], b=second[0], l=second[1])  # noqa: E731
     better, worse, large = (a, small), (fewer, small * factor), (more, small * factor)
     if rng.random() < 0.5:  # the letter of the intuitive bowl is no clue
         return Twins(ask(worse, better), ask(large, better), "B", "A", "A", "B")
@@ -115,15 +115,15 @@ def _base_rate(rng: random.Random, wording: int) -> Twins:
         "farmer": "likes tractors", "nurse": "likes caring for people", "lawyer": "likes arguing",
         "teacher": "likes children", "driver": "likes long roads", "singer": "likes the stage",
     }  # fmt: skip
-    typical, other = rng.sample(sorted(jobs), 2)
+    typical, atypical = rng.sample(sorted(jobs), 2)
     many = rng.randint(94, 99)
-    first, second = rng.sample((typical, other), 2)
+    first, second = rng.sample((typical, atypical), 2)
 
     def ask(majority: str) -> str:
         counts = {"p": many, "q": 100 - many} if first == majority else {"p": 100 - many, "q": many}
         return story.format(x=first, y=second, trait=jobs[typical], **counts)
 
-    return Twins(ask(other), ask(typical), other, typical, typical, other)
+    return Twins(ask(atypical), ask(typical), atypical, typical, typical, atypical)
 
 
 def _arithmetic(rng: random.Random, wording: int) -> Twins:

@@ -27,14 +27,14 @@ FAMILIES: dict[str, Family] = {
 _NESTED: dict[str, Mapping[str, Any]] = {"gemma3": gemma.NESTED_GEMMA3}
 
 _REFUSED: dict[str, str] = {
-    "is a mixture of experts, and this decoder has one feed-forward sublayer a layer": "mixtral qwen2_moe qwen3_moe "
+    "is a mixture of experts, and this decoder has one feed-forward sublayer per layer": "mixtral qwen2_moe qwen3_moe "
     "phimoe olmoe gpt_oss deepseek_v2 deepseek_v3 granitemoe llama4 llama4_text glm4_moe jamba dbrx minimax",
     "shares keys and values between layers, which this decoder does not": "gemma3n gemma3n_text gemma4 gemma4_text",
-    "reads images, and only the decoder of a gemma3 is taken out of a multimodal model": "mllama llava llava_next "
+    "reads images, and gemma3 is the only multimodal model whose decoder is read": "mllama llava llava_next "
     "qwen2_vl qwen2_5_vl qwen3_vl paligemma idefics3 smolvlm mistral3 pixtral phi4_multimodal",
     "is not made of attention layers alone": "mamba mamba2 falcon_mamba rwkv recurrent_gemma bamba zamba2 qwen3_next "
     "falcon_h1 granitemoehybrid lfm2",
-    "is no causal decoder": "bert roberta distilbert modernbert t5 mt5 bart",
+    "is not a causal decoder": "bert roberta distilbert modernbert t5 mt5 bart",
 }
 
 
@@ -80,13 +80,13 @@ def _text_part(hf: Mapping[str, Any]) -> Mapping[str, Any]:
         raise ValueError(f"model_type: expected one of {', '.join(_NESTED)} beside a text_config, got "
                          f"{hf.get('model_type')!r}")  # fmt: skip
     defaults, text = dict(_NESTED[hf["model_type"]]), dict(hf["text_config"])
-    # The newer spelling stands instead of the older defaults, not beside them.
+    # The newer spelling replaces the older defaults.
     replaced = {"layer_types": ["sliding_window_pattern"], "rope_parameters": ["rope_theta", "rope_local_base_freq"]}
     for key in (old for new, olds in replaced.items() if new in text for old in olds):
         del defaults[key]
     if text.get("final_logit_softcapping") is not None:
         raise ValueError("text_config.final_logit_softcapping: expected null; HF's multimodal class does not apply it")
-    # The outer level speaks of the whole model.
-    whole = ("bos_token_id", "eos_token_id", "tie_word_embeddings", "quantization_config")
-    outer = {k: hf[k] for k in whole if hf.get(k) is not None}
+    # These describe the whole model, so the outer level wins.
+    shared = ("bos_token_id", "eos_token_id", "tie_word_embeddings", "quantization_config")
+    outer = {k: hf[k] for k in shared if hf.get(k) is not None}
     return {**defaults, **text, **outer}

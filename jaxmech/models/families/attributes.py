@@ -119,7 +119,7 @@ def model_config(family: Family, hf: Mapping[str, Any]) -> ModelConfig:
         "eos_ids": tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,),
     }
     facts = common | family.config(hf)
-    if facts["d_mlp"] is None:  # GPT-2 alone knows what that means
+    if facts["d_mlp"] is None:  # only GPT-2 defines what that means
         need(hf, "intermediate_size")
     return ModelConfig(**facts)
 
@@ -158,7 +158,7 @@ def _check(family: Family, hf: Mapping[str, Any]) -> None:
     if bad:
         raise ValueError(
             f"configuration of {family.model_types[0]} refused, the model might come out wrong: {'; '.join(bad)}. "
-            "If model_type is right and what is not understood has no effect on the model, take it out of the file"
+            "If model_type is right and what is not understood has no effect on the model, remove it from the file"
         )
 
 
@@ -175,14 +175,14 @@ def head_dim(hf: Mapping[str, Any]) -> int:
 
 
 def activation(hf: Mapping[str, Any], key: str = "hidden_act") -> str:
-    """The activation in our words."""
+    """The activation by our name for it."""
     if (name := need(hf, key)) not in ACTIVATIONS:
         raise ValueError(f"{key}: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]
 
 
 def biases(hf: Mapping[str, Any]) -> dict[str, bool]:
-    """Biases of the families whose `attention_bias` speaks of all four projections."""
+    """Biases of the families whose `attention_bias` covers all four projections."""
     return dict.fromkeys(("attention_bias", "output_bias"), bool(hf.get("attention_bias")))
 
 
@@ -220,7 +220,7 @@ def rotary(hf: Mapping[str, Any], partial: bool = False) -> dict[str, Any]:
 
 
 def _check_agreement(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Refuses old attributes that stand beside `rope_parameters` and say something else."""
+    """Refuses old attributes beside `rope_parameters` that contradict them."""
     names = {"rope_theta", "rope_type", "type", "factor", "low_freq_factor", "high_freq_factor", "short_factor"}
     for name in sorted(names | {"long_factor", "attention_factor"}):
         stated = new.get("rope_type" if name == "type" else name)
@@ -239,7 +239,7 @@ def old_rope(hf: Mapping[str, Any], theta: str, scaled: bool = True) -> Rope:
 
 
 def parse_rope(parameters: Mapping[str, Any], where: str, hf: Mapping[str, Any]) -> Rope:
-    """One layer type's RoPE from `rope_parameters`, or from `rope_scaling` with the theta put in."""
+    """One layer type's RoPE from `rope_parameters`, or from `rope_scaling` with theta added."""
     given = {k: v for k, v in parameters.items() if v is not None and k != "partial_rotary_factor"}
     theta, old_kind = given.pop("rope_theta", None), given.pop("type", None)
     kind = given.pop("rope_type", old_kind or "default")
@@ -259,7 +259,7 @@ def parse_rope(parameters: Mapping[str, Any], where: str, hf: Mapping[str, Any])
 
 
 def _attention_factor(kind: str, given: Mapping[str, Any], hf: Mapping[str, Any]) -> float:
-    """What the papers recommend: growth of the attention's sharpness with the stretch of the context."""
+    """What the papers recommend: attention sharpens as the context is stretched."""
     original = given["original_max_position_embeddings"]
     factor = given.get("factor") or need(hf, "max_position_embeddings") / original
     if factor <= 1:

@@ -71,7 +71,7 @@ def _gemma2(hf: Mapping[str, Any]) -> dict[str, Any]:
 def _gemma3(hf: Mapping[str, Any]) -> dict[str, Any]:
     new, pattern = hf.get("rope_parameters"), hf.get("sliding_window_pattern", hf.get("_sliding_window_pattern"))
     if new is None:
-        whole, local = (
+        full, local = (
             attributes.old_rope(hf, "rope_theta"),
             attributes.old_rope(hf, "rope_local_base_freq", scaled=False),
         )
@@ -81,11 +81,11 @@ def _gemma3(hf: Mapping[str, Any]) -> dict[str, Any]:
         if absent := {"full_attention", "sliding_attention"} - {k for k, v in new.items() if v}:
             raise ValueError(f"rope_parameters: {sorted(absent)} missing; Gemma 3 has one entry per layer type")
         kinds = ("full_attention", "sliding_attention")
-        whole, local = (attributes.parse_rope(new[k], f"rope_parameters[{k!r}]", hf) for k in kinds)
+        full, local = (attributes.parse_rope(new[k], f"rope_parameters[{k!r}]", hf) for k in kinds)
     if hf.get("layer_types") is None and pattern is None:
         raise ValueError("layer_types: missing, and there is no sliding_window_pattern either")
     windows = attributes.windows(hf, lambda i: (i + 1) % pattern)
-    return {**_gemma_2_3(hf), **windows, "rope": whole, "rope_local": local, "qk_norm": "head"}
+    return {**_gemma_2_3(hf), **windows, "rope": full, "rope_local": local, "qk_norm": "head"}
 
 
 def _gguf(config: ModelConfig) -> Table:

@@ -45,7 +45,7 @@ def then(first: Transform, second: Transform) -> Transform:
 
 
 def layer_rules(config: ModelConfig, prefix: str, names: Mapping[str, str], fix: Mapping[str, Transform] | None = None):
-    """Rules of a layer's tensors that are stored one a part.
+    """Rules of a layer's tensors that are stored one per part.
 
     Args:
       prefix: pattern before the layer's number.
@@ -128,7 +128,7 @@ PRE_NORMS = {"attn_norm": "input_layernorm", "mlp_norm": "post_attention_layerno
 def hf_table(
     names: Mapping[str, str], config: ModelConfig, more: tuple[Rule, ...] = (), strays: tuple[str, ...] = ()
 ) -> Table:
-    """Of a decoder whose tensors are named as Llama's; `names` as for `layer_rules`."""
+    """The table of a decoder whose tensors are named as Llama's; `names` as for `layer_rules`."""
     layers = (*layer_rules(config, HF_PREFIX + r"layers\.", names), *more)
     head = r"(?:language_model\.)?lm_head"
     return ends(config, HF_PREFIX + "embed_tokens", HF_PREFIX + "norm", head, layers, (ROTARY_BUFFER, *strays))
@@ -152,7 +152,7 @@ GGUF_NAMES = {
 
 
 def gguf_table(config: ModelConfig, fix: Mapping[str, Transform] | None = None) -> Table:
-    """Of a GGUF file; `fix` as for `layer_rules`."""
+    """The table of a GGUF file; `fix` as for `layer_rules`."""
     # The factors of scaled rotary embeddings are checked against the configuration when that is read.
     strays, layers = (r"rope_freqs\.weight",), layer_rules(config, r"blk\.", GGUF_NAMES, fix)
     return ends(config, "token_embd", "output_norm", "output", layers, strays, (fix or {}).get("norm", same))

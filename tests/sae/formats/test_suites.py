@@ -223,7 +223,7 @@ def test_a_connection_lost_while_fetching_is_the_same_message(monkeypatch):
         raise HfHubHTTPError.__bases__[0]("the connection was lost")  # the HTTP library's own, not the hub's
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", lost)
-    with pytest.raises(ValueError, match="'some-org/none' is no local path.*the connection was lost"):
+    with pytest.raises(ValueError, match="'some-org/none' is not a local path.*the connection was lost"):
         hub.fetch("some-org/none", ["*"])
 
 
