@@ -160,8 +160,8 @@ def activate(config: SAEConfig, pre: jax.Array, threshold: jax.Array | None = No
     signed = config.activation == "abstopk"
     _, index = jax.lax.top_k(jnp.abs(rows) if signed else rows, int(config.k))
     values = jnp.take_along_axis(rows, index, axis=1)
-    kept = jnp.arange(len(rows))[:, None], index
-    code = jnp.zeros_like(rows).at[kept].set(values if signed else jax.nn.relu(values))
+    places = jnp.arange(len(rows))[:, None], index
+    code = jnp.zeros_like(rows).at[places].set(values if signed else jax.nn.relu(values))
     return jnp.where(jnp.isnan(rows), rows, code).reshape(pre.shape)
 
 
