@@ -16,7 +16,7 @@ import numpy as np
 
 def permutation_p(difference: np.ndarray, *, key: jax.Array, R: int) -> np.ndarray:
     """Sign-flip permutation p-values [m] of the family differences [K,m]: the share of `sign_flips` under which |t| is
-    as large as it is. 1 for features that are not finite.
+    at least as large as observed. 1 for features that are not finite.
 
     Under sign flips the sum of squares does not change, so comparing |mean| is comparing |t|: sums are enough.
     """
@@ -24,7 +24,7 @@ def permutation_p(difference: np.ndarray, *, key: jax.Array, R: int) -> np.ndarr
     bits, together, low, high = _flip_codes(key, K, R)
     signs = _signs(2 ** (bits - together), high)
     cores = os.cpu_count() or 1
-    width = min(max(1 << (-(-m // cores) - 1).bit_length(), _LEAST), _BLOCK)  # a few programs serve all numbers
+    width = min(max(1 << (-(-m // cores) - 1).bit_length(), _LEAST), _BLOCK)  # a few programs serve any m
     tile = _TILE if jax.default_backend() == "cpu" else width
     if m < width:
         difference = np.pad(difference, ((0, 0), (0, width - m)))
@@ -33,9 +33,9 @@ def permutation_p(difference: np.ndarray, *, key: jax.Array, R: int) -> np.ndarr
     beaten = np.empty(columns, np.int32)
 
     def block(start: int) -> None:
-        here = slice(start, start + width)
-        part = difference[:, here].astype(np.float32)
-        beaten[here] = _count_as_large(signs, part, low=low, bits=together, tile=tile)
+        span = slice(start, start + width)
+        part = difference[:, span].astype(np.float32)
+        beaten[span] = _count_as_large(signs, part, low=low, bits=together, tile=tile)
 
     with ThreadPoolExecutor(cores) as threads:  # a loop inside a program runs on one core
         list(threads.map(block, starts))
@@ -63,7 +63,7 @@ def _flip_codes(key: jax.Array, K: int, R: int) -> tuple[int, int, tuple[int, ..
     together = min(bits, _TOGETHER)
     low = np.random.default_rng(0).integers(0, 2**together, K, np.uint32)
     high = np.asarray(jax.random.bits(key, (K,), jnp.uint32)) % np.uint32(2 ** (bits - together))
-    own = 2 ** np.arange(bits, dtype=np.uint32)  # so that no two flips are alike
+    own = 2 ** np.arange(bits, dtype=np.uint32)  # so that no two flips are equal
     low[:bits], high[:bits] = own % 2**together, own >> together
     return bits, together, tuple(low.tolist()), high
 
@@ -78,12 +78,12 @@ _TOGETHER = 7  # bits whose flips are summed at a time
 
 
 _LEAST, _BLOCK = 512, 32768
-"""Powers of two between which a call's number of features lies."""
+"""Powers of two that bound the number of features of a call."""
 
 
 _TILE = 64
-"""Features at a time on a CPU: their differences stay in a core's nearest cache, and XLA, which shares out what it
-thinks worth it, leaves a tile to one thread: for so short a piece of work a second one is a loss (jaxlib 0.10)."""
+"""Features at a time on a CPU: their differences stay in a core's nearest cache, and XLA, which splits only
+what it thinks worth it, leaves a tile to one thread: a second one would slow down such short work (jaxlib 0.10)."""
 
 
 @partial(jax.jit, static_argnames=("low", "bits", "tile"))
@@ -93,7 +93,7 @@ def _count_as_large(
     """How many flips give a sum of differences [K,n] as large as the observed one, [n]; `tile` divides n.
 
     Every row of `signs` [.,K], which stands for the high bits of a flip, goes with all values of its low `bits`. The
-    sums under all of these are a Walsh-Hadamard transform, one addition a flip and bit.
+    sums under all of these are a Walsh-Hadamard transform, one addition per flip and bit.
     """
 
     def one_tile(start):
@@ -103,8 +103,8 @@ def _count_as_large(
 
         def flips(count, sign):
             sums = [jnp.zeros((1, tile))] * 2**bits  # rows, never reshaped: so all of it is one loop for XLA
-            for k, at in enumerate(low):
-                sums[at] += sign[k] * d[k : k + 1]
+            for k, code in enumerate(low):
+                sums[code] += sign[k] * d[k : k + 1]
             for total in _walsh_hadamard(sums):
                 count += ~(jnp.abs(total) < observed)  # counts a NaN
             return count, None

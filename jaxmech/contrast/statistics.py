@@ -16,7 +16,7 @@ from scipy import special, stats
 
 from jaxmech.io.arguments import rng_of
 
-_COLUMNS = 16384  # features a block: few enough for the cache at some dozens of families, many enough for threads
+_COLUMNS = 16384  # features per block: few enough for the cache at some dozens of families, many enough for threads
 
 
 class Effect(NamedTuple):
@@ -64,8 +64,8 @@ def ratio_of_sums(numerator: np.ndarray, denominator: np.ndarray, *, key: jax.Ar
 
 
 def p_from_null(observed: float, null: np.ndarray) -> float:
-    """(1 + #{null >= observed}) / (B + 1), one-sided (Phipson & Smyth 2010); NaN, in the null or observed,
-    counts as beaten."""
+    """(1 + #{null >= observed}) / (B + 1), one-sided (Phipson & Smyth 2010); a NaN, in the null or
+    observed, counts as null >= observed."""
     null = np.asarray(null, float)
     return float((1 + np.sum(~(null < observed))) / (1 + len(null)))
 
@@ -87,7 +87,7 @@ def p_from_normal_null(observed: float, null: np.ndarray) -> float:
 def paired_t(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """t, two-sided p and d_z = mean / sd over the leading axis of differences [K, ...]; p = 1 where all are 0.
 
-    In float64 whatever comes in; blocks of columns that stay in cache, side by side on all cores.
+    In float64 whatever the input's dtype; in blocks of columns that stay in cache, in parallel on all cores.
     """
     differences = np.asarray(differences)
     K, shape = len(differences), differences.shape[1:]
@@ -95,15 +95,15 @@ def paired_t(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     t, p, d_z = out = np.empty((3, flat.shape[1]))
 
     def block(start: int) -> None:
-        here = slice(start, start + _COLUMNS)
-        off = flat[:, here].astype(np.float64)
+        span = slice(start, start + _COLUMNS)
+        off = flat[:, span].astype(np.float64)
         mean = off.mean(0)
         off -= mean
         with np.errstate(divide="ignore", invalid="ignore"):
             sd = np.sqrt(np.einsum("kf,kf->f", off, off) / (K - 1))
-            d_z[here] = np.where(sd > 0, mean / sd, np.where(mean == 0, 0.0, np.inf * np.sign(mean)))
-        t[here] = d_z[here] * np.sqrt(K)
-        p[here] = two_sided_p(t[here], K - 1)
+            d_z[span] = np.where(sd > 0, mean / sd, np.where(mean == 0, 0.0, np.inf * np.sign(mean)))
+        t[span] = d_z[span] * np.sqrt(K)
+        p[span] = two_sided_p(t[span], K - 1)
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(block, range(0, flat.shape[1], _COLUMNS)))
@@ -115,7 +115,7 @@ def two_sided_p(t: np.ndarray, df: int) -> np.ndarray:
     """P(|T| >= |t|) of Student's t with a whole number of degrees of freedom, accurate to about 1e-11 of itself.
 
     The finite sums of Abramowitz & Stegun (1964), 26.7.3 and 26.7.4, which are many times as fast as the incomplete
-    beta function. One minus them has no digits left where p is small, so there it is SciPy that answers.
+    beta function. One minus them has no digits left where p is small, so SciPy computes those.
     """
     if not 0 < df <= 200:
         return 2 * special.stdtr(df, -np.abs(t))
@@ -125,7 +125,7 @@ def two_sided_p(t: np.ndarray, df: int) -> np.ndarray:
     j = np.arange(1, (df - odd) // 2)
     *terms, last = np.cumprod([1.0, *(2 * j - 1 + odd) / (2 * j + odd)])
     series = np.full_like(square, last)
-    for term in reversed(terms):  # in place: a polynomial of NumPy's takes two new arrays a term
+    for term in reversed(terms):  # in place: NumPy's polynomials allocate two arrays per term
         series *= square
         series += term
     inside = ratio * (square if odd else np.sqrt(square)) * series
@@ -138,8 +138,8 @@ def two_sided_p(t: np.ndarray, df: int) -> np.ndarray:
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """Adjusted p-values (q) of the family of tests p [m] (Benjamini & Hochberg 1995). A test without a p (NaN) is none:
-    its q is NaN, and the others are adjusted for their own number."""
+    """Adjusted p-values (q) of the family of tests p [m] (Benjamini & Hochberg 1995). A test without a p (NaN) does not
+    count: its q is NaN, and the others are adjusted for their own number."""
     return _adjusted(p, _step_up)
 
 
@@ -156,18 +156,18 @@ def _adjusted(p: np.ndarray, adjust: Callable[[np.ndarray], np.ndarray]) -> np.n
     p = np.asarray(p, float)
     if np.any((p < 0) | (p > 1)):
         raise ValueError(f"p: expected p-values from 0 to 1, got {p[(p < 0) | (p > 1)][0]}")
-    if not (none := np.isnan(p)).any():
+    if not (missing := np.isnan(p)).any():
         return adjust(p)
     out = np.full_like(p, np.nan)
-    out[~none] = adjust(p[~none])
+    out[~missing] = adjust(p[~missing])
     return out
 
 
 def _sorted(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The stable order of p [m] >= 0, and p in it, some times as fast as `argsort`.
+    """The stable order of p [m] >= 0, and p in that order, several times as fast as `argsort`.
 
-    The bits of floats that are not negative sort as whole numbers do. With the lowest of them given to the index, a few
-    plain sorts side by side leave next to nothing for NumPy's stable sort, which merges what is sorted already.
+    The bits of floats that are not negative sort as integers do. With the index in place of the lowest bits, a few
+    plain sorts in parallel leave next to nothing for NumPy's stable sort, which merges sorted runs.
     """
     index = np.arange(len(p), dtype=np.uint64)
     low = np.uint64((1 << len(p).bit_length()) - 1)
@@ -180,8 +180,8 @@ def _sorted(p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = rough.astype(np.intp)
     ascending = p[order]
     if not np.all(ascending[1:] >= ascending[:-1]):
-        rest = np.argsort(ascending, kind="stable")
-        order, ascending = order[rest], ascending[rest]
+        repair = np.argsort(ascending, kind="stable")
+        order, ascending = order[repair], ascending[repair]
     return order, ascending
 
 

@@ -75,8 +75,8 @@ def raw_form(
     """The same dictionaries for raw activations.
 
     Trained on z = (x - mean) / scale, so for x the encoder is E / scale and the decoder W_dec * scale. ReLU and
-    JumpReLU dictionaries bring their decoder rows back to norm 1 by multiplying feature, bias and threshold. A TopK dictionary
-    ranks the features of a token against each other, so its features keep the units that they were ranked in.
+    JumpReLU dictionaries bring their decoder rows back to norm 1 by multiplying feature, bias and threshold. A TopK
+    dictionary ranks the features of a token against each other, so its features keep the units they were ranked in.
     """
     W_dec = p["W_dec"] * scale[:, None]
     length = np.linalg.norm(W_dec, axis=-1)  # [L',F]

@@ -68,7 +68,7 @@ def run(ctx: Context) -> Outcome:
         results[f"recovered_{direction}_ci"] = [observed.low, observed.high]
         results[f"p_random_{direction}"] = p_from_null(observed.value, null)
         results[f"random_{direction}"] = float(null.mean())
-    # Both directions have to beat their own random sets, so that the larger p speaks for the stage.
+    # Both directions have to beat their own random sets, so the larger p counts for the stage.
     results["p_random"] = max(results[f"p_random_{d}"] for d in effects.DIRECTIONS)
     results["random_sets"], results["families"] = len(sets["random"]), len(sides["plus"].rows)
     return Outcome(results, {"bars": pd.DataFrame(bars), "null": pd.concat(null_rows, ignore_index=True)})
@@ -83,8 +83,10 @@ def references(ctx: Context, base: effects.Side, donor: effects.Side, bar) -> No
         bar(name, "reference", g)
     direction = jnp.asarray(ctx.folder.arrays("contrast")["mean_difference"])
     unit = direction / jnp.maximum(jnp.linalg.norm(direction, axis=-1, keepdims=True), 1e-9)
-    at = jnp.zeros(config.n_layers, bool).at[jnp.asarray(saes.config.layers)].set(True)
-    choices = patching.patch_vectors(config, params, base.prompts, unit[None], donor.resid, at, site=saes.config.site)
+    mask = jnp.zeros(config.n_layers, bool).at[jnp.asarray(saes.config.layers)].set(True)
+    choices = patching.patch_vectors(
+        config, params, base.prompts, unit[None], donor.resid, mask, site=saes.config.site
+    )
     bar("mean-difference direction", "reference", effects.expected(choices, base.values)[0])
     sham = jnp.roll(base.resid, 1, axis=1)  # the next family's prompt of the same pole
     points = effects.stack_selections(ctx, [effects.pairs_of(ctx.selected)])
@@ -101,11 +103,11 @@ def control_sets(ctx: Context, features: pd.DataFrame) -> dict:
     random = controls.matched_sets(
         chosen, fires, grid("strength"), layers, sets=ctx.config.patching.random_sets, key=ctx.key("patching.sets")
     )
-    if not features["control_d_z"].any():  # no control was there to select by
+    if not features["control_d_z"].any():  # there is no control to select by
         return {"random": random, "control_selected": []}
     control, taken = [], set(chosen)
     ranked = features[features["live"]].sort_values("control_d_z", key=np.abs, ascending=False, kind="stable")
     for layer, count in ctx.selected["layer"].value_counts().sort_index().items():
-        at = [pair for pair in effects.pairs_of(ranked[ranked["layer"] == layer]) if pair not in taken]
-        control += at[:count]
+        untaken = [pair for pair in effects.pairs_of(ranked[ranked["layer"] == layer]) if pair not in taken]
+        control += untaken[:count]
     return {"random": random, "control_selected": [control]}
