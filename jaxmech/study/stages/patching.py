@@ -84,9 +84,7 @@ def references(ctx: Context, base: effects.Side, donor: effects.Side, bar) -> No
     direction = jnp.asarray(ctx.folder.arrays("contrast")["mean_difference"])
     unit = direction / jnp.maximum(jnp.linalg.norm(direction, axis=-1, keepdims=True), 1e-9)
     mask = jnp.zeros(config.n_layers, bool).at[jnp.asarray(saes.config.layers)].set(True)
-    choices = patching.patch_vectors(
-        config, params, base.prompts, unit[None], donor.resid, mask, site=saes.config.site
-    )
+    choices = patching.patch_vectors(config, params, base.prompts, unit[None], donor.resid, mask, site=saes.config.site)
     bar("mean-difference direction", "reference", effects.expected(choices, base.values)[0])
     sham = jnp.roll(base.resid, 1, axis=1)  # the next family's prompt of the same pole
     points = effects.stack_selections(ctx, [effects.pairs_of(ctx.selected)])
