@@ -23,7 +23,7 @@ from jaxmech.io.tpu import quiet_without_chips
 
 GIB = 2**30
 HBM = {"TPU v5 lite": 15.75 * GIB, "TPU v6 lite": 31.25 * GIB, "TPU v5": 95.74 * GIB}
-"""Bytes of a chip's main memory that a program may use, as libtpu states them when one asks for more."""
+"""Bytes of a chip's main memory that a program may use, as libtpu states them when a program asks for more."""
 
 
 def topology_mesh(name: str, data: int = 1, model: int = 1) -> Mesh:

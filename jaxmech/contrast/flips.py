@@ -47,7 +47,7 @@ def sign_flips(key: jax.Array, K: int, R: int) -> np.ndarray:
 
     They are a group, the first of which flips nothing, so p-values are exact, and not just close to those of all 2^K
     (Hemerik & Goeman 2018, doi:10.1007/s11749-017-0571-1; Koning & Hemerik 2023, doi:10.1093/biomet/asad050): all
-    products of r flips, of which each turns a family that the other r - 1 leave alone, and other families at random.
+    products of r flips, each of which turns a family that the other r - 1 leave alone, and other families at random.
     """
     bits, together, low, high = _flip_codes(key, K, R)
     return _signs(2**bits, np.array(low, np.uint32) | high << np.uint32(together))

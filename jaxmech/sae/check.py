@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jaxmech.models.language_model import LanguageModel
 
 TEXT = Path(__file__).with_name("check_text.txt")
-"""Prose, dialogue, numbers and code, written for this; passages stand apart by two blank lines."""
+"""Prose, dialogue, numbers and code, written for this; passages are separated by two blank lines."""
 
 FAR_BETTER, BETTER, EXPLAINS = 0.7, 0.8, 0.9
 L0_RATIO = 2.0
@@ -198,7 +198,7 @@ class _Fit(NamedTuple):
 
 
 def _fit(saes: SAE, x: jax.Array, target: jax.Array) -> _Fit:
-    """NaN where activations are not finite, as those of a layer that nobody asked for may be."""
+    """NaN where activations are not finite, as may happen in a layer that was not asked for."""
     finite = finite_layers(x) & finite_layers(target)
     x, target = (jnp.where(finite[:, None, None], a, 0.0) for a in (x, target))
     table = evaluate_saes(saes, [(x, target)]).table

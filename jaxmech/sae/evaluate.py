@@ -46,7 +46,7 @@ def evaluate_saes(sae: SAE, batches: Iterable[jax.Array | tuple[jax.Array, jax.A
       sae: a stack, or a single dictionary.
       batches: activations [L',n,D]; `stream.chunks()` gives every row of a stream once. What the stream leaves out
         (padding, BOS) is left out here. For a single dictionary they may be [n,D]. A transcoder takes pairs (x, t)
-        of what stands at its two sites: `zip(a.chunks(), b.chunks())` of two streams that differ in the site alone.
+        of activations at its two sites: `zip(a.chunks(), b.chunks())` of two streams that differ only in the site.
 
     Returns:
       `Fidelity`, whose table has for each layer `tokens` and, averaged over tokens unless said otherwise,

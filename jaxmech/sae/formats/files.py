@@ -70,7 +70,7 @@ def _same_model(said: str, given: str) -> bool:
 
 
 def described(path: Path) -> str:
-    """The path as readers take names from it: "owner/repository/path" for what lies in the hub's cache."""
+    """The path as readers take names from it: "owner/repository/path" for files in the hub's cache."""
     text = path.absolute().as_posix()
     if match := re.search(r"/models--([^/]+?)--([^/]+)/snapshots/[^/]+(?:/(.*))?$", text):
         return "/".join(part for part in match.groups() if part)

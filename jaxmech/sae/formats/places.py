@@ -22,7 +22,7 @@ _WEIGHTS_BELOW = "checkpoints/final.safetensors"
 _CONFIGS = ("config.json", "config.yaml", "cfg.json")
 """What folders further up may say about the dictionaries below."""
 _OWN_CONFIGS = {"cfg.json", "config.json", "hyperparams.json"}
-"""What lies beside a dictionary's weights and says what they mean."""
+"""Files beside a dictionary's weights that say what they mean."""
 _LAYER = r"(?:layers?|blocks)[._-]?(\d+)|-[Ll](\d+)(?:R|A|M|TC)?(?=[-./]|$)|(?:^|/)(\d+)\.pt$"
 # circuit-tracer's and Gemma Scope 2's, whose single files are not dictionaries.
 _ACROSS_LAYERS = {

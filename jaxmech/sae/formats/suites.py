@@ -139,10 +139,10 @@ class Known(NamedTuple):
 
 
 def find(short: str) -> Known | None:
-    """What a short name stands for; None for a string that is none.
+    """What a short name stands for; None for any other string.
 
     Raises:
-      ValueError: it begins like one and is none.
+      ValueError: it begins like one but is not.
     """
     for suite in SUITES:
         if match := re.fullmatch(suite.name, short):

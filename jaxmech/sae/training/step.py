@@ -123,7 +123,7 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step on a batch of raw activations x [L',B,D]; metrics are [S,L'] each.
 
-    With a mesh, state and batch lie as `state_shardings` and `batch_sharding` say.
+    With a mesh, state and batch are sharded by `state_shardings` and `batch_sharding`.
     """
     x = jax.vmap(partial(normalise, config))(x, state.mean, state.scale)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)

@@ -91,7 +91,7 @@ def matched(items: pd.DataFrame, z: np.ndarray, high: str, low: str) -> index.Ar
 
 
 def lexical_flags(ctx: Context, features: pd.DataFrame) -> np.ndarray:
-    """Whether each feature fires on its trigger tokens wherever they stand."""
+    """Whether each feature fires on its trigger tokens wherever they occur."""
     cards = ctx.folder.table("contrast", "cards")
     flags = cards[["layer", "feature"]].assign(lexical=lexical(ctx, cards))
     return features.merge(flags, on=["layer", "feature"], how="left")["lexical"].to_numpy(bool)

@@ -75,7 +75,7 @@ def run(ctx: Context) -> Outcome:
 
 
 def references(ctx: Context, base: effects.Side, donor: effects.Side, bar) -> None:
-    """Bars of reference: the whole residual, all features, the error alone, the mean difference, a sham donor."""
+    """Reference bars: the whole residual, all features, the error alone, the mean difference, a sham donor."""
     config, params, saes = ctx.lm.config, ctx.lm.params, ctx.saes
     parts = {"whole residual": (1.0, 0.0), "all features": (0.0, 1.0), "reconstruction error only": (1.0, -1.0)}
     choices = patching.patch_parts(config, params, base.prompts, saes, donor.resid, jnp.array(list(parts.values())))
