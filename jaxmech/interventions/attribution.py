@@ -65,8 +65,8 @@ def residual_gradient(
 ) -> jax.Array:
     """The gradient of each prompt's expected value with respect to `site` of every layer.
 
-    Worked examples that prompts share (`Prompts.prefix`) run forward once for all of them; only the backward
-    pass is per prompt.
+    Worked examples that prompts share (`Prompts.prefix`) are run forward once for all of them; only the
+    backward pass is per prompt.
 
     Args:
       values: [N] or [B,N], what each choice is worth.

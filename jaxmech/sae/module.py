@@ -156,7 +156,7 @@ def activate(config: SAEConfig, pre: jax.Array, threshold: jax.Array | None = No
     if config.activation == "batchtopk":
         kept = largest(jax.lax.stop_gradient(rows), int(config.k * len(rows)))
         return jnp.where(kept | jnp.isnan(rows), rows, 0.0).reshape(pre.shape)
-    # Ties are broken by index, so that a token never keeps more than k, as comparing with the k-th largest would.
+    # Ties are broken by index, so that a token never keeps more than k; comparing with the k-th could.
     signed = config.activation == "abstopk"
     _, index = jax.lax.top_k(jnp.abs(rows) if signed else rows, int(config.k))
     values = jnp.take_along_axis(rows, index, axis=1)

@@ -175,7 +175,7 @@ def _without_weights(below: folders.Below, layers: Collection[int] | None) -> li
     # A folder in a dictionary belongs to it, and one in a folder that is reported need not be reported too.
     covered = {*names, *lost}
     lost = [name for name in lost if not any(_text(folder) in covered for folder in PurePosixPath(name).parents)]
-    # A name without a layer may not have been asked for; if it was, it is reported as missing later.
+    # A name without a layer may not be one asked for; if it was, it is reported as missing later.
     return [name for name in lost if (layers is None or layer_of(name) in layers) and not re.search(r"(^|/)\.", name)]
 
 
