@@ -1,4 +1,4 @@
-"""Ahead of time: the programs of a study compiled for TPU slices that are not there, and what the compiler says."""
+"""Ahead of time: the programs of a study compiled for TPU slices that are not attached, and what the compiler says."""
 
 from jaxmech.ahead.compile import GIB, HBM, Program, Report, compile_ahead, topology_mesh
 

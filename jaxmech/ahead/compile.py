@@ -1,6 +1,6 @@
-"""Compiling for a TPU slice that is not there: does a program fit a chip, and what does it do.
+"""Compiling for a TPU slice that is not attached: whether a program fits a chip, and what it does.
 
-The `libtpu` package compiles for a topology that one names, on any x86 Linux machine: "v5e:2x4" is eight chips.
+The `libtpu` package compiles for a named topology on any x86 Linux machine: "v5e:2x4" is eight chips.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from jaxmech.io.tpu import quiet_without_chips
 
 GIB = 2**30
 HBM = {"TPU v5 lite": 15.75 * GIB, "TPU v6 lite": 31.25 * GIB, "TPU v5": 95.74 * GIB}
-"""Bytes of a chip's main memory that a program may use, as libtpu states them when one asks for more."""
+"""Bytes of a chip's main memory that a program may use, as libtpu states them when a program asks for more."""
 
 
 def topology_mesh(name: str, data: int = 1, model: int = 1) -> Mesh:
-    """A mesh as `make_mesh` makes one, of the chips of a topology such as "v5e:2x4", "v6e:2x2" or "v5p:2x2x2".
+    """A mesh like that of `make_mesh`, of the chips of a topology such as "v5e:2x4", "v6e:2x2" or "v5p:2x2x2".
 
     Programs can be compiled for it, not run.
 
@@ -41,7 +41,7 @@ def topology_mesh(name: str, data: int = 1, model: int = 1) -> Mesh:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"topology {name!r}: cannot be described ({why}); names are like v5e:2x4, v6e:2x4 and v5p:2x2x2, "
-            "and the compiler is in the package libtpu, which jax[tpu] brings"
+            "and the compiler is in the package libtpu, which jax[tpu] installs"
         ) from error
     if len(devices) != data * model:
         raise ValueError(f"topology {name!r}: has {len(devices)} chips, expected data * model = {data} * {model}")
@@ -57,7 +57,7 @@ class Program:
       args: trees of `jax.ShapeDtypeStruct` with shardings, and static arguments.
       parameters: name -> a tree among `args` whose leaves must never be gathered.
       lead: sizes of axes over which parameters are stacked, such as the number of layers.
-      trips: how often a loop runs whose length is not a constant in the program.
+      trips: how often a loop runs if its length is not a constant in the program.
     """
 
     name: str
@@ -74,10 +74,10 @@ class Report:
 
     Attributes:
       chip: its kind; hbm: of the chip.
-      total: of all that the compiler sets aside: arguments, outputs, temporaries and code, less the outputs that take
-        over an argument's place, `aliased`. Where a program does not fit, what the compiler says it needs; then `error`
-        is its message, and there is nothing else to tell.
-      flops: of matrix products; hbm_bytes: moved to and from the chip's memory, about; collectives: kind -> how many,
+      total: of all that the compiler sets aside: arguments, outputs, temporaries and code, less the outputs that
+        reuse an argument's buffer, `aliased`. If a program does not fit, what the compiler says it needs; then
+        `error` is its message, and nothing else is known.
+      flops: of matrix products; hbm_bytes: moved to and from the chip's memory, roughly; collectives: kind -> how many,
         and bytes of their results. Loops are counted as often as they run.
       loops: loops of a length that is not a constant.
       gathered: which whole parameters all-gathers put together, and in which operation.
@@ -108,9 +108,9 @@ class Report:
 
     @property
     def faults(self) -> list[str]:
-        """Why nobody should rent chips for this program; empty where all is well."""
-        found = [] if self.fits else [f"needs {self.total / GIB:.2f} GiB of a chip's {self.hbm / GIB:.2f}"]
-        return found + [f"gathers a whole parameter: {what}" for what in self.gathered]
+        """What speaks against running this program on such chips; empty where nothing does."""
+        faults = [] if self.fits else [f"needs {self.total / GIB:.2f} GiB of a chip's {self.hbm / GIB:.2f}"]
+        return faults + [f"gathers a whole parameter: {what}" for what in self.gathered]
 
 
 def compile_ahead(program: Program) -> Report:
@@ -128,7 +128,7 @@ def compile_ahead(program: Program) -> Report:
     lowered = program.function.lower(*program.args)
     try:
         with warnings.catch_warnings():
-            # JAX's cache on disk keeps a program for devices that are not there and cannot read it: it compiles anew.
+            # JAX's cache on disk keeps programs for devices that are not attached but cannot read them: it recompiles.
             warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
             compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

@@ -1,8 +1,8 @@
 """What a compiled program does, read from its HLO text: matrix products, memory traffic and collectives, loops counted.
 
-XLA's own cost analysis counts the body of a loop once, and a scan over layers is a loop: here every computation weighs
-as often as it runs. The text is that of `jax.stages.Compiled.as_text()`, after partitioning, so all figures are those
-of one chip. A loop whose length is not a constant counts `trips` times; both branches of a conditional count.
+XLA's own cost analysis counts the body of a loop once, and a scan over layers is a loop: here every computation is
+weighted by how often it runs. The text is that of `jax.stages.Compiled.as_text()`, after partitioning, so all figures
+are those of one chip. A loop whose length is not a constant counts `trips` times; both branches of a conditional count.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Instruction:
 
     def calls(self, attribute: str) -> list[str]:
         """Names of the computations that an attribute names, one or `{a, b}`."""
-        found = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.rest)
-        return re.findall(r"[\w.\-]+", found[1]) if found else []
+        match = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.rest)
+        return re.findall(r"[\w.\-]+", match[1]) if match else []
 
 
 Computation = dict[str, Instruction]
@@ -67,7 +67,7 @@ Computation = dict[str, Instruction]
 
 class Cost(NamedTuple):
     """Of one chip and one run. flops: of matrix products; hbm_bytes: read from and written to the chip's main memory,
-    about; collectives: kind -> {"count", "bytes"} of what they leave on a chip; gathered: for every all-gather, how
+    roughly; collectives: kind -> {"count", "bytes"} of what they leave on a chip; gathered: for every all-gather, how
     many entries its result has and what it is part of; loops: how many loops have a length that is not a constant.
     """
 
@@ -87,8 +87,8 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
         if head:
             current = computations[head[2]] = {}
             entry = head[2] if head[1] else entry
-        elif current is not None and (found := re.match(r"\s+(ROOT )?%?([\w.\-]+) = (.*)", line)):
-            instruction = _instruction(found[2], found[3], bool(found[1]))
+        elif current is not None and (match := re.match(r"\s+(ROOT )?%?([\w.\-]+) = (.*)", line)):
+            instruction = _instruction(match[2], match[3], bool(match[1]))
             current[instruction.name] = instruction
     if not entry:
         raise ValueError("text: expected the HLO text of a compiled program, found no entry computation")
@@ -108,27 +108,27 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
 def _closing(text: str, start: int) -> int:
     """Where the parenthesis at `start` closes."""
     depth = 0
-    for at in range(start, len(text)):
-        depth += (text[at] == "(") - (text[at] == ")")
+    for index in range(start, len(text)):
+        depth += (text[index] == "(") - (text[index] == ")")
         if not depth:
-            return at
+            return index
     raise ValueError(f"text: unbalanced parentheses in {text[:80]!r}")
 
 
 def _arrays(text: str) -> tuple[Array, ...]:
-    found = []
+    arrays = []
     for kind, dims, layout in _ARRAY.findall(text):
         space = re.search(r"S\((\d+)\)", layout)
         sizes = tuple(int(d) for d in dims.split(",") if d)
-        found.append(Array(sizes, _BITS.get(kind, 8), space is None or space[1] == "0"))
-    return tuple(found)
+        arrays.append(Array(sizes, _BITS.get(kind, 8), space is None or space[1] == "0"))
+    return tuple(arrays)
 
 
 def cost(text: str, *, trips: int = 1) -> Cost:
     """Reads the HLO text of a compiled program.
 
     Args:
-      trips: how often a loop runs whose length is not a constant in the program.
+      trips: how often a loop runs if its length is not a constant in the program.
     """
     computations, entry = parse(text)
     flops = traffic = 0.0
@@ -137,12 +137,12 @@ def cost(text: str, *, trips: int = 1) -> Cost:
     channels: dict[str, tuple[str, str]] = {}
     loops: set[str] = set()
     for name, weight, fused in _runs(computations, entry, trips, loops):
-        here = computations[name]
-        for i in here.values():
+        computation = computations[name]
+        for i in computation.values():
             if i.op in ("convolution", "dot"):
-                flops += weight * _product_flops(i, here)
+                flops += weight * _product_flops(i, computation)
             if not fused:
-                traffic += weight * _traffic(i, here, computations)
+                traffic += weight * _traffic(i, computation, computations)
             kind = i.op.removesuffix("-start")
             if kind not in COLLECTIVES:
                 continue
@@ -150,18 +150,18 @@ def cost(text: str, *, trips: int = 1) -> Cost:
             # The compiler clones a collective into the computations that it overlaps it with; it runs once.
             if channel and channels.setdefault(channel[1], (name, i.name)) != (name, i.name):
                 continue
-            left = _left_behind(i)
-            entry_of = collectives.setdefault(kind, {"count": 0.0, "bytes": 0.0})
-            entry_of["count"] += weight
-            entry_of["bytes"] += weight * sum(a.bytes for a in left)
+            left = _left_on_chip(i)
+            totals = collectives.setdefault(kind, {"count": 0.0, "bytes": 0.0})
+            totals["count"] += weight
+            totals["bytes"] += weight * sum(a.bytes for a in left)
             if kind == "all-gather":
                 source = re.search(r'op_name="([^"]*)"', i.rest)
                 gathered += [(a.size, source[1] if source else i.name) for a in left]
     return Cost(flops, traffic, dict(sorted(collectives.items())), gathered, len(loops))
 
 
-def _left_behind(i: Instruction) -> tuple[Array, ...]:
-    """A collective's results, without the operands that the result of an asynchronous one repeats in front."""
+def _left_on_chip(i: Instruction) -> tuple[Array, ...]:
+    """A collective's results, without the operands with which the result of an asynchronous one begins."""
     arrays = tuple(a for a in i.results if a.dims or len(i.results) == 1)
     if i.op.endswith("-start") and i.op != "all-reduce-start" and len(arrays) > len(i.operands):
         return arrays[len(i.operands) :][: len(i.operands)]
@@ -198,9 +198,9 @@ def _length(loop: Instruction, computations) -> int | None:
     return limits[0] if len(limits) == 1 and not any(i.op in ("or", "and", "not") for i in condition) else None
 
 
-def _product_flops(i: Instruction, here: Computation) -> float:
-    """Two for every multiplication and addition; the TPU compiler writes matrix products as convolutions."""
-    left, right = (here[name].results[0].dims for name in i.operands[:2])
+def _product_flops(i: Instruction, computation: Computation) -> float:
+    """Two per multiply-add; the TPU compiler writes matrix products as convolutions."""
+    left, right = (computation[name].results[0].dims for name in i.operands[:2])
     out = i.results[0].dims
     if i.op == "dot":
         dims = re.findall(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)[0]
@@ -217,20 +217,20 @@ def _product_flops(i: Instruction, here: Computation) -> float:
 
 
 def _places(window: dict[str, str], n: int, size: int, kernel: int, out: int) -> int:
-    """Pairs of an output place and a kernel place, along one axis, that meet an input rather than padding."""
+    """Pairs of an output and a kernel position, along one axis, that meet an input rather than padding."""
 
     def option(name: str, default: str) -> str:
         return window[name].split("x")[n] if name in window else default
 
     low = int(option("pad", "0_0").split("_")[0])
     stride, spread, gaps = (int(option(name, "1")) for name in ("stride", "lhs_dilate", "rhs_dilate"))
-    at = stride * np.arange(out)[:, None] + gaps * np.arange(kernel) - low
-    return int(((at >= 0) & (at < spread * (size - 1) + 1) & (at % spread == 0)).sum())
+    index = stride * np.arange(out)[:, None] + gaps * np.arange(kernel) - low
+    return int(((index >= 0) & (index < spread * (size - 1) + 1) & (index % spread == 0)).sum())
 
 
-def _traffic(i: Instruction, here: Computation, computations) -> float:
-    """Bytes that an instruction outside a fusion moves to and from main memory. Of an array that is only sliced, or
-    gathered from, the slices; of one that is updated in place, the update."""
+def _traffic(i: Instruction, computation: Computation, computations) -> float:
+    """Bytes that an instruction outside a fusion moves to and from main memory. For an array that is only sliced, or
+    gathered from, the slices count; for one that is updated in place, the update."""
     if i.op in _NO_TRAFFIC or i.op.endswith("-done"):
         return 0.0
     if i.op == "fusion":
@@ -238,16 +238,16 @@ def _traffic(i: Instruction, here: Computation, computations) -> float:
         read = sum(
             _read(inside, _parameter(inside, n), computations)
             for n, name in enumerate(i.operands)
-            if here[name].results and here[name].results[0].in_hbm
+            if computation[name].results and computation[name].results[0].in_hbm
         )
         return read + _written(i, inside)
-    read = sum(a.bytes for name in i.operands for a in here[name].results if a.in_hbm)
+    read = sum(a.bytes for name in i.operands for a in computation[name].results if a.in_hbm)
     write = sum(a.bytes for a in i.results if a.in_hbm)
     if i.op in ("dynamic-slice", "slice", "gather"):
         moved = sum(a.bytes for a in i.results)
-        return moved * (here[i.operands[0]].results[0].in_hbm + i.results[0].in_hbm)
+        return moved * (computation[i.operands[0]].results[0].in_hbm + i.results[0].in_hbm)
     if i.op == "dynamic-update-slice":
-        update = here[i.operands[1]].results[0]
+        update = computation[i.operands[1]].results[0]
         return update.bytes * (update.in_hbm + i.results[0].in_hbm)
     if i.op.endswith("-start"):  # its result repeats the operand
         moved = min((a.bytes for a in i.results if a.dims), default=0.0)
@@ -261,7 +261,7 @@ def _parameter(inside: Computation, n: int) -> Instruction:
 
 def _read(inside: Computation, source: Instruction, computations) -> float:
     """Bytes that a fused computation reads of one of its parameters."""
-    total, whole = 0.0, sum(a.bytes for a in source.results)
+    total, size = 0.0, sum(a.bytes for a in source.results)
     for user in inside.values():
         if source.name not in user.operands:
             continue
@@ -276,8 +276,8 @@ def _read(inside: Computation, source: Instruction, computations) -> float:
             within = computations[user.calls("calls")[0]]
             total += _read(within, _parameter(within, user.operands.index(source.name)), computations)
         else:
-            return whole
-    return min(total, whole)
+            return size
+    return min(total, size)
 
 
 def _written(i: Instruction, inside: Computation) -> float:

@@ -1,4 +1,4 @@
-"""The programs of a study, as a TPU slice would run them: shapes and shardings alone, no weights.
+"""The programs of a study, as a TPU slice would run them: only shapes and shardings, no weights.
 
 `B` denotes prompts, `T` tokens, `L` layers, `D` the residual width, `F` dictionary features, `K` families, `N` choices,
 `M` trie nodes, `R` rows of a training batch.
@@ -80,7 +80,7 @@ def _last(_, x):
 
 def sweep_program(config: ModelConfig, mesh: Mesh, sizes: Sizes) -> Program:
     """A chunk of sweep points: selected features of every layer moved by a coefficient, at a window of tokens; those
-    in front are in a cache. Counted from the first layer on, which is the most that a chunk can take."""
+    before it are cached. It starts at the first layer, the most that a chunk can take."""
     params, prompts = _params(config, mesh, sizes), _prompts(config, mesh, sizes)
     shared = jax.eval_shape(partial(set_out, config, cut=sizes.tokens - sizes.window), params, prompts)
     shared = jax.tree.map(lambda leaf: _put(leaf, _place_shared(leaf, config, mesh)), shared)
@@ -121,8 +121,8 @@ def collection_program(config: ModelConfig, mesh: Mesh, sizes: Sizes) -> Program
 
 
 def attribution_program(config: ModelConfig, mesh: Mesh, sizes: Sizes) -> Program:
-    """Integrated gradients of the expected amount with respect to every feature of every layer, layers computed anew on
-    the way back."""
+    """Integrated gradients of the expected amount with respect to every feature of every layer, layers recomputed in
+    the backward pass."""
     params, saes = _params(config, mesh, sizes), _saes(config, mesh, sizes)
     prompts, values = _prompts(config, mesh, sizes), _spread(mesh, (sizes.prompts, sizes.choices))
     rows = PartitionSpec(None, MESH_AXES["batch"])

@@ -60,10 +60,10 @@ def batch_moments(z: jax.Array, g: jax.Array, member: jax.Array) -> Moments:
     share = member / jnp.maximum(n, 1.0)  # [B,K]
     mean = lambda v: jnp.einsum("...bf,bk->...kf", v, share, precision=_PRECISION)  # noqa: E731
     total = lambda v: jnp.einsum("...bf,bk->...kf", v, member, precision=_PRECISION)  # noqa: E731
-    back = lambda m: jnp.einsum("...kf,bk->...bf", m, member, precision=_PRECISION)  # noqa: E731
+    to_pairs = lambda m: jnp.einsum("...kf,bk->...bf", m, member, precision=_PRECISION)  # noqa: E731
     z, d, g = z * member.any(1)[:, None], z[0] - z[1], g[..., None]  # g [2,B,1]
     mean_z, mean_d, mean_g = mean(z), mean(d), mean(g)
-    off_z, off_d, off_g = z - back(mean_z), d - back(mean_d), g - back(mean_g)
+    off_z, off_d, off_g = z - to_pairs(mean_z), d - to_pairs(mean_d), g - to_pairs(mean_g)
     return Moments(
         n, mean_z, total(off_z**2), mean_d, total(off_d**2), total(1.0 * (d > 0)), total(1.0 * (d < 0)),
         total(1.0 * (z > 0)), mean_g[..., 0], total(off_g**2)[..., 0], total(off_z * off_g[:, None]),

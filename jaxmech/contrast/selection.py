@@ -73,9 +73,9 @@ def feature_stats(m: Moments, controls: Sequence[Moments], density: np.ndarray) 
     pairs = float(m.n.sum())
     fires = flat(m.active).sum(1) / pairs
     density = np.asarray(density).reshape(-1)
-    each = np.stack([paired_t(flat(control.mean_d))[2] for control in controls] or [np.zeros_like(density, np.float64)])
-    strongest = np.nan_to_num(np.abs(each), nan=np.inf).argmax(0)  # what is undefined stays so, and fails the rule
-    control_d_z = np.take_along_axis(each, strongest[None], 0)[0]
+    d_z = np.stack([paired_t(flat(control.mean_d))[2] for control in controls] or [np.zeros_like(density, np.float64)])
+    strongest = np.nan_to_num(np.abs(d_z), nan=np.inf).argmax(0)  # what is undefined stays so, and fails the rule
+    control_d_z = np.take_along_axis(d_z, strongest[None], 0)[0]
     return FeatureStats(
         flat(m.mean_d), flat(m.mean)[0], flat(m.mean)[1], flat(m.positive), flat(m.negative), pairs, fires,
         density, control_d_z,
@@ -104,7 +104,7 @@ def family_tests(s: FeatureStats) -> FamilyTests:
 
 
 def criteria(s: FeatureStats, rule: Rule) -> dict[str, np.ndarray]:
-    """Each criterion's verdict [m], half-splits and permutation apart."""
+    """Each criterion's verdict [m], except half-splits and permutation."""
     _, _, q, d_z, consistent = family_tests(s)
     needed = np.where(s.fires.max(0) < rule.sparse_below, rule.sign_sparse, rule.sign)
     passed = {
@@ -123,7 +123,7 @@ def criteria(s: FeatureStats, rule: Rule) -> dict[str, np.ndarray]:
 
 
 def flip_families(s: FeatureStats, flip: np.ndarray) -> FeatureStats:
-    """The statistics if in the families `flip` [K] plus and minus had been the other way round."""
+    """The statistics with plus and minus swapped in the families `flip` [K]."""
 
     def swap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.where(flip[:, None], b, a)
@@ -197,7 +197,7 @@ def expected_false(
     """How many features the whole rule selects under each of R random relabelings of families, [R].
 
     Args:
-      permutation: family differences [K,.] -> sign-flip p-values [.], asked for those that pass all the rest.
+      permutation: family differences [K,.] -> sign-flip p-values [.], called for those that pass everything else.
     """
     rng = rng_of(jax.random.fold_in(key, 1))
     counts = np.zeros(relabelings, np.int64)

@@ -64,7 +64,7 @@ def ratio_of_sums(numerator: np.ndarray, denominator: np.ndarray, *, key: jax.Ar
 
 def p_from_null(observed: float, null: np.ndarray) -> float:
     """(1 + #{null >= observed}) / (B + 1), one-sided (Phipson & Smyth 2010); NaN, in the null or observed,
-    counts as beaten."""
+    counts as null >= observed."""
     null = np.asarray(null, float)
     return float((1 + np.sum(~(null < observed))) / (1 + len(null)))
 
@@ -101,8 +101,8 @@ def paired_t(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """Adjusted p-values (q) of the family of tests p [m] (Benjamini & Hochberg 1995). A test without a p (NaN) is none:
-    its q is NaN, and the others are adjusted for their own number."""
+    """Adjusted p-values (q) of the family of tests p [m] (Benjamini & Hochberg 1995). A test without a p (NaN) does not
+    count: its q is NaN, and the others are adjusted for their own number."""
     return _adjusted(p, stats.false_discovery_control)
 
 
@@ -111,10 +111,10 @@ def _adjusted(p: np.ndarray, adjust: Callable[[np.ndarray], np.ndarray]) -> np.n
     p = np.asarray(p, float)
     if np.any((p < 0) | (p > 1)):
         raise ValueError(f"p: expected p-values from 0 to 1, got {p[(p < 0) | (p > 1)][0]}")
-    if not (none := np.isnan(p)).any():
+    if not (missing := np.isnan(p)).any():
         return adjust(p)
     out = np.full_like(p, np.nan)
-    out[~none] = adjust(p[~none])
+    out[~missing] = adjust(p[~missing])
     return out
 
 

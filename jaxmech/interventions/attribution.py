@@ -1,12 +1,12 @@
-"""Attribution: what each feature of each layer would do to the expected amount, from one backward pass (a step).
+"""Attribution: what each feature of each layer would do to the expected amount, from one backward pass (per step).
 
-`B` denotes prompts, `L` layers, `L'` those that have a dictionary, `T` prompt tokens, `P` tokens of worked examples in
-front, `D` the residual width, `F` features.
+`B` denotes prompts, `L` layers, `L'` those that have a dictionary, `T` prompt tokens, `P` tokens of worked examples
+before them, `D` the residual width, `F` features.
 
 To first order, moving a feature by dz moves the outcome m by dz * <dm/dx, D_j>, with the gradient taken at the
 unedited run (Nanda 2023; Syed et al. 2023, arXiv 2310.10348). Gradients with respect to a zero vector added at the
-decision token of every layer give all of them together. Integrated gradients (Sundararajan et al. 2017) put the mean
-gradient along the path from the base's features to the donor's in its place (Marks et al. 2024, arXiv 2403.19647; Hanna
+decision token of every layer give all of them at once. Integrated gradients (Sundararajan et al. 2017) use the mean
+gradient along the path from the base's features to the donor's instead (Marks et al. 2024, arXiv 2403.19647; Hanna
 et al. 2024, arXiv 2403.17806).
 """
 
@@ -65,15 +65,15 @@ def residual_gradient(
 ) -> jax.Array:
     """The gradient of each prompt's expected value with respect to `site` of every layer.
 
-    Worked examples that prompts share (`Prompts.prefix`) are run forward once for all of them; only the way back is
-    every prompt's own.
+    Worked examples that prompts share (`Prompts.prefix`) are run forward once for all of them; only the
+    backward pass is per prompt.
 
     Args:
       values: [N] or [B,N], what each choice is worth.
-      everywhere: at every prompt token instead of the decision token alone. Tokens in a cache count as given.
-      remat: whether to compute each layer anew on the way back, for models whose activations do not fit.
-      chunk: with `everywhere`, prefixes in one call of the program, and the prompts that follow them; prefixes of like
-        length go together.
+      everywhere: at every prompt token instead of the decision token alone. Tokens in a cache are constants.
+      remat: whether to recompute each layer in the backward pass, for models whose activations do not fit.
+      chunk: with `everywhere`, prefixes in one call of the program, and the prompts that follow them; prefixes of
+        similar length go together.
 
     Returns:
       [L,B,D], or with `everywhere` [L,B,T,D], float32. Where there is a prefix it is [L,B,P+T,D], the prefix's tokens
@@ -95,8 +95,8 @@ def residual_gradient(
     pieces, kept = [], []
     with progress("gradients", len(read), unit="prefixes") as advance:
         for start in range(0, len(read), chunk):
-            # [G] prefixes, and the i-th prompt after each [turns,G]; what there are too few of is filled up, so that
-            # all chunks share a program, or a few of unlike length.
+            # [G] prefixes, and the i-th prompt after each [turns,G]; both are padded by repetition, so that all chunks
+            # share a program, or a few of different lengths.
             group = np.resize(by_length[start : start + chunk], min(chunk, len(read)))
             following = np.stack([np.resize(followers[g], turns) for g in group], axis=1).ravel()
             padding = mask[read[group]].any(0).argmax() // _BUCKET * _BUCKET
@@ -112,12 +112,12 @@ def residual_gradient(
 
 
 _BUCKET = 32
-"""Tokens. Prefixes are cut to lengths that are so far apart."""
+"""Tokens. Padding is cut off prefixes in multiples of this."""
 
 
 @partial(jax.jit, static_argnums=2)
 def _put_together(pieces: tuple[jax.Array, ...], order: jax.Array, length: int) -> jax.Array:
-    """Pieces [L,.,.,D] side by side, filled up with zeros to `length` tokens on the left, prompts in `order`."""
+    """Pieces [L,.,.,D] side by side, padded with zeros on the left to `length` tokens, prompts in `order`."""
     longer = [jnp.pad(a, ((0, 0), (0, 0), (length - a.shape[2], 0), (0, 0))) for a in pieces]
     return jnp.concatenate(longer, axis=1)[:, order]
 
@@ -140,19 +140,19 @@ def decision_gradient(
 @partial(jax.jit, static_argnums=(0, 4, 5))
 def _own_gradients(config, params, prompts, values, site, remat):
     """Gradients [L,B,T,D] at the prompts' own tokens, and with respect to the keys and values of each cache."""
-    nothing = jnp.zeros((config.n_layers, *prompts.tokens.shape, config.width(site)), jnp.float32)
+    zeros = jnp.zeros((config.n_layers, *prompts.tokens.shape, config.width(site)), jnp.float32)
 
     def outcome(vector, cached):
         cache = tuple(s._replace(k=k, v=v) for s, (k, v) in zip(prompts.cache, cached, strict=True))
         choices, _ = score(config, params, prompts._replace(cache=cache), edits={site: (_nudge(vector),)}, remat=remat)
         return choices.expected(values).sum()
 
-    return jax.grad(outcome, argnums=(0, 1))(nothing, [(s.k, s.v) for s in prompts.cache])
+    return jax.grad(outcome, argnums=(0, 1))(zeros, [(s.k, s.v) for s in prompts.cache])
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5))
 def _shared_gradients(config, params, prompts, values, site, remat):
-    """Gradients [L,B,P+T,D] of prompts that follow the prefixes turn by turn, each of them once a turn."""
+    """Gradients [L,B,P+T,D] of prompts that follow the prefixes in turns, one prompt per prefix and turn."""
     prefix = prompts.prefix
 
     def examples(vector):
@@ -163,17 +163,17 @@ def _shared_gradients(config, params, prompts, values, site, remat):
         assert out.cache is not None
         return (out.cache.k, out.cache.v), out.cache
 
-    nothing = jnp.zeros((config.n_layers, *prefix.tokens.shape, config.width(site)), jnp.float32)
-    (k, v), back, cache = jax.vjp(examples, nothing, has_aux=True)
+    zeros = jnp.zeros((config.n_layers, *prefix.tokens.shape, config.width(site)), jnp.float32)
+    (k, v), pullback, cache = jax.vjp(examples, zeros, has_aux=True)
     rows = prefix.rows
-    apart = KV(k[:, rows], v[:, rows], cache.positions[rows], cache.mask[rows])  # a prompt's gradient is its own
+    separate = KV(k[:, rows], v[:, rows], cache.positions[rows], cache.mask[rows])  # a prompt's gradient is its own
     own, [cotangents] = _own_gradients(
-        config, params, prompts._replace(prefix=None, cache=(apart,)), values, site, remat
+        config, params, prompts._replace(prefix=None, cache=(separate,)), values, site, remat
     )
-    # One linear map back through the shared forward pass, for a turn of prompts at a time.
+    # One backward pass through the shared forward pass per turn of prompts.
     turn = (-1, len(prefix.tokens))
     by_turn = tuple(jnp.moveaxis(c.reshape(len(c), *turn, *c.shape[2:]), 1, 0) for c in cotangents)
-    (early,) = jax.vmap(back)(by_turn)  # [turns,L,G,P,D]
+    (early,) = jax.vmap(pullback)(by_turn)  # [turns,L,G,P,D]
     early = jnp.moveaxis(early, 0, 1)
     return jnp.concatenate([early.reshape(len(early), -1, *early.shape[3:]), own], axis=2)
 
@@ -218,14 +218,14 @@ def path_gradient(
     points: jax.Array,
     remat: bool = False,
 ) -> jax.Array:
-    """The mean gradient [L',B,D] along the path of all features, one backward pass per point for all layers together.
+    """The mean gradient [L',B,D] along the path of all features, one backward pass per point for all layers at once.
 
-    At a point a in [0, 1] the decision token of every layer of `saes` stands at a of its own way: each feature at
-    z + a * (z_donor - z), the dictionary's error kept; without a donor the way leads from no features to the base's.
-    Each layer's gradient is its whole effect downstream, taken there (all layers on their path at once, as in EAP-IG;
-    Marks et al. move one layer at a time). With dictionaries of one layer alone the attributions of its features sum up
-    to the change of the outcome along the path, up to the error of the integral; those of several layers each carry
-    what they pass on to one another.
+    At a point a in [0, 1] every layer of `saes` is at a on its own path at the decision token: each feature is
+    z + a * (z_donor - z), with the dictionary's error kept; without a donor the path leads from no features to the
+    base's. Each layer's gradient is its total effect downstream, taken at that point (all layers move at once, as in
+    EAP-IG; Marks et al. move one layer at a time). With a dictionary at one layer only, its features' attributions sum
+    to the change of the outcome along the path, up to the error of the integral; those of several layers each
+    include what they pass on to one another.
 
     Args:
       base, donor: [L',B,D], as for `attribute`, which turns the result into integrated gradients.
@@ -239,22 +239,22 @@ def path_gradient(
     def spread(a):
         return jnp.zeros((config.n_layers, *a.shape[1:]), a.dtype).at[layers].set(a)
 
-    def way(_, inputs):
+    def displacement(_, inputs):
         sae, base, donor = inputs
         return None, matmul(_change(sae, base, donor), sae.params["W_dec"]) * _scale(sae, base)
 
-    _, whole = jax.lax.scan(way, None, (stack, base, donor))
+    _, path = jax.lax.scan(displacement, None, (stack, base, donor))
     held = spread(jnp.ones((len(stack.config.layers), 1, 1, 1), bool))
-    nothing = jnp.zeros((config.n_layers, len(prompts.tokens), base.shape[-1]), jnp.float32)
+    zeros = jnp.zeros((config.n_layers, len(prompts.tokens), base.shape[-1]), jnp.float32)
 
     def gradient(total, point):
-        target = spread(base + (point if donor is not None else point - 1.0) * whole)
+        target = spread(base + (point if donor is not None else point - 1.0) * path)
 
         def outcome(vector):
             edit = _Hold(vector=vector, target=target, held=held, spans=at_last(config.n_layers, 1))
             return score(config, params, prompts, edits={site: (edit,)}, remat=remat)[0].expected(values).sum()
 
-        return total + jax.grad(outcome)(nothing)[layers], None
+        return total + jax.grad(outcome)(zeros)[layers], None
 
     return jax.lax.scan(gradient, jnp.zeros_like(base), points)[0] / len(points)
 

@@ -25,7 +25,7 @@ def matched_sets(
     """Random feature sets matched to the selection on layer, firing rate and |dz| * ||D_j||.
 
     Each selected feature is replaced by one drawn from its `neighbours` nearest unselected features of the same layer,
-    by rank of firing rate and of strength. Within a set no feature stands twice.
+    by rank of firing rate and of strength. Within a set no feature occurs twice.
 
     Args:
       selection: (layer, feature) pairs; fires, strength: [L',F] over `layers`.
@@ -37,7 +37,7 @@ def matched_sets(
     pools = {}
     for layer, feature in selection:
         i = slot[layer]
-        taken = {f for at, f in selection if at == layer}
+        taken = {f for selected_layer, f in selection if selected_layer == layer}
         pool = np.array([f for f in np.flatnonzero(fires[i] > 0) if f not in taken])
         need = len(taken)
         if len(pool) <= need:
@@ -46,8 +46,8 @@ def matched_sets(
                 "train larger dictionaries or select fewer features"
             )
         rank = lambda a: np.argsort(np.argsort(a))  # noqa: E731
-        both = np.append(pool, feature)
-        coordinates = np.stack([rank(fires[i, both]), rank(strength[i, both])])
+        compared = np.append(pool, feature)
+        coordinates = np.stack([rank(fires[i, compared]), rank(strength[i, compared])])
         distance = np.abs(coordinates[:, :-1] - coordinates[:, -1:]).sum(0)
         pools[layer, feature] = pool[np.argsort(distance, kind="stable")[: max(neighbours, 2 * need)]]
     out = []

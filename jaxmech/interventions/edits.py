@@ -3,8 +3,8 @@
 `B` denotes the batch, `T` tokens, `L` layers, `D` the width at the site, `F` dictionary features, `K` selected ones.
 
 An edit that is made of a dictionary knows the site it belongs to, and may read another site of the same layer: a
-transcoder's features are read at the feed-forward sublayer's input and written at its output. What every edit has in
-common is said in `jaxmech.models.edits`.
+transcoder's features are read at the feed-forward sublayer's input and written at its output. What all edits have
+in common is described in `jaxmech.models.edits`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Gathered:
     def encode(self, x):
         x, *_ = normalise(self.normalize, x)
         pre = jnp.einsum("btd,dk->btk", x, self.W_enc, precision=_PRECISION) + self.b_enc
-        return jnp.where(pre <= self.threshold, 0.0, pre)  # this way round a NaN stays one
+        return jnp.where(pre <= self.threshold, 0.0, pre)  # this comparison keeps NaN
 
 
 @struct.dataclass
@@ -83,7 +83,7 @@ class Full:
 class Features(Edit):
     """Chosen features z become gain * z + shift, in delta form: x + (z' - z) @ W_dec.
 
-    Whatever the dictionary does not explain of x is kept by construction. gain = 0 sets, gain = 1 adds, shift = 0
+    What the dictionary does not explain of x is kept by construction. gain = 0 sets, gain = 1 adds, shift = 0
     scales; gain = 1 with shift = 0 is neutral. W_dec [L,K,D]; gain, shift [L,B,K].
     """
 
@@ -185,15 +185,14 @@ def gather_features(saes: SAE, selection: Selection) -> tuple[Gathered, jax.Arra
 
 
 class _Rows(NamedTuple):
-    """Where chosen features stand: each layer's place in the stack [L]; which are chosen, and which of them exist
-    [L,K]."""
+    """Where chosen features are: each layer's slot in the stack [L]; which are chosen, which of those exist [L,K]."""
 
     slot: np.ndarray
     valid: jax.Array
     exists: jax.Array
 
     def of(self, rows: jax.Array) -> jax.Array:
-        """Rows [L,K,...] with 0 where nothing is chosen, and NaN for what does not exist."""
+        """Rows [L,K,...] with 0 where nothing is chosen, and NaN for those that do not exist."""
         spread = (..., *[None] * (rows.ndim - 2))
         return jnp.where(self.valid[spread], jnp.where(self.exists[spread], rows, jnp.nan), 0.0)
 
@@ -205,15 +204,15 @@ def _rows(saes: SAE, selection: Selection) -> _Rows:
     slot[layers] = np.arange(len(layers))
     has = jnp.zeros(len(index), bool).at[layers].set(True)
     exists = has[:, None] & (index >= 0) & (index < saes.config.d_sae)
-    same = (index[:, :, None] == index[:, None]) & valid[:, None]  # a traced one that stands twice would act twice
+    same = (index[:, :, None] == index[:, None]) & valid[:, None]  # a traced feature listed twice would act twice
     exists &= ~jnp.tril(same, -1).any(-1)
     return _Rows(slot, valid, exists)
 
 
 def _require_layers(saes: SAE, n_layers: int) -> None:
     if (last := max(saes.config.layers)) >= n_layers:
-        raise ValueError(f"saes: a dictionary of layer {last}, yet there are layers 0..{n_layers - 1}; it is another "
-                         "model's, or the number of layers is wrong")  # fmt: skip
+        raise ValueError(f"saes: a dictionary of layer {last}, yet there are layers 0..{n_layers - 1}; it belongs to "
+                         "another model, or the number of layers is wrong")  # fmt: skip
 
 
 def _refuse_batch_ranks(config) -> None:
@@ -237,14 +236,14 @@ def _placed(config) -> dict[str, str | None]:
 def features(saes: SAE, selection: Selection, *, gain, shift, spans: Spans) -> Features:
     """Chosen features become gain * z + shift; gain, shift broadcast to [L,B,K]."""
     encoder, W_dec = gather(saes, selection)
-    least = (W_dec.shape[0], 1, W_dec.shape[1])
-    gain, shift = (_over_features(name, value, least) for name, value in (("gain", gain), ("shift", shift)))
+    smallest = (W_dec.shape[0], 1, W_dec.shape[1])
+    gain, shift = (_over_features(name, value, smallest) for name, value in (("gain", gain), ("shift", shift)))
     return Features(encoder=encoder, W_dec=W_dec, gain=gain, shift=shift, **_placed(saes.config), spans=_checked(spans))
 
 
-def _over_features(name: str, value, least: tuple[int, int, int]) -> jax.Array:
+def _over_features(name: str, value, smallest: tuple[int, int, int]) -> jax.Array:
     """A value for each layer, prompt and chosen feature."""
-    L, _, K = least
+    L, _, K = smallest
     shape = (1,) * (3 - jnp.ndim(value)) + jnp.shape(value)
     if len(shape) != 3 or shape[0] not in (1, L) or shape[2] not in (1, K):
         raise ValueError(f"{name}: expected a number, or [L,B,K] with {L} layers and {K} features each, got shape "
@@ -269,10 +268,10 @@ def splice(saes: SAE, n_layers: int, *, spans: Spans) -> Splice:
     """x becomes its reconstruction at the layers of `spans`.
 
     Raises:
-      ValueError: transcoders, whose output stands at another site than their input; "batchtopk" dictionaries.
+      ValueError: transcoders, whose output belongs to another site than their input; "batchtopk" dictionaries.
     """
     _refuse_batch_ranks(saes.config)
-    _refuse_transcoders(saes.config, "put what it gives there with edits.Replace")
+    _refuse_transcoders(saes.config, "insert its output with edits.Replace")
     return Splice(sae=over_layers(saes, n_layers), site=saes.config.site, spans=_checked(spans))
 
 

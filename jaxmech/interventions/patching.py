@@ -2,7 +2,7 @@
 
 `B` denotes prompts, `L` layers, `D` the residual width, `K` selected features per layer, `N` choices, `S` feature sets.
 
-x' = x + sum_j (z_j(donor) - z_j(x')) D_j: the donor's values are set, and the present ones are read after the patches
+x' = x + sum_j (z_j(donor) - z_j(x')) D_j: the donor's values are set, and the current ones are read after the patches
 upstream have acted, so that nothing is counted twice and what the dictionary does not explain is kept.
 """
 
@@ -36,7 +36,7 @@ def check_donors(config, prompts: Prompts, donor: jax.Array, site: str) -> None:
 
 
 def patch_edit(saes: SAE, selection: edits.Selection, *, donor: jax.Array, spans: edits.Spans) -> edits.Edits:
-    """Sets the selection to its values at the donor's residuals [L,B,D], where `spans` says: `edits.at_last`."""
+    """Sets the selection to its values at the donor's residuals [L,B,D], at `spans`, such as `edits.at_last`."""
     edit = edits.features(saes, selection, gain=0.0, shift=0.0, spans=spans)
     edit = edit.replace(shift=donor_values(edit.encoder, donor))
     return {saes.config.site_out: (edit.replace(gain=jnp.zeros_like(edit.shift)),)}

@@ -58,7 +58,7 @@ def direct_effects(
 ) -> Choices:  # fmt: skip
     """Choices, logprobs [S,B,N], with each set [S,L,K] patched from donors [L,B,D] and all sublayers frozen.
 
-    The features are read off the frozen stream: with upstream patches of the same set already in it. `options` as for
+    The features are read from the frozen stream, with upstream patches of the same set already in it. `options` as for
     `sweep`.
     """
     check_donors(config, prompts, donor, saes.config.site)
@@ -91,8 +91,8 @@ def mediated_effect(
     base_donor: jax.Array,
 ) -> Choices:  # fmt: skip
     """Choices, logprobs [B,N], with `patched` set to the donor's values while `held` stays at the base run's values."""
-    for one in (donor, base_donor):
-        check_donors(config, prompts, one, saes.config.site)
+    for resid in (donor, base_donor):
+        check_donors(config, prompts, resid, saes.config.site)
     spans = at_last(config.n_layers, prompts.tokens.shape[1])
     edits = merge(
         patch_edit(saes, patched, donor=donor, spans=spans), patch_edit(saes, held, donor=base_donor, spans=spans)
@@ -110,7 +110,7 @@ def within_layer_difference(
 
     Returns:
       The difference (layers weighted by the smaller class's size), its two-sided p, and the number of layers that have
-      both classes. With none of them the difference is not identifiable beyond depth: NaN, NaN, 0.
+      both classes. With none, the difference is not identifiable beyond depth: NaN, NaN, 0.
     """
     shared = [k for k in np.unique(layer) if 0 < is_s2[layer == k].sum() < (layer == k).sum()]
     if not shared:
@@ -120,8 +120,8 @@ def within_layer_difference(
     def statistic(labels):
         parts = []
         for k in shared:
-            here, s2 = proximity[layer == k], labels[layer == k]
-            parts.append((min(s2.sum(), (~s2).sum()), here[s2].mean() - here[~s2].mean()))
+            values, s2 = proximity[layer == k], labels[layer == k]
+            parts.append((min(s2.sum(), (~s2).sum()), values[s2].mean() - values[~s2].mean()))
         weights, differences = np.array(parts).T
         return float((weights * differences).sum() / weights.sum())
 

@@ -48,7 +48,7 @@ def each_pair(features: Sequence[Feature]) -> list[list[Feature]]:
 
 
 def twins(resid: jax.Array) -> jax.Array:
-    """Donors for both directions at once: residuals [L,2B,D] of B prompts and then of their B twins, changed over."""
+    """Donors for both directions at once: residuals [L,2B,D] of B prompts and then of their B twins, swapped."""
     if resid.shape[1] % 2:
         raise ValueError(f"resid: expected an even number of prompts, B and then their B twins, got {resid.shape[1]}")
     return jnp.roll(resid, resid.shape[1] // 2, axis=1)
@@ -66,7 +66,7 @@ def screen(
       options: as for `sweep`.
 
     Raises:
-      ValueError: no sets, a feature that does not exist or stands twice in a set, donors of another shape.
+      ValueError: no sets, a feature that does not exist or is listed twice in a set, donors of another shape.
     """
     selections = edits.select_sets(sets, config.n_layers)
     return patch_features(config, params, prompts, selections, saes=saes, donor=donor, **options)
@@ -88,7 +88,7 @@ def patch_positions(
       logprobs [layers,positions,B,N].
 
     Raises:
-      ValueError: a donor of other shape, a layer or a position that does not exist.
+      ValueError: a donor of another shape, a layer or a position that does not exist.
     """
     (B, T), L = prompts.tokens.shape, config.n_layers
     rows = np.arange(L) if layers is None else as_indices("layers", layers, L)
@@ -104,7 +104,7 @@ def patch_positions(
 
 @struct.dataclass
 class ReplaceAt:
-    """Edits for a sweep over points (layer, slot): there alone the donor [L,B,T,D] stands in for what is at `site`."""
+    """Edits for a sweep over points (layer, slot): the donor [L,B,T,D] replaces `site` there alone."""
 
     donor: jax.Array
     site: str = struct.field(pytree_node=False, default="resid_post")

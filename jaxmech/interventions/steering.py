@@ -34,7 +34,7 @@ def steer(
     config, params: Params, prompts: Prompts, vectors: Array, *, site: str = "resid_post", spans: Spans | None = None,
     **options,
 ) -> Choices:  # fmt: skip
-    """Choices, logprobs [S,B,N], with vectors [S,L,D] added at `spans`: the decision token alone, when none are given.
+    """Choices, logprobs [S,B,N], with vectors [S,L,D] added at `spans`: by default the decision token alone.
 
     `jm.edits.everywhere(L)` steers every token, worked examples and answers included. `options` as for `sweep`.
     """
@@ -84,12 +84,12 @@ def _language_cost(config, params, tokens, mask, vectors):
 
     base = logprobs(None)
 
-    def one(vector):
+    def costs(vector):
         steered = logprobs(vector)
         nll = -jnp.take_along_axis(steered, tokens[:, 1:, None], axis=-1)[..., 0]
         return mean(nll), mean((jnp.exp(base) * (base - steered)).sum(-1))
 
-    return jax.lax.map(one, vectors)
+    return jax.lax.map(costs, vectors)
 
 
 def next_token(config, params: Params, tokens: Array, vectors: Array, *, mask: Array) -> jax.Array:
@@ -99,20 +99,19 @@ def next_token(config, params: Params, tokens: Array, vectors: Array, *, mask: A
 
 @partial(jax.jit, static_argnums=0)
 def _next_token(config, params, tokens, mask, vectors):
-
-    def one(vector):
+    def likeliest(vector):
         edits = {"resid_post": (add_vector(vector, everywhere(config.n_layers)),)}
         logits = forward(config, params, tokens, mask=mask, edits=edits).logits
         assert logits is not None
         return logits.argmax(-1)
 
-    return jax.lax.map(one, vectors)
+    return jax.lax.map(likeliest, vectors)
 
 
 def dose_response(alphas: np.ndarray, means: np.ndarray) -> dict[str, float]:
     """Summary of mean outcomes [S] over coefficients [S].
 
-    slope: least squares, outcome a unit of alpha; spearman; isotonic_r2: share of variance a monotone curve explains
+    slope: least squares, outcome per unit of alpha; spearman; isotonic_r2: share of variance a monotone curve explains
     (in the slope's direction); asymmetry: |up + down| / (|up| + |down|) for the largest |alpha|, 0 when symmetric.
     """
     slope = float(np.polyfit(alphas, means, 1)[0])

@@ -4,8 +4,8 @@
 their tokens, `L` layers, `D` the residual width, `N` choices.
 
 An edit changes nothing in layers below the first it acts at, nor at tokens before the first it acts on. So the prefixes
-and the tokens before the first edited one are run once and kept as keys and values, the residual stream of the rest is
-taken once, unedited, to the first edited layer, and every point starts there. Points are sorted by their first edited
+and the tokens before the first edited one are run once and cached as keys and values, the remaining tokens are run
+once, unedited, up to the first edited layer, and every point starts there. Points are sorted by their first edited
 layer, so that a chunk of them starts as late as its points allow. The points of a chunk are one vmapped batch; chunks
 are as large as the device's memory allows and run one after another in the same program.
 """
@@ -39,8 +39,8 @@ from jaxmech.sae.module import SAE
 from jaxmech.sae.selection import Selection, check_selection
 
 _BUCKET = 8
-_MOST_ON_A_CPU = 2**31
-"""Bytes. Larger chunks gain a CPU nothing."""
+_CPU_LIMIT = 2**31
+"""Bytes. On a CPU larger chunks gain nothing."""
 
 
 def sweep(
@@ -59,17 +59,17 @@ def sweep(
     The numbers are those of `score` with each point's edits alone.
 
     Args:
-      prompts: B prompts; a prefix that several of them share is run once, and once a point where edits act on it.
+      prompts: B prompts; a prefix that several of them share is run once, or once per point where edits act on it.
       edits: edits whose every array has S in front; or, with `points`, what makes a point's edits: a callable pytree
         whose leaves are the arrays that all points share, such as `steering.AddVector`, `patching.PatchFeatures`, a
         `flax.struct.dataclass` of your own with a `__call__`, or a `jax.tree_util.Partial` of a module's function.
-        A lambda or a local function works too, and is compiled each time it is made.
+        A lambda or a local function works too, but is compiled each time it is made.
       points: what the function is mapped over, a pytree that leads with S. Anything may vary among points: coefficient,
         direction, features, layers, positions.
       chunk: points in one call of the program, the last call padded; by default as many as fit. With the same number,
         sweeps of any length share a program.
       mesh: spreads the points of a chunk over its "data" axis. The parameters should be on it.
-      advance: told how many points are done, for a progress bar; without it there is one.
+      advance: called with the number of points just done; without it a progress bar is shown.
 
     Returns:
       logprobs [S,B,N], a NumPy array.
@@ -96,17 +96,17 @@ def sweep(
         raise ValueError(f"chunk: expected at least one sweep point at a time, got {chunk}")
     if (size := chunk) is None:
         most = points_at_once(config, shared.parts, shapes)
-        size = math.ceil(total / math.ceil(total / most))  # as few chunks, and as few points computed for nothing
+        size = math.ceil(total / math.ceil(total / most))  # as few chunks, and as little padding
     if mesh is not None:
         size = math.ceil(size / mesh.shape["data"]) * mesh.shape["data"]
     order, layer, pieces = np.argsort(entry, kind="stable"), 0, []
-    for places, keep in _chunks(total, size):
-        rows = order[places]
-        shared, layer = _take_to(config, params, shared, layer, entry[rows[0]]), entry[rows[0]]
-        # Of a type of its own, as an array made of Python's numbers is not: that would be another program.
-        some = jax.tree.map(lambda a, rows=rows: jax.lax.convert_element_type(a[rows], a.dtype), points)
-        some = some if mesh is None else shard_batch(mesh, some)
-        pieces.append(np.asarray(run_chunk(config, params, shared, layer, build, some))[:keep])
+    for slots, keep in _chunks(total, size):
+        rows = order[slots]
+        shared, layer = _run_to(config, params, shared, layer, entry[rows[0]]), entry[rows[0]]
+        # Strongly typed: an array made from Python numbers is weakly typed, and would be another program.
+        part = jax.tree.map(lambda a, rows=rows: jax.lax.convert_element_type(a[rows], a.dtype), points)
+        part = part if mesh is None else shard_batch(mesh, part)
+        pieces.append(np.asarray(run_chunk(config, params, shared, layer, build, part))[:keep])
         if advance is not None:
             advance(keep)
     return Choices(np.concatenate(pieces)[np.argsort(order)])
@@ -116,7 +116,7 @@ def sweep(
 class Shared:
     """What all points share, computed up to some layer.
 
-    parts: what each point runs anew: the prefix, if edits act on it, and the prompts from slot `cut` on, with their
+    parts: what each point runs itself: the prefix, if edits act on it, and the prompts from slot `cut` on, with their
     answers; trie: the prompts'.
     """
 
@@ -152,24 +152,24 @@ def _count(points: Any) -> int:
 def _check_selections(build: Callable[[Any], Edits], points: Any) -> None:
     """Refuses points that select features which none of the dictionaries given to `build` has, or one of them twice."""
 
-    def found(tree, kind):
+    def instances(tree, kind):
         leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind))
         return [leaf for leaf in leaves if isinstance(leaf, kind)]
 
-    dictionaries = found(build, SAE)
+    dictionaries = instances(build, SAE)
     if len({(saes.config.layers, saes.config.d_sae) for saes in dictionaries}) == 1:
-        for selection in found(points, Selection):
+        for selection in instances(points, Selection):
             check_selection(dictionaries[0].config, selection)
 
 
 def _chunks(total: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Which points stand in each chunk, the last one filled up with the last point, and how many of them count."""
+    """Indices of the points in each chunk, the last chunk padded with the last point, and how many of them count."""
     for begin in range(0, total, size):
         yield np.minimum(np.arange(begin, begin + size), total - 1), min(size, total - begin)
 
 
 def _prepare(config, params, prompts: Prompts, shapes: Edits, build, points) -> tuple[Shared, np.ndarray]:
-    """What all points share, in front of layer 0, and the layer in front of which each point starts, [S]."""
+    """What all points share, before layer 0, and the layer before which each point starts, [S]."""
     T = prompts.tokens.shape[1]
     reach = jax.device_get(_reach(config, build, points, T))
     if prompts.prefix is not None and reach.prefix.any():
@@ -178,7 +178,7 @@ def _prepare(config, params, prompts: Prompts, shapes: Edits, build, points) -> 
             prompts = prompts._replace(prefix=prompts.prefix.apart())
     else:
         window = max(T - int(reach.token.min()), 1)
-        # A few lengths, so that sweeps over other positions find their program compiled.
+        # Only a few lengths, so that sweeps over other positions find their program compiled.
         cut = T - (1 if window == 1 else min(-(-window // _BUCKET) * _BUCKET, T))
     shared = set_out(config, params, prompts, cut)
     entry = np.minimum(reach.layer, config.n_layers - 1) + 1 if _only_after_layers(shapes) else reach.layer
@@ -186,7 +186,7 @@ def _prepare(config, params, prompts: Prompts, shapes: Edits, build, points) -> 
 
 
 def _only_after_layers(edits: Edits) -> bool:
-    """Whether all edits act after a layer, on what it leaves: then that layer too is the same for all points."""
+    """Whether all edits act on the output of a layer: then that layer too is the same for all points."""
     return all(site == "resid_post" and edit.reads in (None, site) for site, group in edits.items() for edit in group)
 
 
@@ -194,12 +194,12 @@ def _only_after_layers(edits: Edits) -> bool:
 def _reach(config, build, points, T: int) -> Reach:
     """The `Reach` of every point, [S] each."""
 
-    def one(point):
+    def reach(point):
         layers, tokens, prefix = jnp.zeros(config.n_layers, bool), jnp.zeros(T, bool), jnp.zeros((), bool)
         for group in build(point).values():
             for edit in group:
                 acts = edit.acts()
-                on = jax.tree.map(lambda at, acts=acts: (at.T & acts).T, edit.spans)
+                on = jax.tree.map(lambda span, acts=acts: (span.T & acts).T, edit.spans)
                 layers |= on.prompt.any((1, 2)) | on.answer.any(1)
                 tokens |= on.prompt.any((0, 1))
                 if on.prefix is not None:
@@ -208,7 +208,7 @@ def _reach(config, build, points, T: int) -> Reach:
         first = lambda acts: jnp.where(acts.any(), acts.argmax(), len(acts))  # noqa: E731
         return Reach(first(layers), first(tokens), prefix)
 
-    return jax.lax.map(one, points)
+    return jax.lax.map(reach, points)
 
 
 @partial(jax.jit, static_argnums=(0, 3))
@@ -228,9 +228,9 @@ def set_out(config, params, prompts: Prompts, cut: int | None) -> Shared:
 
 
 @partial(jax.jit, static_argnums=0)
-def _take_to(config, params, shared: Shared, layer, to) -> Shared:
-    """The same, from in front of layer `layer` to in front of `to`, unedited."""
-    xs = run_layers(config, params, shared.parts, [{}] * len(shared.parts), start=layer, stop=to)
+def _run_to(config, params, shared: Shared, start, stop) -> Shared:
+    """The same, run unedited from before layer `start` to before layer `stop`."""
+    xs = run_layers(config, params, shared.parts, [{}] * len(shared.parts), start=start, stop=stop)
     parts = tuple(part._replace(x=x) for part, x in zip(shared.parts, xs, strict=True))
     return dataclasses.replace(shared, parts=parts)
 
@@ -239,11 +239,11 @@ def _take_to(config, params, shared: Shared, layer, to) -> Shared:
 def run_chunk(
     config, params: Params, shared: Shared, layer: jax.Array, build: Callable[[Any], Edits], points: Any
 ) -> jax.Array:
-    """log s(a) [C,B,N] at each of C points, from in front of layer `layer` on, which no point's edits act below."""
+    """log s(a) [C,B,N] at each of C points, starting before layer `layer`, below which no point's edits act."""
     prompts, M = shared.parts[-1], shared.trie.tokens.shape[1]
     window = prompts.x.shape[1] - M
 
-    def one(point):
+    def run_point(point):
         edits = build(point)
         by_part = [on_prefix(edits), with_answers(from_slot(edits, shared.cut), window, M)][-len(shared.parts) :]
         parts: Sequence[Part] = shared.parts
@@ -251,14 +251,14 @@ def run_chunk(
             parts = [p._replace(x=_edited(p.x, e, layer - 1)) for p, e in zip(parts, by_part, strict=True)]
         return run_layers(config, params, parts, by_part, start=layer)[-1][:, window - 1 :]
 
-    return read_out(config, params, jax.vmap(one)(points), shared.trie)
+    return read_out(config, params, jax.vmap(run_point)(points), shared.trie)
 
 
 def _edited(x: jax.Array, edits: Edits, layer: jax.Array) -> jax.Array:
-    """What layer `layer` leaves, x, with the edits that act there."""
+    """The output x of layer `layer`, with the edits that act there."""
     index = partial(jax.lax.dynamic_index_in_dim, index=layer, keepdims=False)
-    here = jax.tree.map(index, edits.get("resid_post", ()))
-    return x + sum(edit.delta(x) for edit in here).astype(x.dtype) if here else x
+    group = jax.tree.map(index, edits.get("resid_post", ()))
+    return x + sum(edit.delta(x) for edit in group).astype(x.dtype) if group else x
 
 
 def points_at_once(config: ModelConfig, parts: tuple[Part, ...], shapes: Edits) -> int:
@@ -275,19 +275,19 @@ def points_at_once(config: ModelConfig, parts: tuple[Part, ...], shapes: Edits) 
         keys += T + sum(segment.mask.shape[1] for segment in part.cache)
         stream = B * T * (6 * D + 3 * config.d_mlp + 4 * config.n_heads * config.head_dim) * size
         scores = 3 * B * config.n_heads * T * keys * 4
-        own = 4 * B * keys * config.n_kv_heads * config.head_dim * size  # of every point where a prefix is edited
+        own = 4 * B * keys * config.n_kv_heads * config.head_dim * size  # per point where a prefix is edited
         needed += stream + scores + own
     return max(int(_free_bytes() // 2 // max(needed, 1)), 1)
 
 
 def _free_bytes() -> int:
-    """Memory of the first device that nobody uses yet; of the machine, within reason, on a CPU."""
+    """Free memory of the first device; on a CPU the machine's, up to `_CPU_LIMIT`."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
     if "SC_AVPHYS_PAGES" not in os.sysconf_names:
-        return _MOST_ON_A_CPU
-    return min(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _MOST_ON_A_CPU)
+        return _CPU_LIMIT
+    return min(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _CPU_LIMIT)
 
 
 def in_chunks(
@@ -297,7 +297,7 @@ def in_chunks(
 
     Args:
       run: chunk of points -> a pytree whose leaves lead with the points.
-      advance: told how many points are done, for a progress bar.
+      advance: called with the number of points just done, for a progress bar.
 
     Returns:
       NumPy arrays over all points.

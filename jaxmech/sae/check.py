@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from jaxmech.models.language_model import LanguageModel
 
 TEXT = Path(__file__).with_name("check_text.txt")
-"""Prose, dialogue, numbers and code, written for this; passages stand apart by two blank lines."""
+"""Prose, dialogue, numbers and code, written for this; passages are separated by two blank lines."""
 
 FAR_BETTER, BETTER, EXPLAINS = 0.7, 0.8, 0.9
 L0_RATIO = 2.0
@@ -43,8 +43,8 @@ DOUBTFUL_FVU = 0.6
 _PROBE_ROWS = 2
 _STACK = 3
 _SKIPS = (0, 1, 4)
-# A logger and not `warnings`: a fault in a dictionary is no fault in the code that called, every check has its say (a
-# warning from one line is shown once), and no filter that turns warnings into errors can stop a study that goes on.
+# A logger and not `warnings`: a fault in a dictionary is no fault in the code that called, every check is reported
+# (a warning from one line is shown once), and no filter that turns warnings into errors can stop a study.
 _log = logging.getLogger("jaxmech")
 
 
@@ -54,7 +54,7 @@ class Check(NamedTuple):
     table: a row per dictionary: `layer`, `l0_declared` (NaN where nothing is declared), `l0`, `fvu` and
       `cosine_centred` as measured (see `evaluate_saes`), `tokens`, and `likely_cause`: empty without a
       warning, else "site", "layer", "site or layer", "scale", "BOS", "apply_b_dec_to_input" or "unknown".
-    warnings: a sentence for each dictionary that is warned of.
+    warnings: a sentence for each dictionary that seems not to fit.
     """
 
     table: pd.DataFrame
@@ -70,25 +70,25 @@ def check_sae(
     """Runs dictionaries on real text; warns, on the logger "jaxmech", of those that do not fit, with the likely cause.
 
     A warning is due where L0 is more than twice or less than half of the declared one, FVU is 1 or more (worse than
-    always giving the mean) or no number, or where the same dictionary does far better read otherwise. Tried on the
-    same text are: `subtract_b_dec` the other way, every other site of the same width, and the layers beside; where FVU
-    is over 0.6 or a warning is due, also every other layer and the input times any factor from 4^-7 to 4^7 (a scale
-    folded twice, or never: sqrt(D) / the mean norm, or another); where it is due, other numbers of skipped tokens.
+    always giving the mean) or NaN, or the same dictionary does far better when read otherwise. Alternatives tried on
+    the same text: `subtract_b_dec` flipped, every other site of the same width, and the adjacent layers; where FVU is
+    over 0.6 or a warning is due, also every other layer and the input times any factor from 4^-7 to 4^7 (a scale
+    folded twice, or never: sqrt(D) / the mean norm, or another); where one is due, other numbers of skipped tokens.
 
-    Neighbouring sites of a residual stream are alike, so that what is better must be so by a margin. An alternative
-    counts if its FVU is under 0.9 and, with its median over dimensions (a few massive ones rule FVU itself), lower
-    than as declared, and moreover
+    Neighbouring sites of a residual stream are similar, so an alternative must be better by a margin. It counts if its
+    FVU is under 0.9, both FVU and its median over dimensions (a few massive ones dominate FVU itself) are lower than
+    as declared, and in addition
     - FVU is less than 0.7 times the declared one's; or
-    - L0 was off, its ratio to the declared one goes down to its square root or less, and FVU to less than 0.8 times; or
+    - L0 was off, its ratio to the declared one shrinks to its square root or less, and FVU to less than 0.8 times; or
     - FVU is lower for each of at least three dictionaries, and by their geometric mean less than 0.8 times.
-    The one with the lowest FVU is named. Skipped tokens, among which FVU cannot be compared, come first: they are the
-    cause if without them nothing is wrong any more, or if with them L0 alone was wrong and no longer is.
+    The one with the lowest FVU is named. Skipped tokens, across which FVU cannot be compared, come first: they are the
+    cause if skipping more leaves nothing wrong, or if L0 alone was wrong and is right when fewer are skipped.
 
     Args:
       saes: a stack or a single dictionary.
       texts: by default a page of prose, dialogue, numbers and code that comes with jaxmech. Packed into rows that
         start with BOS; for dictionaries that skip more than that (Gemma Scope 2 IT: 4) and a model with a chat
-        template, each text is a user's message of its own.
+        template, each text is a separate user message.
       rows, length: of the token array, at most; 8 of 128 are about 1,000 tokens.
 
     Returns:
@@ -105,14 +105,14 @@ def check_sae(
     with progress("checking dictionaries", None, unit="readings") as advance:
         seen = _read(lm, text, {config.site, config.site_out})
         _require_finite(lm, config, seen)
-        found = _fit(saes, *seen.pair(config))
-        faults = [_faults(*facts) for facts in zip(found.fvu, found.l0, config.l0, strict=True)]
-        skipped, read = _by_skipping(saes, seen, found), _by_reading(lm, saes, text, found, advance)
+        measured = _fit(saes, *seen.pair(config))
+        faults = [_faults(*facts) for facts in zip(measured.fvu, measured.l0, config.l0, strict=True)]
+        skipped, read = _by_skipping(saes, seen, measured), _by_reading(lm, saes, text, measured, advance)
         causes = [a or b for a, b in zip(skipped, read, strict=True)]
     table = pd.DataFrame({
         "layer": config.layers, "tokens": int(seen.kept(config.skip_first).sum()),
         "l0_declared": [np.nan if l0 is None else float(l0) for l0 in config.l0],
-        "l0": found.l0, "fvu": found.fvu, "cosine_centred": found.cosine,
+        "l0": measured.l0, "fvu": measured.fvu, "cosine_centred": measured.cosine,
         "likely_cause": [c[0] if c else "unknown" if f else "" for c, f in zip(causes, faults, strict=True)],
     })  # fmt: skip
     warnings = tuple(
@@ -137,15 +137,15 @@ class _Seen(NamedTuple):
     def kept(self, skip_first: int) -> np.ndarray:
         return behind_first(self.mask, skip_first)
 
-    def at(self, site: str, layers: Sequence[int], skip_first: int) -> jax.Array:
+    def activations(self, site: str, layers: Sequence[int], skip_first: int) -> jax.Array:
         """[S,n,D]."""
         return self.taps[site][np.asarray(layers)][:, self.kept(skip_first)].astype(jnp.float32)
 
     def pair(self, config: SAEConfig, *, layers=None, skip_first=None) -> tuple[jax.Array, jax.Array]:
-        """What dictionaries read and should give, [S,n,D] each."""
+        """Inputs and targets of dictionaries, [S,n,D] each."""
         layers = config.layers if layers is None else layers
         skip_first = config.skip_first if skip_first is None else skip_first
-        return self.at(config.site, layers, skip_first), self.at(config.site_out, layers, skip_first)
+        return self.activations(config.site, layers, skip_first), self.activations(config.site_out, layers, skip_first)
 
 
 def _read(lm: LanguageModel, text: Tokens, sites) -> _Seen:
@@ -179,7 +179,7 @@ def _require_fit(lm: LanguageModel, saes: SAE) -> None:
 
 def _require_finite(lm: LanguageModel, config: SAEConfig, seen: _Seen) -> None:
     for site in dict.fromkeys((config.site, config.site_out)):
-        finite = np.asarray(finite_layers(seen.at(site, config.layers, config.skip_first)))
+        finite = np.asarray(finite_layers(seen.activations(site, config.layers, config.skip_first)))
         if wrong := [layer for layer, good in zip(config.layers, finite, strict=True) if not good]:
             raise ValueError(f"lm: {site} of layer {', '.join(map(str, wrong))} of {lm.name} is not finite on these "
                              "texts; check the model's weights and dtype")  # fmt: skip
@@ -198,7 +198,7 @@ class _Fit(NamedTuple):
 
 
 def _fit(saes: SAE, x: jax.Array, target: jax.Array) -> _Fit:
-    """NaN where activations are not finite, as those of a layer that nobody asked for may be."""
+    """NaN where activations are not finite, as may happen in a layer that was not asked for."""
     finite = finite_layers(x) & finite_layers(target)
     x, target = (jnp.where(finite[:, None, None], a, 0.0) for a in (x, target))
     table = evaluate_saes(saes, [(x, target)]).table
@@ -207,10 +207,10 @@ def _fit(saes: SAE, x: jax.Array, target: jax.Array) -> _Fit:
 
 
 def _faults(fvu: float, l0: float, declared: float | None) -> list[str]:
-    """What is wrong in itself, in words."""
+    """What is wrong with the measurements themselves, in words."""
     faults = []
     if not fvu < 1:
-        faults.append("FVU is no number" if np.isnan(fvu) else f"FVU is {fvu:.3g}, worse than giving the mean")
+        faults.append("FVU is NaN" if np.isnan(fvu) else f"FVU is {fvu:.3g}, worse than giving the mean")
     if _off(l0, declared):
         faults.append(f"L0 is {l0:.3g}, declared is {declared:.3g}")
     return faults
@@ -222,13 +222,13 @@ def _off(l0: float, declared: float | None) -> bool:
 
 def _sentence(config: SAEConfig, row, faults: list[str], cause: tuple[str, str] | None) -> str:
     place = config.site if config.site == config.site_out else f"{config.site} to {config.site_out}"
-    said = " and ".join(faults) or f"FVU is {row.fvu:.2g}"
+    symptoms = " and ".join(faults) or f"FVU is {row.fvu:.2g}"
     if cause is None and row.fvu < 1:
-        hint = f"FVU is {row.fvu:.2g}: it may have seen too little text in training, or other text than this"
+        hint = f"FVU is {row.fvu:.2g}: it may have been trained on too little text, or on other text than this"
         cause = ("unknown", hint)
     if cause is None:
         cause = ("unknown", "no other site of that width, layer, scale, b_dec or number of skipped tokens explains it")
-    return f"Dictionary of layer {row.layer} ({place}): {said}. Likely cause: {cause[0]}; {cause[1]}."
+    return f"Dictionary of layer {row.layer} ({place}): {symptoms}. Likely cause: {cause[0]}; {cause[1]}."
 
 
 # Alternatives -------------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ _Cause = tuple[str, str]
 
 
 class _Trial(NamedTuple):
-    """Dictionaries read otherwise than declared. where: in words, for each of S; possible [S]."""
+    """Dictionaries read otherwise than declared. where: a description for each of S; possible [S]."""
 
     cause: str
     where: Sequence[str]
@@ -248,29 +248,29 @@ class _Trial(NamedTuple):
     possible: np.ndarray | bool = True
 
 
-def _by_skipping(saes: SAE, seen: _Seen, found: _Fit) -> list[_Cause | None]:
+def _by_skipping(saes: SAE, seen: _Seen, measured: _Fit) -> list[_Cause | None]:
     """The number of skipped first tokens, for each dictionary that it explains."""
     config = saes.config
     causes: list[_Cause | None] = [None] * len(config.layers)
-    faulty = [_faults(*facts) for facts in zip(found.fvu, found.l0, config.l0, strict=True)]
+    faulty = [_faults(*facts) for facts in zip(measured.fvu, measured.l0, config.l0, strict=True)]
     if not any(faulty):
         return causes
     for skip in _SKIPS:
         if skip == config.skip_first or not seen.kept(skip).any():
             continue
-        other = _fit(saes, *seen.pair(config, skip_first=skip))
+        fit = _fit(saes, *seen.pair(config, skip_first=skip))
         for i, declared in enumerate(config.l0):
             if skip > config.skip_first:
-                explains = faulty[i] and not _faults(other.fvu[i], other.l0[i], declared)
-            else:  # beside a massive first token all else is small, so that FVU would say nothing
-                explains = _off(found.l0[i], declared) and found.fvu[i] < 1 and not _off(other.l0[i], declared)
+                explains = faulty[i] and not _faults(fit.fvu[i], fit.l0[i], declared)
+            else:  # a massive first token dwarfs all others, so FVU would say nothing
+                explains = _off(measured.l0[i], declared) and measured.fvu[i] < 1 and not _off(fit.l0[i], declared)
             if explains and causes[i] is None:
-                causes[i] = ("BOS", f"with skip_first={skip} instead of {config.skip_first}, {_numbers(other, i)}")
+                causes[i] = ("BOS", f"with skip_first={skip} instead of {config.skip_first}, {_numbers(fit, i)}")
     return causes
 
 
-def _by_reading(lm: LanguageModel, saes: SAE, text: Tokens, found: _Fit, advance) -> list[_Cause | None]:
-    """The site, layer, scale or b_dec at which a dictionary does far better, for each."""
+def _by_reading(lm: LanguageModel, saes: SAE, text: Tokens, measured: _Fit, advance) -> list[_Cause | None]:
+    """For each dictionary, the site, layer, scale or b_dec with which it does far better."""
     c = saes.config
     width = lm.config.width
     sites = [s for s in SITES if width(s) in (width(c.site), width(c.site_out))]
@@ -281,38 +281,38 @@ def _by_reading(lm: LanguageModel, saes: SAE, text: Tokens, found: _Fit, advance
     doubtful = [
         i
         for i in range(len(c.layers))
-        if _faults(found.fvu[i], found.l0[i], c.l0[i]) or not found.fvu[i] < DOUBTFUL_FVU or causes[i]
+        if _faults(measured.fvu[i], measured.l0[i], c.l0[i]) or not measured.fvu[i] < DOUBTFUL_FVU or causes[i]
     ]
     if doubtful:
         rows = np.array(doubtful)
-        some, base = _take(saes, rows), _Fit(*(a[rows] for a in base))
+        subset, base = _take(saes, rows), _Fit(*(a[rows] for a in base))
         tried = [
             (_Trial(t.cause, [t.where[i] for i in rows], *t[2:]), _Fit(*(a[rows] for a in fit))) for t, fit in tried
         ]
-        tried += [(trial, _outcome(trial)) for trial in counted(_far(some, seen), advance)]
-        for place, i in enumerate(doubtful):
-            causes[i] = _best(base, tried, some.config.l0, place)
+        tried += [(trial, _outcome(trial)) for trial in counted(_far(subset, seen), advance)]
+        for row, i in enumerate(doubtful):
+            causes[i] = _best(base, tried, subset.config.l0, row)
     return causes
 
 
 def _near(saes: SAE, seen: _Seen) -> Iterator[_Trial]:
-    """b_dec the other way, other sites of the same width, and the layers beside."""
+    """`subtract_b_dec` flipped, other sites of the same width, and the adjacent layers."""
     c, n = saes.config, len(saes.config.layers)
     x, target = seen.pair(c)
     if c.d_in == c.d_out:
-        other = not c.subtract_b_dec
-        flipped = saes.replace(config=dataclasses.replace(c, subtract_b_dec=other))
-        yield _Trial("apply_b_dec_to_input", [f"with subtract_b_dec={other}"] * n, flipped, x, target)
+        subtract = not c.subtract_b_dec
+        flipped = saes.replace(config=dataclasses.replace(c, subtract_b_dec=subtract))
+        yield _Trial("apply_b_dec_to_input", [f"with subtract_b_dec={subtract}"] * n, flipped, x, target)
     for site in seen.taps:
-        here = seen.at(site, c.layers, c.skip_first)
+        acts = seen.activations(site, c.layers, c.skip_first)
         if c.site == c.site_out:
             if site != c.site:
-                yield _Trial("site", [f"{site} of layer {layer}" for layer in c.layers], saes, here, here)
+                yield _Trial("site", [f"{site} of layer {layer}" for layer in c.layers], saes, acts, acts)
             continue
-        if site != c.site and here.shape == x.shape:
-            yield _Trial("site", [f"{site} read instead of {c.site}"] * n, saes, here, target)
-        if site != c.site_out and here.shape == target.shape:
-            yield _Trial("site", [f"{site} written instead of {c.site_out}"] * n, saes, x, here)
+        if site != c.site and acts.shape == x.shape:
+            yield _Trial("site", [f"{site} read instead of {c.site}"] * n, saes, acts, target)
+        if site != c.site_out and acts.shape == target.shape:
+            yield _Trial("site", [f"{site} written instead of {c.site_out}"] * n, saes, x, acts)
     yield from (_shifted(saes, seen, shift) for shift in (-1, 1))
 
 
@@ -322,10 +322,10 @@ def _far(saes: SAE, seen: _Seen) -> Iterator[_Trial]:
     x, target = seen.pair(c)
     last = len(seen.taps[c.site]) - 1
     yield from (_shifted(saes, seen, s) for s in range(-max(c.layers), last - min(c.layers) + 1) if abs(s) > 1)
-    if c.normalize == "none":  # of others the input's scale is taken out anyway
-        factor = _best_scale(saes, x, target)
-        where = [f"with its input times {one:.3g}, and its output divided by that" for one in factor]
-        yield _Trial("scale", where, _scaled(saes, factor), x, target, factor != 1)
+    if c.normalize == "none":  # the others normalise the input's scale away anyway
+        factors = _best_scale(saes, x, target)
+        where = [f"with its input times {factor:.3g}, and its output divided by it" for factor in factors]
+        yield _Trial("scale", where, _scaled(saes, factors), x, target, factors != 1)
 
 
 def _shifted(saes: SAE, seen: _Seen, shift: int) -> _Trial:
@@ -344,62 +344,62 @@ def _take(saes: SAE, rows: np.ndarray) -> SAE:
 
 
 def _scaled(saes: SAE, factor: np.ndarray) -> SAE:
-    """sae(x * factor) / factor: what a dictionary is whose input was multiplied, once more or once less."""
+    """sae(x * factor) / factor: the dictionary as if its input's scale had been folded once more."""
     p, s = dict(saes.params), jnp.asarray(factor, jnp.float32)
     folded = {"W_enc": p["W_enc"] * s[:, None, None], "W_dec": p["W_dec"] / s[:, None, None]}
     return saes.replace(params=p | folded | {"b_dec": p["b_dec"] / s[:, None]})
 
 
 def _best_scale(saes: SAE, x: jax.Array, target: jax.Array) -> np.ndarray:
-    """The factor [S] of lowest FVU: the best power of 4 from 4^-7 to 4^7, then by halved steps to 5 percent."""
+    """The factor [S] of lowest FVU: the best power of 4 from 4^-7 to 4^7, refined by halving steps to 5 percent."""
     factor = np.ones(len(saes.config.layers))
     lowest = np.full(len(factor), np.inf)
     steps = [np.arange(-14, 15, 2), *(np.array([-step, step]) for step in (1, 0.5, 0.25, 0.125, 0.0625))]
-    for step in steps:
+    for exponents in steps:
         start = factor
-        for one in step:
-            fvu = _fit(_scaled(saes, start * 2.0**one), x, target).fvu
+        for exponent in exponents:
+            fvu = _fit(_scaled(saes, start * 2.0**exponent), x, target).fvu
             better = fvu < lowest
-            factor, lowest = np.where(better, start * 2.0**one, factor), np.where(better, fvu, lowest)
+            factor, lowest = np.where(better, start * 2.0**exponent, factor), np.where(better, fvu, lowest)
     return factor
 
 
 def _outcome(trial: _Trial) -> _Fit:
-    """NaN where it was not possible."""
+    """NaN where the trial is not possible."""
     return _Fit(*(np.where(trial.possible, a, np.nan) for a in _fit(trial.saes, trial.x, trial.target)))
 
 
 def _best(base: _Fit, tried: Sequence[tuple[_Trial, _Fit]], declared, i: int) -> _Cause | None:
-    """Of what counts for dictionary i (see `check_sae`) the one with the lowest FVU."""
-    ours = [(trial, fit) for trial, fit in tried if _counts(base, fit, declared, i)]
-    if not ours:
+    """The alternative with the lowest FVU of those that count for dictionary i (see `check_sae`)."""
+    better = [(trial, fit) for trial, fit in tried if _counts(base, fit, declared, i)]
+    if not better:
         return None
-    lowest = min(fit.fvu[i] for _, fit in ours)
-    same = [(trial, fit) for trial, fit in ours if fit.fvu[i] == lowest]  # resid_pre is the layer below's resid_post
-    names = " or ".join(dict.fromkeys(trial.cause for trial, _ in same))
-    places = ", that is ".join(trial.where[i] for trial, _ in same)
-    return names, f"{places}: {_numbers(same[0][1], i)} (as declared {_numbers(base, i)}, on the same tokens)"
+    lowest = min(fit.fvu[i] for _, fit in better)
+    best = [(trial, fit) for trial, fit in better if fit.fvu[i] == lowest]  # resid_pre is the layer below's resid_post
+    names = " or ".join(dict.fromkeys(trial.cause for trial, _ in best))
+    places = ", that is ".join(trial.where[i] for trial, _ in best)
+    return names, f"{places}: {_numbers(best[0][1], i)} (as declared {_numbers(base, i)}, on the same tokens)"
 
 
-def _counts(base: _Fit, other: _Fit, declared, i: int) -> bool:
-    ratio, lower = _ratio(base, other)
-    if not (other.fvu[i] < EXPLAINS and other.l0[i] > 0 and lower[i]):
+def _counts(base: _Fit, alternative: _Fit, declared, i: int) -> bool:
+    ratio, lower = _ratio(base, alternative)
+    if not (alternative.fvu[i] < EXPLAINS and alternative.l0[i] > 0 and lower[i]):
         return False
     nearer = False
     if _off(base.l0[i], declared[i]):
-        before, after = (abs(np.log(max(fit.l0[i], 1e-6) / declared[i])) for fit in (base, other))
+        before, after = (abs(np.log(max(fit.l0[i], 1e-6) / declared[i])) for fit in (base, alternative))
         nearer = after <= before / 2 and ratio[i] < BETTER
-    possible = ~np.isnan(other.l0)
+    possible = ~np.isnan(alternative.l0)
     everywhere = possible.sum() >= _STACK and lower[possible].all()
     together = everywhere and np.exp(np.mean(np.log(ratio[possible]))) < BETTER
     return bool(ratio[i] < FAR_BETTER or nearer or together)
 
 
-def _ratio(base: _Fit, other: _Fit) -> tuple[np.ndarray, np.ndarray]:
-    """FVU in relation to the declared one's, and whether it and the median are lower; any number is below none."""
+def _ratio(base: _Fit, alternative: _Fit) -> tuple[np.ndarray, np.ndarray]:
+    """FVU relative to the declared one's, and whether it and the median are lower; any number is below NaN."""
     before, median = (np.where(np.isnan(a), np.inf, a) for a in (base.fvu, base.median))
-    ratio = np.maximum(other.fvu / before, 1e-12)
-    return ratio, (ratio < 1) & (other.median < median)
+    ratio = np.maximum(alternative.fvu / before, 1e-12)
+    return ratio, (ratio < 1) & (alternative.median < median)
 
 
 def _numbers(fit: _Fit, i: int) -> str:

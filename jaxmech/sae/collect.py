@@ -1,7 +1,7 @@
-"""What a run shows: residuals at all tokens or for donors, and feature moments folded layer by layer.
+"""What is collected from runs: residuals at all tokens or for donors, and feature moments folded layer by layer.
 
-`B` denotes prompts (or pairs), `T` their tokens, `P` those of worked examples in front, `L` layers, `L'` those with a
-dictionary, `D` the width at the site, `F` features, `K` families.
+`B` denotes prompts (or pairs), `T` their tokens, `P` those of worked examples before them, `L` layers, `L'` those with
+a dictionary, `D` the width at the site, `F` features, `K` families.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Run(NamedTuple):
 
 @partial(jax.jit, static_argnames=("config", "site"))
 def run_decision(config, params: Params, prompts: Prompts, *, site: str = "resid_post") -> Run:
-    """Scores the prompts and keeps what stands at the decision token."""
-    at = prompts.tokens.shape[1] - 1
-    choices, out = score(config, params, prompts, taps={"resid": Tap(site, partial(_at_slot, at))})
+    """Scores the prompts and keeps `site` at the decision token."""
+    slot = prompts.tokens.shape[1] - 1
+    choices, out = score(config, params, prompts, taps={"resid": Tap(site, partial(_at_slot, slot))})
     return Run(choices, out.taps["resid"])
 
 
@@ -45,10 +45,10 @@ def _at_slot(slot: int, _, x):
 
 @partial(jax.jit, static_argnames=("config", "site"))
 def residuals(config, params: Params, prompts: Prompts, *, site: str = "resid_post") -> jax.Array:
-    """What stands at `site` of every layer at every prompt token [L,B,T,D], answers left out.
+    """`site` of every layer at every prompt token [L,B,T,D], answers excluded.
 
-    Worked examples that prompts share (`Prompts.prefix`) are run once for all of them, and stand in front:
-    [L,B,P+T,D], as in `residual_gradient`. Padding holds whatever came out there.
+    Worked examples that prompts share (`Prompts.prefix`) are run once for all of them, and come first:
+    [L,B,P+T,D], as in `residual_gradient`. Values at padding are arbitrary.
     """
     early, own = _read(config, params, prompts, site)
     if early is None or prompts.prefix is None:
@@ -60,10 +60,10 @@ def residuals(config, params: Params, prompts: Prompts, *, site: str = "resid_po
 def distinct_residuals(
     config, params: Params, prompts: Prompts, *, site: str = "resid_post"
 ) -> tuple[jax.Array, jax.Array]:
-    """What stands at `site` of every layer, those tokens of worked examples that prompts scores once.
+    """`site` of every layer, with the tokens of worked examples that prompts share only once.
 
     Returns:
-      [L,n,D], the prefixes' tokens and then the prompts' own; and count [n] int32, in how many prompts each stands, 0
+      [L,n,D], the prefixes' tokens and then the prompts' own; and count [n] int32, in how many prompts each occurs, 0
       for padding (which `x[:, count > 0]` drops, outside of jit). As `feature_totals` takes them.
     """
     early, own = _read(config, params, prompts, site)
@@ -76,7 +76,7 @@ def distinct_residuals(
 
 
 def _read(config, params: Params, prompts: Prompts, site: str) -> tuple[jax.Array | None, jax.Array]:
-    """What stands at `site` in the prefixes [L,G,P,D], None without any, and in the prompts' own tokens [L,B,T,D]."""
+    """`site` at the tokens of the prefixes [L,G,P,D], None without any, and at the prompts' own tokens [L,B,T,D]."""
     run = partial(forward, config, params, taps=(site,), logits="none")
     if (prefix := prompts.prefix) is None:
         return None, run(prompts.tokens, mask=prompts.mask, cache=prompts.cache).taps[site]
@@ -107,9 +107,9 @@ def update_moments(
 
 
 def fold_moments(saes: SAE, x: jax.Array, *, g: jax.Array, member: jax.Array, moments: Moments) -> Moments:
-    """The moments with another batch of pairs in them.
+    """Folds another batch of pairs into the moments.
 
-    The co-moments of features and scores need the share, which stands at the end of the model's own scan over
+    The co-moments of features and scores need the share given, known only after the model's own scan over
     layers. The residuals at the decision token are few and kept anyway, so the dictionaries have a scan of their own:
     codes exist for one layer at a time, and nothing is spent on layers without a dictionary.
 
@@ -121,7 +121,7 @@ def fold_moments(saes: SAE, x: jax.Array, *, g: jax.Array, member: jax.Array, mo
     def layer(carry, inputs):
         row, sae, x = inputs
         z = sae.encode(x).reshape(2, 1, -1, sae.config.d_sae)
-        # The shared n, mean_g and m2_g are read from before the batch at every layer; what comes out is the same.
+        # Every layer reads the shared n, mean_g and m2_g as they were before the batch, so all give the same result.
         old = {f: v if f in _SHARED else _layer(v, row) for f, v in (moments._asdict() | carry).items()}
         new = merge_moments(Moments(**old), batch_moments(z, g, member))._asdict()
         # In the carry, not stacked: a loop updates its carry in place, and the donated buffers are that carry.

@@ -1,8 +1,8 @@
 """How faithful dictionaries are: FVU, L0, cosine, dead share and density, and the model's loss with them spliced in.
 
 `B` denotes texts, `T` tokens, `D` the width at the site, `F` dictionary features, `L'` the dictionaries' layers,
-`L` the model's. x is what is read, t what should come out (x itself unless the dictionary is a transcoder), y what
-comes out. Where SAELens measures the same, its name stands in brackets; `scripts/checks/check_evaluation.py` compares.
+`L` the model's. x is the input, t the target (x itself unless the dictionary is a transcoder), y the output. Where
+SAELens measures the same, its name is in brackets; `scripts/checks/check_evaluation.py` compares.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ def evaluate_saes(saes: SAE, batches: Iterable[jax.Array | tuple[jax.Array, jax.
       saes: a stack, or a single dictionary.
       batches: activations [L',n,D]; `stream.chunks()` gives every row of a stream once. What the stream leaves out
         (padding, BOS) is left out here. For a single dictionary they may be [n,D]. A transcoder takes pairs (x, t)
-        of what stands at its two sites: `zip(a.chunks(), b.chunks())` of two streams that differ in the site alone.
+        of activations at its two sites: `zip(a.chunks(), b.chunks())` of two streams that differ only in the site.
 
     Returns:
       `Fidelity`, whose table has for each layer `tokens` and, averaged over tokens unless said otherwise,
       - `fvu` = sum |t - y|^2 / sum |t - mean t|^2, sums over tokens [1 - explained_variance];
-      - `fvu_median`, the median of the same over single dimensions, which a few massive ones cannot rule;
+      - `fvu_median`, the median of the same over single dimensions, which a few massive ones cannot dominate;
       - `fvu_token`, |t - y|^2 / |t - m|^2 [1 - explained_variance_legacy];
       - `mse`, |t - y|^2, summed over dimensions [mse];
       - `cosine` of t and y [cossim]; `cosine_centred` of t - m and y - m, which a large common mean cannot raise;
       - `norm_ratio`, |y| / |t| [l2_ratio]; `norm_ratio_centred`, |y - m| / |t - m|;
       - `l0`, the features that fire, that is differ from 0 [l0]; `l1`, the sum of |f| [l1];
-      - `dead`, the share of features that never fire; `dense`, of those that fire on more than a tenth of the tokens.
-      m is the first batch's mean, so that batches can be taken one by one. SAELens takes each batch's own there:
-      `fvu_token` agrees where there is one batch.
+      - `dead`, the share of features that never fire; `dense`, of those that fire on over a tenth of the tokens.
+      m is the first batch's mean, so that batches can be taken one by one. SAELens uses each batch's own
+      mean: `fvu_token` agrees where there is one batch.
 
     Raises:
       ValueError: no batch, one that does not fit or is not finite, or single activations for a dictionary whose two
@@ -71,29 +71,29 @@ def evaluate_saes(saes: SAE, batches: Iterable[jax.Array | tuple[jax.Array, jax.
 
 def _evaluate(sae: SAE, batches: Iterable) -> Fidelity:
     maths = SAE(sae.params, _maths(sae.config))
-    zero: Any = 0.0  # until the first batch says the shapes
+    zero: Any = 0.0  # until the first batch gives the shapes
     n, mean, square, error, means, fired, centre = 0, zero, zero, zero, zero, zero, None
     for number, batch in enumerate(batches):
         x, target = _pair(sae, batch)
         centre = jnp.asarray(target, jnp.float32).mean(1) if centre is None else centre
-        got = jax.tree.map(partial(np.asarray, dtype=np.float64), jax.device_get(_measure(maths, x, target, centre)))
-        if not (finite := got.pop("finite").astype(bool)).all():
+        stats = jax.tree.map(partial(np.asarray, dtype=np.float64), jax.device_get(_measure(maths, x, target, centre)))
+        if not (finite := stats.pop("finite").astype(bool)).all():
             layers = ", ".join(str(layer) for layer, good in zip(sae.config.layers, finite, strict=True) if not good)
             raise ValueError(f"batches: layer {layers} of batch {number} is not finite; leave such tokens out, or "
                              "check the model's weights and dtype")  # fmt: skip
         m = x.shape[1]
-        shift = got["mean"] - mean
-        square = square + got["square"] + shift**2 * n * m / (n + m)  # Chan's update
+        shift = stats["mean"] - mean
+        square = square + stats["square"] + shift**2 * n * m / (n + m)  # Chan's update
         mean = mean + shift * m / (n + m)
-        error, fired, means, n = error + got["error"], fired + got["fired"], means + got["sums"], n + m
+        error, fired, means, n = error + stats["error"], fired + stats["fired"], means + stats["sums"], n + m
     if not n:
         raise ValueError("batches: expected at least one batch of activations")
     density, means = fired / n, means / n
-    spread, whole = np.where(square > 0, square, np.inf), square.sum(1)
+    spread, total = np.where(square > 0, square, np.inf), square.sum(1)
     table = {
         "layer": sae.config.layers,
         "tokens": n,
-        "fvu": np.divide(error.sum(1), whole, out=np.full_like(whole, np.nan), where=whole > 0),
+        "fvu": np.divide(error.sum(1), total, out=np.full_like(total, np.nan), where=total > 0),
         "fvu_median": np.median(error / spread, axis=1),
         **dict(zip(_MEANS, means.T, strict=True)),
         "mse": error.sum(1) / n,
@@ -119,10 +119,10 @@ def density_histogram(found: Fidelity, per_decade: int = 2) -> pd.DataFrame:
 
 
 def _maths(config: SAEConfig) -> SAEConfig:
-    """What matters to the numbers alone, so that dictionaries that differ in the rest share one compiled program."""
-    rest: dict[str, Any] = {"site": "resid_post", "site_out": "resid_post", "skip_first": 0, "l0": ()}
-    rest |= {"model": None, "source": None, "units": "unknown"}
-    return dataclasses.replace(config, layers=tuple(range(len(config.layers))), **rest)
+    """Only what affects the numbers, so that dictionaries that differ in the rest share one compiled program."""
+    neutral: dict[str, Any] = {"site": "resid_post", "site_out": "resid_post", "skip_first": 0, "l0": ()}
+    neutral |= {"model": None, "source": None, "units": "unknown"}
+    return dataclasses.replace(config, layers=tuple(range(len(config.layers))), **neutral)
 
 
 def _pair(sae: SAE, batch) -> tuple[jax.Array, jax.Array]:
@@ -154,7 +154,7 @@ _MEANS = ("fvu_token", "cosine", "cosine_centred", "norm_ratio", "norm_ratio_cen
 def _measure(sae: SAE, x: jax.Array, target: jax.Array, centre: jax.Array) -> dict[str, jax.Array]:
     """Sums over the tokens of one batch, for every layer. One layer's code is in memory at a time."""
 
-    def one(args):
+    def layer(args):
         sae, x, t, centre = args
         f = sae.encode(x)
         y = sae.decode(f, x)
@@ -178,7 +178,7 @@ def _measure(sae: SAE, x: jax.Array, target: jax.Array, centre: jax.Array) -> di
             "sums": jnp.stack([parts[name].sum() for name in _MEANS]),
         }
 
-    return jax.lax.map(one, (sae, x, target, centre))
+    return jax.lax.map(layer, (sae, x, target, centre))
 
 
 def loss_recovered(
@@ -194,24 +194,24 @@ def loss_recovered(
 ) -> pd.DataFrame:
     """The model's predictions with what a layer writes replaced by the dictionary's output, one layer at a time.
 
-    Replaced are the tokens that dictionaries are trained on: not padding, nor the first `skip_first` real tokens of a
-    text (by default as many as the dictionaries say, BOS at least in most). Scored are the predictions made there.
+    Replaces it at the tokens that dictionaries are trained on: not padding, nor the first `skip_first` real tokens of a
+    text (by default as many as the dictionaries declare, mostly BOS at least). Scores the predictions made there.
 
     Args:
       saes: a stack or a single dictionary; of a transcoder, x is read at one site and y put in at the other.
       tokens: [N,T] int; mask: [N,T] bool, True on real tokens.
       batch: texts in one forward pass.
       zero_skipped: whether `*_zero` has zeros at the skipped first tokens too, as SAELens does when it ignores special
-        tokens. A model without its BOS is lost, so that any dictionary then looks good.
+        tokens. A model without its BOS breaks down, so that any dictionary then looks good.
 
     Returns:
       A row per layer. In nats per token: cross-entropy `ce` of the model as it is [ce_loss_without_sae], `ce_spliced`
       [ce_loss_with_sae], `ce_zero` [ce_loss_with_ablation] and `ce_mean` (what the layer writes replaced by y, by 0,
       and by its mean over these tokens); and the divergence KL(model || changed model) of the same three, `kl_spliced`
       [kl_div_with_sae], `kl_zero` [kl_div_with_ablation], `kl_mean`, which counts last tokens too. Shares of the loss
-      recovered: `recovered_zero` = (ce_zero - ce_spliced) / (ce_zero - ce) [ce_loss_score], `recovered_mean` alike, and
+      recovered: `recovered_zero` = (ce_zero - ce_spliced) / (ce_zero - ce) [ce_loss_score], `recovered_mean` likewise,
       `recovered_kl` = (kl_zero - kl_spliced) / kl_zero [kl_div_score]. `tokens` scored by cross-entropy, and `excluded`
-      (padding, the skipped first tokens, and last tokens, whose next one is unknown).
+      (padding, the skipped first tokens, and last tokens, which have no next one).
 
     Raises:
       ValueError: tokens that the model does not have, a mask of another shape, or no prediction left to score.
@@ -253,7 +253,7 @@ _CASES = ("spliced", "zero", "mean")
 
 
 def _blocks(size: int, tokens, mask, kept, scored):
-    """Batches of one shape; rows that fill up the last one count nowhere."""
+    """Batches of one shape; the rows that pad the last one are not counted."""
     scored = np.pad(scored, ((0, 0), (0, 1)))
     for start in range(0, len(tokens), size):
         rows = np.arange(start, start + size)
@@ -264,7 +264,7 @@ def _blocks(size: int, tokens, mask, kept, scored):
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _clean(config, sites, layers, params, tokens, mask):
-    """Logits [B,T,V], and what is read and written, [L',B,T,D] each."""
+    """Logits [B,T,V], and the activations at both sites, [L',B,T,D] each."""
     out = forward(config, params, tokens, mask=mask, taps=tuple(set(sites)), logits="all")
     return out.logits, *(out.taps[site][np.array(layers)] for site in sites)
 
@@ -277,7 +277,7 @@ def _site_sums(config, sites, layers, params, tokens, mask, kept):
 
 
 def _spliced(sae: SAE, x, target, kept):
-    """`target` with y at the kept tokens. No others are encoded: all that are share the budget of a BatchTopK."""
+    """`target` with y at the kept tokens. Only these are encoded: all that are share the budget of a BatchTopK."""
     return target.at[:, kept].set(sae.as_stack()(x[:, kept]))
 
 
@@ -290,10 +290,10 @@ def _cross_entropy(logits, tokens, scored):
 @partial(jax.jit, static_argnums=(0, 1))
 def _changed(config, site, params, clean, donor, where, layer, tokens, mask, kept, scored):
     """Summed cross-entropy and divergence from `clean`, with `donor` [B,T,D] at `layer` in place of what is there."""
-    at = jnp.arange(config.n_layers) == layer
-    # The donor is the same at every layer: `where` alone says at which one it is used.
+    at_layer = jnp.arange(config.n_layers) == layer
+    # The donor is the same at every layer: the spans alone say at which one it is used.
     donor = jnp.broadcast_to(donor, (config.n_layers, *donor.shape))
-    edit = Replace(donor=donor, spans=at_positions(config.n_layers, where, at))
+    edit = Replace(donor=donor, spans=at_positions(config.n_layers, where, at_layer))
     logits = forward(config, params, tokens, mask=mask, edits={site: (edit,)}, logits="all").logits
     assert logits is not None
     # KL = sum p (log p - log q), the two normalisers taken out of the sum.

@@ -42,8 +42,8 @@ class SAEConfig:
       activation: "relu"; "jumprelu" (`pre` where `pre > threshold` and `pre > 0`, strictly); "topk" (the k largest of
         each token, then ReLU); "abstopk" (the k largest of each token by magnitude, sign kept); or "batchtopk", as
         trained (the k * n largest positive ones of all n tokens of a call: what a token gets depends on the others).
-      k: features a token keeps, on average for "batchtopk"; only with the TopK kinds.
-      subtract_b_dec: whether b_dec is taken off the input before encoding.
+      k: features kept per token, on average for "batchtopk"; only with the TopK kinds.
+      subtract_b_dec: whether b_dec is subtracted from the input before encoding.
       normalize: of each token: "none", "norm" (to length sqrt(d_in)) or "layer_norm" (mean 0, unbiased deviation 1).
       skip: whether a linear skip term x @ W_skip joins the output.
       site: where the input is read ("resid_post", ...); site_out: where the output belongs, `site` when None.
@@ -148,7 +148,7 @@ def activate(config: SAEConfig, pre: jax.Array, threshold: jax.Array | None = No
     """The code of pre-activations [..., F]; NaN where one is NaN, whatever the kind."""
     if config.activation == "relu":
         return jax.nn.relu(pre)
-    if config.activation == "jumprelu":  # asked this way round, a NaN is let through
+    if config.activation == "jumprelu":  # this comparison lets a NaN through
         assert threshold is not None
         return jnp.where(pre <= threshold, 0.0, jax.nn.relu(pre))
     rows = pre.reshape(-1, config.d_sae)
@@ -156,12 +156,12 @@ def activate(config: SAEConfig, pre: jax.Array, threshold: jax.Array | None = No
     if config.activation == "batchtopk":
         kept = largest(jax.lax.stop_gradient(rows), int(config.k * len(rows)))
         return jnp.where(kept | jnp.isnan(rows), rows, 0.0).reshape(pre.shape)
-    # Ties are broken by index, so that a token never keeps more than k: comparing with the k-th largest would not do.
+    # Ties are broken by index, so that a token never keeps more than k; comparing with the k-th could.
     signed = config.activation == "abstopk"
     _, index = jax.lax.top_k(jnp.abs(rows) if signed else rows, int(config.k))
     values = jnp.take_along_axis(rows, index, axis=1)
-    at = jnp.arange(len(rows))[:, None], index
-    code = jnp.zeros_like(rows).at[at].set(values if signed else jax.nn.relu(values))
+    places = jnp.arange(len(rows))[:, None], index
+    code = jnp.zeros_like(rows).at[places].set(values if signed else jax.nn.relu(values))
     return jnp.where(jnp.isnan(rows), rows, code).reshape(pre.shape)
 
 
@@ -247,18 +247,18 @@ class SAE:
         return self._apply("encode", x=(x, self.config.d_in))
 
     def centre(self, x: jax.Array) -> jax.Array:
-        """Raw activations [..., d_in] -> what the encoder multiplies [..., d_in]: normalised, b_dec taken off."""
+        """Raw activations [..., d_in] -> what the encoder multiplies [..., d_in]: normalised, b_dec subtracted."""
         return self._apply("centre", x=(x, self.config.d_in))
 
     def encode_centred(self, x: jax.Array) -> jax.Array:
-        """`centre(x)` [..., d_in] -> features [..., F]; for who encodes it in parts."""
+        """`centre(x)` [..., d_in] -> features [..., F]; for callers that encode in parts."""
         return self._apply("encode_centred", x=(x, self.config.d_in))
 
     def decode(self, f: jax.Array, x: jax.Array | None = None) -> jax.Array:
         """Features [..., F] -> activations [..., d_out].
 
         x [..., d_in] are the activations that were encoded: needed, and used, by dictionaries with a skip term or a
-        normalisation of each token alone.
+        normalisation of each token.
         """
         if not self.config.needs_input:
             return self._apply("decode", f=(f, self.config.d_sae))
@@ -296,15 +296,15 @@ class SAE:
                 raise ValueError(f"{name}: {method} of {kind} expects {expected}, got shape {shape}{hint}")
         call = partial(SparseCoder(self.config).apply, method=method)
 
-        def one(params, *arrays):
+        def apply(params, *arrays):
             return call({"params": params}, *arrays)
 
         arrays = [jnp.asarray(x) for x, _ in inputs.values()]
-        return jax.vmap(one)(self.params, *arrays) if lead else one(self.params, *arrays)
+        return jax.vmap(apply)(self.params, *arrays) if lead else apply(self.params, *arrays)
 
 
 def make_sae(params: Mapping[str, Array], config: SAEConfig) -> SAE:
-    """An SAE of `params`, all shape mismatches refused at once.
+    """An SAE of `params`; all shape mismatches are reported at once.
 
     A config of one layer makes a single dictionary or, if the leaves lead with 1, a stack of one.
     """
@@ -321,23 +321,23 @@ def make_sae(params: Mapping[str, Array], config: SAEConfig) -> SAE:
 
 
 def stack_saes(saes: Sequence[SAE]) -> SAE:
-    """Single dictionaries of different layers, alike in all else, as one stack in the order given."""
+    """Single dictionaries of different layers, otherwise alike, as one stack in the order given."""
     if not saes:
         raise ValueError("saes: expected at least one")
     if any(sae.stacked for sae in saes):
-        raise ValueError("saes: expected single dictionaries, got a stack; take it apart with sae.at(layer)")
-    alike = [dataclasses.replace(sae.config, layers=(0,), l0=(), source=None) for sae in saes]
-    for sae, config in zip(saes, alike, strict=True):
-        if config != alike[0]:
+        raise ValueError("saes: expected single dictionaries, got a stack; split it with sae.at(layer)")
+    comparable = [dataclasses.replace(sae.config, layers=(0,), l0=(), source=None) for sae in saes]
+    for sae, config in zip(saes, comparable, strict=True):
+        if config != comparable[0]:
             fields = [f.name for f in dataclasses.fields(config)]
-            differing = [n for n in fields if getattr(config, n) != getattr(alike[0], n)]
+            differing = [n for n in fields if getattr(config, n) != getattr(comparable[0], n)]
             raise ValueError(
                 f"saes: layers {saes[0].config.layers[0]} and {sae.config.layers[0]} differ in {', '.join(differing)};"
-                " only dictionaries alike in all but the layer can be stacked"
+                " dictionaries can be stacked only if nothing but the layer differs"
             )
     sources = {sae.config.source for sae in saes}
     config = dataclasses.replace(
-        alike[0],
+        comparable[0],
         layers=tuple(sae.config.layers[0] for sae in saes),
         l0=tuple(sae.config.l0[0] for sae in saes),
         source=sources.pop() if len(sources) == 1 else "; ".join(str(s.config.source) for s in saes),

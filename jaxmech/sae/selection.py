@@ -20,7 +20,7 @@ _TWICE = "feature ({}, {}) is listed twice, and would act twice; list each featu
 
 
 class Selection(NamedTuple):
-    """Chosen features, padded to K a layer. index [L,K] int32; valid [L,K], False on padding."""
+    """Chosen features, padded to K per layer. index [L,K] int32; valid [L,K], False on padding."""
 
     index: jax.Array  # type: ignore[assignment]  # a tuple has a method of that name
     valid: jax.Array
@@ -30,10 +30,10 @@ class Selection(NamedTuple):
 
 
 def select(pairs: Iterable[tuple[int, int]], n_layers: int, width: int | None = None) -> Selection:
-    """The features (layer, index) as a `Selection`, padded to `width` a layer (the fullest layer's count by default).
+    """The features (layer, index) as a `Selection`, padded to `width` per layer (by default the fullest layer's count).
 
     Raises:
-      ValueError: a layer outside the model, a negative index, a feature that stands twice, or more features at one
+      ValueError: a layer outside the model, a negative index, a feature listed twice, or more features at one
         layer than `width`.
     """
     by_layer: list[list[int]] = [[] for _ in range(n_layers)]
@@ -48,7 +48,7 @@ def select(pairs: Iterable[tuple[int, int]], n_layers: int, width: int | None = 
     fullest = max(map(len, by_layer), default=0)
     width = max(fullest, 1) if width is None else width
     if fullest > width:
-        raise ValueError(f"width: {fullest} features stand at one layer, which does not fit {width}")
+        raise ValueError(f"width: one layer has {fullest} features, more than the {width} that fit")
     index, valid = np.zeros((n_layers, width), np.int32), np.zeros((n_layers, width), bool)
     for layer, chosen in enumerate(by_layer):
         index[layer, : len(chosen)], valid[layer, : len(chosen)] = chosen, True
@@ -56,7 +56,7 @@ def select(pairs: Iterable[tuple[int, int]], n_layers: int, width: int | None = 
 
 
 def _pairs(pairs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Pairs of whole numbers of Python's own."""
+    """Pairs of Python ints."""
     try:
         listed = [(layer, feature) for layer, feature in pairs]
         if any(isinstance(number, bool | np.bool_) for pair in listed for number in pair):
@@ -70,20 +70,20 @@ def select_sets(sets: Sequence[Iterable[tuple[int, int]]], n_layers: int, width:
     """Feature sets as one `Selection` with the sweep axis in front, [S,L,K]; K as for `select`, the same for all.
 
     Raises:
-      ValueError: no sets (of none, `each_pair` of a single feature, there is nothing to sweep), or as `select`.
+      ValueError: no sets (such as `each_pair` of a single feature), or as `select`.
     """
-    sets = [_pairs(each) for each in sets]
+    sets = [_pairs(pairs) for pairs in sets]
     if not sets:
         raise ValueError("sets: expected at least one set of features, got none")
     if width is None:
-        width = max((count for each in sets for count in Counter(layer for layer, _ in each).values()), default=1)
-    return jax.tree.map(lambda *a: jnp.stack(a), *(select(each, n_layers, width) for each in sets))
+        width = max((count for pairs in sets for count in Counter(layer for layer, _ in pairs).values()), default=1)
+    return jax.tree.map(lambda *a: jnp.stack(a), *(select(pairs, n_layers, width) for pairs in sets))
 
 
 def check_selection(config, selection: Selection) -> None:
-    """Refuses, by name, a selected feature that no dictionary of `config` has, or that stands twice in a set [...,L,K].
+    """Refuses, by name, a feature that no dictionary of `config` has, or that is listed twice in a set [...,L,K].
 
-    A traced selection passes: there, what does not exist gives NaN.
+    A traced selection passes: there, features that do not exist give NaN.
     """
     if isinstance(selection.index, jax.core.Tracer) or isinstance(selection.valid, jax.core.Tracer):
         return

@@ -1,4 +1,4 @@
-"""Where dictionaries live on a device mesh: features over the axis on which the model's hidden units lie."""
+"""Where dictionaries live on a device mesh: features over the axis of the model's hidden units."""
 
 from __future__ import annotations
 

@@ -14,25 +14,25 @@ import jax.numpy as jnp
 def largest(values: jax.Array, n: jax.Array | int, guess: jax.Array | float = 1.0) -> jax.Array:
     """A mask [B,F] of the n largest positive entries of `values`; all positive ones if there are fewer, and no NaN.
 
-    Entries equal to the n-th largest are all kept. `guess` is a value near it and matters to speed alone.
+    Entries equal to the n-th largest are all kept. `guess`, a value near it, affects speed only.
     """
     values = jnp.asarray(values, jnp.float32)
     return (values >= cut(values, n, n, guess)[0]) & (values > 0)
 
 
 def cut(values: jax.Array, least: jax.Array | int, most: jax.Array | int, guess: jax.Array | float):
-    """A value that at least `least` and at most `most` positive entries reach, and the next float that `least` do not.
+    """A value that at least `least` and at most `most` positive entries reach, and the next float, which fewer reach.
 
     values: [B,F] float32. Where no value has as few as `most`, because entries are equal, the first float of the pair
     is the largest that at least `least` reach; where fewer than `least` are positive, it is 0.
 
     Sorting a million entries takes several times as long as the matrix products around it. Counting those above a
     value is one pass over memory, and the count falls smoothly, so a search by the secant of its logarithm, bracketed
-    and every third time halved on the floats' bits, needs about eight passes for an exact count. It ends as soon as
-    the count is right.
+    and every third time a bisection of the floats' bits, needs about eight passes for an exact count. It ends once the
+    count is right.
     """
     B, F = values.shape
-    blocks = values.reshape(B, -1, math.gcd(F, 32))  # short sums of a known length are what a CPU is fast at
+    blocks = values.reshape(B, -1, math.gcd(F, 32))  # CPUs are fast at short sums of a known length
 
     def count(bits):
         inside = jnp.sum((blocks >= _float(bits)).astype(jnp.int32), axis=-1, dtype=jnp.int32)
@@ -55,13 +55,13 @@ def cut(values: jax.Array, least: jax.Array | int, most: jax.Array | int, guess:
         middle = jnp.where(s["turn"] % 3 == 2, low + (high - low) // 2, secant)
         middle = jnp.where(s["turn"] == 0, _bits(jnp.float32(guess)), middle)
         middle = jnp.clip(middle, low + 1, high - 1)
-        here = count(middle)
-        enough = here >= least
+        reached = count(middle)
+        enough = reached >= least
         return {
             "low": jnp.where(enough, middle, low),
             "high": jnp.where(enough, high, middle),
-            "at_low": jnp.where(enough, here, s["at_low"]),
-            "at_high": jnp.where(enough, s["at_high"], here),
+            "at_low": jnp.where(enough, reached, s["at_low"]),
+            "at_high": jnp.where(enough, s["at_high"], reached),
             "turn": s["turn"] + 1,
         }
 

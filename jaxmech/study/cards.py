@@ -20,11 +20,11 @@ FRAMES = (
     "The weather report on the radio said{} and then it ended.",
     "On the shelf next to the blue box there was{} last week.",
 )
-"""Sentences that have nothing to do with any behaviour, into which trigger tokens are put."""
+"""Sentences unrelated to any behaviour, into which trigger tokens are put."""
 
 
 def feature_cards(ctx: Context, picked: pd.DataFrame) -> pd.DataFrame:
-    """One row a selected feature: promoted and suppressed tokens, the tokens that fire it most with their contexts."""
+    """One row per selected feature: promoted and suppressed tokens, the tokens that fire it most, in context."""
     text = ctx.folder.arrays("text")
     rows = {
         k: np.concatenate([text[f"heldout_{k}"], text[k][:, : text[f"heldout_{k}"].shape[1]]])[:ROWS]
@@ -36,7 +36,7 @@ def feature_cards(ctx: Context, picked: pd.DataFrame) -> pd.DataFrame:
     promoted, suppressed = logit_tokens(ctx, picked)
     cards = []
     for i, row in enumerate(selection_order(picked)):
-        best = [divmod(int(at), tokens.shape[1]) for at in np.argsort(-z[..., i], axis=None)[:TOP]]
+        best = [divmod(int(place), tokens.shape[1]) for place in np.argsort(-z[..., i], axis=None)[:TOP]]
         best = [(b, t) for b, t in best if z[b, t, i] > 0]
         cards.append(
             dict(
@@ -51,7 +51,7 @@ def feature_cards(ctx: Context, picked: pd.DataFrame) -> pd.DataFrame:
 
 
 def selection_order(features: pd.DataFrame):
-    """Rows of `features` in the order in which a `Selection` lists them: by layer, then as they stand."""
+    """Rows of `features` in the order in which a `Selection` lists them: by layer, then in table order."""
     return features.sort_values("layer", kind="stable").itertuples()
 
 
@@ -91,8 +91,8 @@ def logit_tokens(ctx: Context, picked: pd.DataFrame, n: int = 8) -> tuple[dict, 
     unembed = params["embed"]["embedding"].T if config.tied else params["unembed"]["kernel"]
     logits = np.asarray((rows * gain) @ unembed)
     up, down = np.argsort(-logits, axis=1)[:, :n], np.argsort(logits, axis=1)[:, :n]
-    name = lambda table: {i: [decode(ctx, [t]) for t in row] for i, row in zip(picked.index, table, strict=True)}  # noqa: E731
-    return name(up), name(down)
+    spell = lambda table: {i: [decode(ctx, [t]) for t in row] for i, row in zip(picked.index, table, strict=True)}  # noqa: E731
+    return spell(up), spell(down)
 
 
 def lexical(ctx: Context, cards: pd.DataFrame) -> np.ndarray:
@@ -111,8 +111,8 @@ def lexical(ctx: Context, cards: pd.DataFrame) -> np.ndarray:
     fired: list[list[bool]] = [[] for _ in range(len(cards))]
     for j, (i, head) in enumerate(owners):
         owner = cards.iloc[i]
-        at = int(np.asarray(mask)[j].argmax()) + len(ctx.lm.tokenizer(head, add_special_tokens=False).input_ids) + 1
-        fired[i].append(bool((z[j, at : at + 2, order[owner.layer, owner.feature]] > 0).any()))
-    for each in fired:
-        out.append(bool(each) and float(np.mean(each)) >= 0.5)
+        slot = int(np.asarray(mask)[j].argmax()) + len(ctx.lm.tokenizer(head, add_special_tokens=False).input_ids) + 1
+        fired[i].append(bool((z[j, slot : slot + 2, order[owner.layer, owner.feature]] > 0).any()))
+    for cases in fired:
+        out.append(bool(cases) and float(np.mean(cases)) >= 0.5)
     return np.array(out)

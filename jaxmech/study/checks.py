@@ -1,4 +1,4 @@
-"""What can be known of a study before its first stage: refused here, rather than after minutes in a later one."""
+"""Checks a study before its first stage, rather than let a later one fail after minutes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from jaxmech.study.stages.text import HELD_OUT
 
 
 def check_study(config: StudyConfig, until: str | None = None) -> None:
-    """Checks all that the stages still to be run will ask for; a finished study is asked nothing. Loads no weights.
+    """Checks all that the stages still to run will need; nothing for a finished study. Loads no weights.
 
     Args:
-      until: the last stage that is to be run, as `run_study` takes it.
+      until: the last stage to run, as `run_study` takes it.
 
     Raises:
       ValueError: names the configuration's key, what was expected and what came.
@@ -61,30 +61,30 @@ def check_study(config: StudyConfig, until: str | None = None) -> None:
 
 
 def _check_folder(run_dir: str) -> None:
-    """The folder may be written to, or made. Nothing is."""
+    """Checks that the folder can be written to or made; does neither."""
     path = Path(run_dir)
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not there.is_dir():
-        raise ValueError(f"run_dir: cannot write to {path}: {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"run_dir: cannot write to {path}: no permission to write to {there}")
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise ValueError(f"run_dir: cannot write to {path}: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"run_dir: cannot write to {path}: no permission to write to {existing}")
 
 
 def _check_layers(config: StudyConfig, model: Outline) -> None:
-    """Dictionaries are there and of this model, or can be trained at the layers asked for."""
+    """Checks that the dictionaries exist and fit this model, or can be trained at the layers asked for."""
     path, layers, last = config.dictionaries.path, config.dictionaries.layers, model.config.n_layers - 1
     if layers is not None and (wrong := [layer for layer in layers if not 0 <= layer <= last]):
         raise ValueError(f"dictionaries.layers: {config.model} has layers 0..{last}, got {', '.join(map(str, wrong))}")
     if not path:
         return
     with _about("dictionaries.path"):
-        found = places.layers_there(path, layers)
-        if wrong := [layer for layer in found if layer is not None and layer > last]:
+        available = places.layers_there(path, layers)
+        if wrong := [layer for layer in available if layer is not None and layer > last]:
             raise ValueError(
                 f"{path} holds dictionaries of layer {', '.join(map(str, wrong))}; {config.model} has layers 0..{last}"
             )
         if Path(path).expanduser().exists():
-            require_fit(path, load_sae(path, layer=found[0]).config, config.model, model.config)
+            require_fit(path, load_sae(path, layer=available[0]).config, config.model, model.config)
 
 
 @contextlib.contextmanager
@@ -97,7 +97,7 @@ def _about(key: str) -> Iterator[None]:
 
 
 def _check_prompts(config: StudyConfig, model: Outline, stages: set[str]) -> None:
-    """Every prompt can be written with this tokenizer, and there is text enough for a batch of the training."""
+    """Checks that every prompt can be written with this tokenizer, and that the text fills a training batch."""
     tokenizer = model.tokenizer()
     if config.behavior == "altruism":
         sections = {"families": "transfer.families"} | {
@@ -132,7 +132,7 @@ def _check_prompts(config: StudyConfig, model: Outline, stages: set[str]) -> Non
         if config.dictionaries.batch > most:
             raise ValueError(
                 f"dictionaries.batch: a batch of {config.dictionaries.batch} activations is more than the text has, at "
-                f"most {most}; raise text.count or text.length, or lower it"
+                f"most {most}; raise text.count or text.length, or lower dictionaries.batch"
             )
 
 

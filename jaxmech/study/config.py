@@ -37,7 +37,7 @@ def _ascending(name: str, values: Sequence[float]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class StudyWords(Checked, Words):
-    """What a behaviour of one's own calls things; `controls` says what each control rules out."""
+    """How a behaviour of your own names things; `controls` says what each control rules out."""
 
     controls: dict = dataclasses.field(default_factory=dict)
 
@@ -64,8 +64,8 @@ class GateSettings(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class TextSettings(Checked):
-    """What dictionaries are trained on: a file, a data set of the hub, or else the model's own samples; rows of it, and
-    tokens of a row."""
+    """What dictionaries are trained on: a file, a data set of the hub, or else the model's own samples; its number of
+    rows, and tokens per row."""
 
     file: str | None = None
     dataset: str | None = None
@@ -134,7 +134,7 @@ class FidelitySettings(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class DualProcessSettings(Checked):
-    """Items of each generator, and the index from which a feature counts as of a system."""
+    """Items of each generator, and the index from which a feature belongs to a system."""
 
     items: int = 16
     cut: float = 0.3
@@ -182,7 +182,7 @@ class ProximitySettings(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class SteeringSettings(Checked):
-    """Coefficients; random directions of the same norm; one-digit sums that steering must not cost."""
+    """Coefficients; random directions of the same norm; one-digit sums on which steering must not cost accuracy."""
 
     alphas: list[float] = dataclasses.field(default_factory=lambda: [-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0])
     random_directions: int = 100
@@ -209,14 +209,14 @@ class TransferSettings(Checked):
         _at_least(self, families=1)
         _enough_directions(self)
         if 1.0 not in self.alphas:
-            raise ValueError(f"alphas: 1 must be among them, to compare directions at, got {self.alphas}")
+            raise ValueError(f"alphas: expected 1 among them, at which directions are compared, got {self.alphas}")
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyConfig(Checked):
     """Every parameter of a study, in sections; in Python a section may be a dictionary.
 
-    `configs/quickstart.yaml` comments most. behavior: "altruism", whose prompts `bank` builds; a file of prompts, or
+    `configs/quickstart.yaml` explains most. behavior: "altruism", whose prompts `bank` builds; a file of prompts, or
     `module:function`, see `jaxmech.behavior.read`, whose words are in `words`.
     """
 
@@ -271,9 +271,9 @@ class StudyConfig(Checked):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a name, got ''")
         if self.behavior != "altruism" and self.bank not in (_BANK, BankConfig()):
-            raise ValueError(f"bank: it builds the prompts of altruism, yet behavior is {self.behavior}, with its own")
+            raise ValueError(f"bank: builds the prompts of altruism, but {self.behavior} has its own")
         if not is_table(self.behavior) and self.words != StudyWords():
-            raise ValueError(f"words: {self.behavior} has its own; they are for a file of prompts")
+            raise ValueError(f"words: {self.behavior} has its own; this section is for a file of prompts")
         for name in ("selection", "test") if self.behavior == "altruism" else ():
             if (got := getattr(self.bank, name)) < _FEWEST_FAMILIES:
                 raise ValueError(

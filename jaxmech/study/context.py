@@ -45,7 +45,7 @@ def open_behavior(c: StudyConfig, tokenizer: Any) -> Behavior:
 class Context:
     """One run's shared state. Everything here is derived, so that any stage can be the first to run after a restart.
 
-    A stage gets a view of its own (`of`), which shares what was loaded and refuses what its key does not hold.
+    A stage gets its own view (`of`), which shares what was loaded and refuses what the stage's key does not hold.
     """
 
     def __init__(self, config: StudyConfig):
@@ -66,15 +66,15 @@ class Context:
         """The key of one draw, such as "steering.directions".
 
         Raises:
-          ValueError: a name that this stage has had a key of: what is drawn twice from one key is the same.
+          ValueError: this stage already has a key of that name: two draws from one key are equal.
         """
         if name in self._drawn:
-            raise ValueError(f"key {name}: it was drawn from already; give each draw a name of its own")
+            raise ValueError(f"key {name}: already drawn from; give each draw its own name")
         self._drawn.add(name)
         return jax.random.fold_in(jax.random.key(self.config.seed), digest(name) % 2**32)
 
     def _once(self, name: str, make: Callable[..., Any], *settings: Any, **options: Any) -> Any:
-        """What `make` gives, made once: the settings are read by every stage that asks for it."""
+        """What `make` returns, made once; every stage that asks for it reads the settings."""
         if name not in self._made:
             self._made[name] = make(*settings, **options)
         return self._made[name]
@@ -126,7 +126,7 @@ class Context:
     @property
     def selected(self) -> pd.DataFrame:
         """The selected features, one per row, strongest first."""
-        self.folder.stage("contrast")  # refused where it may not be read
+        self.folder.stage("contrast")  # refuses a stage that may not read it
         return self._once("selected", self.folder.table, "contrast", "selected")
 
     def selection(self, features: pd.DataFrame | None = None) -> Selection:

@@ -33,7 +33,7 @@ from jaxmech.study.tables import check_tables
 
 
 class Outcome(NamedTuple):
-    """What a stage produces: results (JSON), tables (Parquet), small arrays (safetensors), and folders, which move.
+    """What a stage produces: results (JSON), tables (Parquet), small arrays (safetensors), and folders (moved).
 
     done_with: folders that are removed once the stage is kept.
     """
@@ -49,7 +49,7 @@ class RunFolder:
     """Reads and writes one run.
 
     Args:
-      create: whether to make the folder; without it, one that is not there reads as a run of which nothing is finished.
+      create: whether to make the folder; without it, a missing one reads as a run with nothing finished.
       reads: the stages that may be read; any other is refused. All of them by default.
     """
 
@@ -74,7 +74,7 @@ class RunFolder:
         """
         if self._reads is not None and name not in self._reads:
             raise ValueError(
-                f"stage {name} is read by one whose key does not hold it; declare it in jaxmech.study.keys.STAGES"
+                f"stage {name} is read by a stage whose key does not hold it; declare it in jaxmech.study.keys.STAGES"
             )
         return self.path / "stages" / name
 
@@ -115,10 +115,10 @@ class RunFolder:
             ) from error
 
     def results(self, name: str) -> dict[str, Any]:
-        return read_json(self._there(name, "results.json"))
+        return read_json(self._existing(name, "results.json"))
 
     def table(self, stage: str, name: str) -> pd.DataFrame:
-        file = self._there(stage, f"{name}.parquet")
+        file = self._existing(stage, f"{name}.parquet")
         try:
             return pd.read_parquet(file)
         except (OSError, pa.ArrowException) as error:
@@ -128,13 +128,13 @@ class RunFolder:
         return (self.stage(stage) / f"{name}.parquet").is_file()
 
     def arrays(self, stage: str) -> dict[str, np.ndarray]:
-        file = self._there(stage, "arrays.safetensors")
+        file = self._existing(stage, "arrays.safetensors")
         try:
             return load_file(file)
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged ({error}); {_AGAIN}") from error
 
-    def _there(self, stage: str, name: str) -> Path:
+    def _existing(self, stage: str, name: str) -> Path:
         if not (file := self.stage(stage) / name).is_file():
             raise ValueError(f"{file} is missing; {_AGAIN}")
         return file

@@ -1,8 +1,8 @@
 """What a stage's result depends on, and the key that says so: settings, what it reads, and the source it is made of.
 
 A stage is kept while its key stays. It can read no setting and no stage's results that its key does not hold, so that
-nothing is kept by mistake. Of its source counts what can change a number: not docstrings, comments, messages of errors,
-nor the modules in `_NO_NUMBERS`. Source is read as Python writes it out, so another Python may compute a study anew.
+nothing is kept by mistake. Only source that can change a number counts: not docstrings, comments, error messages, nor
+the modules in `_NO_NUMBERS`. Source is hashed as Python unparses it, so another Python may recompute a study.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NO_NUMBERS = {
     *(f"jaxmech.io.{name}" for name in ("interrupt", "lock", "progress", "reprs", "tpu", "version")),
     *(f"jaxmech.study.{name}" for name in ("config", "folder", "keys")),
 }
-"""Modules that no result is made of: what shows, guards and stores it. The settings themselves are in the key."""
+"""Modules that cannot change a result: they show, guard and store it. The settings themselves are in the key."""
 
 
 class Stage(NamedTuple):
@@ -74,7 +74,7 @@ def with_ancestors(name: str | None) -> Sequence[Stage]:
     """A stage and everything it depends on, in order; all stages without a name.
 
     Raises:
-      ValueError: no stage is called so.
+      ValueError: no stage has that name.
     """
     if name is None:
         return STAGES
@@ -84,7 +84,7 @@ def with_ancestors(name: str | None) -> Sequence[Stage]:
     needed, queue = set(), [name]
     while queue:
         needed.add(queue.pop())
-        queue += [above for at in needed for above in known[at].after if above not in needed]
+        queue += [above for below in needed for above in known[below].after if above not in needed]
     return [stage for stage in STAGES if stage.name in needed]
 
 
@@ -92,7 +92,7 @@ class Settings:
     """A configuration as one stage may read it: the settings that its key holds, by its own or an earlier stage's.
 
     Raises:
-      ValueError: any other is read.
+      ValueError: another one is read.
     """
 
     def __init__(self, config: StudyConfig, stage: str):
@@ -127,8 +127,8 @@ def stage_keys(config: StudyConfig) -> dict[str, str]:
 
 
 def contents(name: str | None) -> list:
-    """By what a change is seen of what a path or a name stands for: names, sizes and times of the files at a path, the
-    files of a packaged model, the commit of a repository of the hub; empty for what is nowhere yet."""
+    """Facts that change with what a path or a name stands for: names, sizes and times of the files at a path, the files
+    of a packaged model, the commit of a hub repository; empty for what does not exist yet."""
     if not name:
         return []
     root = Path(name).expanduser()
@@ -140,7 +140,7 @@ def contents(name: str | None) -> list:
     if name in dict(packaged_models()):
         try:
             files, sha256 = packaged_files(name)
-        except ValueError:  # not installed: refused, in words, by what opens it
+        except ValueError:  # not installed: what opens it explains
             return []
         return [sha256] if sha256 else [_fact(file, file.parent) for file in files]
     commit = _revision(_repository(name))
@@ -148,8 +148,8 @@ def contents(name: str | None) -> list:
 
 
 def _behavior(name: str) -> list:
-    """What a behaviour of one's own is made of: a file's facts, or the source of the module, or the package, that
-    makes it; what that reads or imports is not seen."""
+    """What a behaviour of your own is made of: a file's facts, or the source of the module, or the package, that
+    makes it; what that reads or imports is not tracked."""
     if is_table(name):
         return contents(name) if Path(name).expanduser().exists() else []
     if not is_own(name):
@@ -159,8 +159,8 @@ def _behavior(name: str) -> list:
     files = [file for file in (near.with_suffix(".py"), *sorted(near.glob("*.py"))) if file.is_file()]
     if not files:
         with contextlib.suppress(ImportError, ValueError):
-            found = importlib.util.find_spec(module)
-            files = [Path(found.origin)] if found and found.origin else []
+            spec = importlib.util.find_spec(module)
+            files = [Path(spec.origin)] if spec and spec.origin else []
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
 
 
@@ -170,13 +170,13 @@ def _fact(file: Path, root: Path) -> tuple[str, int, int]:
 
 
 def _repository(name: str) -> str | None:
-    """The repository of the hub that a model's or a dictionary's name stands for, if it is like one."""
+    """The repository of the hub that a model's or a dictionary's name stands for, if it looks like one."""
     from jaxmech.sae.formats import places, suites
 
     try:
         known = suites.find(name.rstrip("/"))
         return known.repo if known else places.hub_id(name)[0]
-    except ValueError:  # refused, in words, by what opens it
+    except ValueError:  # what opens it explains
         return None
 
 
@@ -186,13 +186,13 @@ def _revision(repository: str | None, kind: str = "model") -> str | None:
 
 def source(stage: str, root: Path = _ROOT) -> str:
     """A hash of the source below `root` that a stage is made of: its module, and whatever that imports."""
-    found, queue = {}, [f"jaxmech.study.stages.{stage}"]
+    hashes, queue = {}, [f"jaxmech.study.stages.{stage}"]
     while queue:
         name = queue.pop()
-        if name not in found and name not in _NO_NUMBERS and (parsed := _parsed(root, name)):
-            found[name], imported = parsed
+        if name not in hashes and name not in _NO_NUMBERS and (parsed := _parsed(root, name)):
+            hashes[name], imported = parsed
             queue += imported
-    return digest(sorted(found.items()))
+    return digest(sorted(hashes.items()))
 
 
 @cache
@@ -221,7 +221,7 @@ def _file(root: Path, name: str) -> Path | None:
 
 
 class _Numbers(ast.NodeTransformer):
-    """Takes out of a module what changes no number: docstrings, and what errors say."""
+    """Removes from a module what changes no number: docstrings and error messages."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

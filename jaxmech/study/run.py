@@ -27,14 +27,14 @@ except ImportError:  # Windows
 
 
 _SECTIONS = {"contrast": "selection"}
-"""Where a stage's numbers stand in results.json under another name."""
+"""Stages whose numbers are in results.json under another name."""
 
 
 def run_study(config: StudyConfig, *, report: Callable[..., Path] | None = None, until: str | None = None) -> Path:
     """Runs what is missing and writes results.json, manifest.json and the report.
 
     Args:
-      until: run only this stage and what it depends on; the summing up is left out then.
+      until: run only this stage and what it depends on; the summary is skipped then.
       report: `(folder, config, manifest) -> Path`, called when anything it shows has changed.
 
     Returns:
@@ -47,7 +47,7 @@ def run_study(config: StudyConfig, *, report: Callable[..., Path] | None = None,
     kept = all(_state(stage, keys, folder) == "kept" for stage in stages)
     if kept and (until is not None or finished(config, folder, report)):
         for number in range(1, len(stages) + 1):
-            _tell(number, stages, "kept")
+            _announce(number, stages, "kept")
         return folder.path
     with sole_user(folder.path):
         folder = RunFolder(config.run_dir)
@@ -67,13 +67,13 @@ def compute(config: StudyConfig, keys: Mapping[str, str], folder: RunFolder, sta
     context = None
     for number, stage in enumerate(stages, 1):
         if _state(stage, keys, folder) == "kept":
-            _tell(number, stages, "kept")
+            _announce(number, stages, "kept")
             continue
         if context is None:
             from jaxmech.study.context import Context  # loads JAX, which a finished study does not need
 
             context = Context(config)
-        _tell(number, stages, "…")
+        _announce(number, stages, "…")
         begun = time.monotonic()
         try:
             outcome = stage.run(context.of(stage.name))
@@ -84,22 +84,22 @@ def compute(config: StudyConfig, keys: Mapping[str, str], folder: RunFolder, sta
         seconds = time.monotonic() - begun
         record = {"key": keys[stage.name], "seconds": seconds, "peak_gb": peak_memory_gb()}
         folder.save(stage.name, outcome, record | {"environment": environment()})
-        _tell(number, stages, f"{seconds:.1f} s")
+        _announce(number, stages, f"{seconds:.1f} s")
 
 
-def _tell(number: int, stages: Sequence[Stage], what: str) -> None:
+def _announce(number: int, stages: Sequence[Stage], what: str) -> None:
     between = " " if what == "…" else ": "
     console().print(f"[{number}/{len(stages)}] {stages[number - 1].name}{between}{what}", highlight=False, markup=False)
 
 
 def study_hash(config: StudyConfig, folder: RunFolder) -> str:
-    """Of what the results, the manifest and the page of a finished run were made of, wherever its folder is."""
+    """A hash of what a finished run's results, manifest and page were made from, wherever its folder is."""
     settings = dataclasses.asdict(config) | {"run_dir": None}
     return digest({stage.name: folder.key(stage.name) for stage in STAGES}, __version__, settings)
 
 
 def finished(config: StudyConfig, folder: RunFolder, report) -> bool:
-    """Whether what sums up all stages stands there already for these very stages, or cannot be written anew."""
+    """Whether the summary of all stages is there already for these very stages, or cannot be rewritten."""
     manifest = folder.path / "manifest.json"
     names = ("manifest.json", "results.json", *(["report.html"] if report else []))
     if not all((folder.path / name).is_file() for name in names):
@@ -108,12 +108,12 @@ def finished(config: StudyConfig, folder: RunFolder, report) -> bool:
         return True
     if os.access(folder.path, os.W_OK):
         return False
-    console().print(f"{folder.path} cannot be written to: its page stands as an earlier run left it", highlight=False)
+    console().print(f"{folder.path} cannot be written to: its page is that of an earlier run", highlight=False)
     return True
 
 
 def finish(config: StudyConfig, folder: RunFolder, report) -> None:
-    """Writes what sums up all stages, unless it stands there already for these very stages.
+    """Writes the summary of all stages, unless it is there already for these very stages.
 
     Raises:
       ValueError: it cannot be written, or a stage's results are damaged.
@@ -146,7 +146,7 @@ def rewrite_report(config: StudyConfig, command: str, *, report: Callable[..., P
     """Writes the page of a finished run again, from its tables.
 
     Args:
-      command: that starts the run, for what is said where none is finished.
+      command: the one that starts the run, for the message if none is finished.
       report: as for `run_study`.
 
     Returns:
@@ -167,7 +167,7 @@ def rewrite_report(config: StudyConfig, command: str, *, report: Callable[..., P
         except (KeyError, TypeError, AttributeError, IndexError, UndefinedError) as error:
             raise ValueError(
                 f"{folder.path} holds a run of another version, which this one cannot show "
-                f"({type(error).__name__}: {error}); compute it anew with: {command}"
+                f"({type(error).__name__}: {error}); recompute it with: {command}"
             ) from error
     return folder.path
 
@@ -196,7 +196,7 @@ def environment() -> dict:
 
 
 def peak_memory_gb() -> float | None:
-    """The process's largest resident memory so far, in GB; None where the system does not tell it (Windows)."""
+    """The process's largest resident memory so far, in GB; None where the system does not report it (Windows)."""
     if resource is None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

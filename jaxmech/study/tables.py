@@ -1,4 +1,4 @@
-"""The columns of every table that a stage leaves: held to when it is saved, relied on by what reads it."""
+"""The columns of every table that a stage writes: checked when it is saved, relied on when it is read."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def missing_columns(stage: str, name: str, frame: pd.DataFrame) -> list[str]:
 
 
 def check_tables(stage: str, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Refuses a table that is not declared, or one without a column that is.
+    """Refuses a table that is not declared, or that lacks a declared column.
 
     Raises:
       ValueError: names them.

@@ -144,7 +144,7 @@ def test_what_nothing_explains_is_unknown(model, saes, texts):
     assert check.table.likely_cause.tolist() == ["unknown"] * 3 and (check.table.fvu > 1).all()
     nan = saes.replace(params={**saes.params, "b_dec": saes.params["b_dec"] * np.nan})
     check = check_sae(model, nan, texts[0])
-    assert check.table.likely_cause.tolist() == ["unknown"] * 3 and "no number" in check.warnings[0]
+    assert check.table.likely_cause.tolist() == ["unknown"] * 3 and "FVU is NaN" in check.warnings[0]
 
 
 def test_a_transcoder_is_checked_at_both_sites(model, texts):

@@ -41,7 +41,7 @@ def test_tokens_count_as_often_as_they_are_said_to(rows):
     found = feature_totals(sae, np.where((count > 0)[:, None], x, np.nan), count=count, rows=rows, features=8)
     np.testing.assert_allclose(found.total, total, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(found.fired, fired)
-    with pytest.raises(ValueError, match=r"count: expected one of each token, \[15\], got \(14,\)"):
+    with pytest.raises(ValueError, match=r"count: expected one per token, \[15\], got \(14,\)"):
         feature_totals(sae, x, count=count[1:])
 
 

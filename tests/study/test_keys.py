@@ -68,7 +68,7 @@ def test_a_stage_that_reads_what_its_key_does_not_hold_fails(small_study):
     with pytest.raises(ValueError, match="stage text reads the setting 'dictionaries'"):
         Context(small_study).of("text").saes  # noqa: B018
     for stage in ("steering", "patching"):
-        with pytest.raises(ValueError, match=f"stage {stage} is read by one whose key does not hold it"):
+        with pytest.raises(ValueError, match=f"stage {stage} is read by a stage whose key does not hold it"):
             view.folder.results(stage)
     assert not (Context(small_study).folder.stage("patching")).exists()
 
@@ -80,7 +80,7 @@ def test_each_draw_has_a_key_of_its_own(small_study):
     assert words[0] != words[1] and jax.random.key_data(again.key("steering.sets")).tolist() == words[0]
     other = Context(dataclasses.replace(small_study, seed=1)).of("steering")
     assert jax.random.key_data(other.key("steering.sets")).tolist() != words[0]
-    with pytest.raises(ValueError, match="key steering.sets: it was drawn from already"):
+    with pytest.raises(ValueError, match="key steering.sets: already drawn from"):
         view.key("steering.sets")
     assert 0 <= view.seed("steering.order") < 2**31
 

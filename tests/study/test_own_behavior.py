@@ -164,7 +164,7 @@ def test_other_mistakes_are_named(tmp_path, file, small_study):
         StudyConfig("tiny", "x", behavior="paces:make", words=WORDS)
     with pytest.raises(ValueError, match="^words.controls.ink: expected what it rules out, in words, got 3"):
         build(StudyConfig, {"words": {"controls": {"ink": 3}}}, small_study)
-    with pytest.raises(ValueError, match="bank: it builds the prompts of altruism"):
+    with pytest.raises(ValueError, match="bank: builds the prompts of altruism"):
         build(StudyConfig, {"behavior": str(file)}, small_study)
 
 

@@ -77,16 +77,16 @@ def load_saes(
     revision: str | None = None,
     batch_topk: bool = False,
 ) -> SAE:
-    """Loads dictionaries of several layers, alike in all else, as a stack in the order of the layers.
+    """Loads dictionaries of several layers, otherwise alike, as a stack in the order of the layers.
 
     Args:
-      source: as for `load_sae`, holding one dictionary a layer; or a list of sources of one dictionary each.
-      layers: those to load, in this order; all there are without it.
+      source: as for `load_sae`, holding one dictionary per layer; or a list of sources of one dictionary each.
+      layers: those to load, in this order; by default all.
       site, k, model, revision, batch_topk: as for `load_sae`, for all of them.
 
     Raises:
-      ValueError: as `load_sae`; a layer that is missing or there twice; dictionaries that differ
-        in more than it.
+      ValueError: as `load_sae`; a layer that is missing or given twice; dictionaries that differ in more than the
+        layer.
     """
     _check_site(site)
     if layers is not None:
@@ -95,14 +95,13 @@ def load_saes(
             raise ValueError(f"layers: expected distinct layers, at least one, got {list(layers)}")
     k = None if k is None else whole_number("k", k, 1)
     if isinstance(source, str | Path):
-        found = places.find(source, layers, revision)
+        located = places.find(source, layers, revision)
     else:
-        found = [place for one in source for place in places.find(one, None, revision, single=True)]
-    with progress("reading dictionaries", len(found), unit="layers") as advance:
-        given = ((place, Given(site, place.layer, k, model, batch_topk)) for place in counted(found, advance))
-        saes = [_read(*one) for one in given]
+        located = [place for item in source for place in places.find(item, None, revision, single=True)]
+    with progress("reading dictionaries", len(located), unit="layers") as advance:
+        saes = [_read(place, Given(site, place.layer, k, model, batch_topk)) for place in counted(located, advance)]
     by_layer: dict[int, SAE] = {}
-    for sae, place in zip(saes, found, strict=True):
+    for sae, place in zip(saes, located, strict=True):
         number = sae.config.layers[0]
         if number in by_layer:
             raise ValueError(f"{source}: layer {number} twice: {by_layer[number].config.source} and {place.name}")
@@ -112,7 +111,7 @@ def load_saes(
                          f"{', '.join(map(str, sorted(by_layer)))}")  # fmt: skip
     stack = stack_saes([by_layer[number] for number in layers or sorted(by_layer)])
     if isinstance(source, str | Path):
-        stack = SAE(stack.params, dataclasses.replace(stack.config, source=_common(source, found)))
+        stack = SAE(stack.params, dataclasses.replace(stack.config, source=_common(source, located)))
     return stack
 
 
@@ -134,10 +133,10 @@ def _read(place: places.Place, given: Given) -> SAE:
 
 def _unit_rows(W_dec: np.ndarray) -> bool:
     """Whether every decoder row has norm 1, so that a feature's activation is a length in the residual stream."""
-    return bool(np.abs(np.linalg.norm(W_dec, axis=1) - 1).max() < 1e-2)  # half floats round
+    return bool(np.abs(np.linalg.norm(W_dec, axis=1) - 1).max() < 1e-2)  # half-precision floats round
 
 
-def _common(source: str | Path, found: Sequence[places.Place]) -> str:
-    """One name for a stack's record: what the caller called it, and the commit where there is one."""
-    commits = {place.name.rpartition("@")[2] for place in found if not Path(source).expanduser().exists()}
+def _common(source: str | Path, located: Sequence[places.Place]) -> str:
+    """One name for a stack's record: the caller's, with the commit if there is just one."""
+    commits = {place.name.rpartition("@")[2] for place in located if not Path(source).expanduser().exists()}
     return f"{source}@{commits.pop()}" if len(commits) == 1 else str(source)

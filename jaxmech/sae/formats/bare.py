@@ -55,7 +55,7 @@ def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
     """Reads one file, told apart by the names of its tensors.
 
     Raises:
-      ValueError: none of the three, no site, layer or k to be found, tensors that do not fit.
+      ValueError: none of the three, an unknown site, layer or k, tensors that do not fit.
     """
     tensors = read_tensors(path)
     if given.batch_topk:
@@ -91,9 +91,9 @@ def _openai(path: Path, tensors: dict[str, np.ndarray], given: Given):
     place = re.search(rf"({'|'.join(_OPENAI_SITES)})(_v\w+)?/autoencoders/(\d+)\.pt$", described(path))
     first = place is not None and not str(place[2]).startswith("_v5")
     default = "ReLU" if first else "TopK"
-    said, after, stored = (tensors.pop(name, None) for name in
+    stated, after, stored = (tensors.pop(name, None) for name in
                            ("activation", "activation_state_dict.postact_fn", "activation_state_dict.k"))  # fmt: skip
-    activation = default if said is None else str(said)
+    activation = default if stated is None else str(stated)
     if activation not in ("ReLU", "TopK") or str("ReLU" if after is None else after) != "ReLU":
         raise ValueError(f"{path}: activation: expected ReLU, or TopK followed by ReLU, got {activation}, {after}")
     top = activation == "TopK"
@@ -115,8 +115,8 @@ def _openai(path: Path, tensors: dict[str, np.ndarray], given: Given):
 
 def _qwen(path: Path, tensors: dict[str, np.ndarray], given: Given):
     name = re.search(r"SAE-Res-([^/]+?)-W\d+K-L0_(\d+)", described(path))
-    beside = path.parent / "config.json"
-    cfg = read_json(beside) if beside.is_file() else {}
+    config_file = path.parent / "config.json"
+    cfg = read_json(config_file) if config_file.is_file() else {}
     k = agree(path, "k", cfg.get("k"), int(name[2]) if name else None)
     k = agree(path, "k", k, given.k, needed=True)
     model = cfg.get("base_model") or (f"Qwen/{name[1]}" if name else None)

@@ -89,7 +89,7 @@ def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """config.yaml as plain data; {} where there is none, or one of another library."""
+    """config.yaml as plain data; {} if it is missing or another library's."""
     from omegaconf import OmegaConf
     from yaml import YAMLError
 
@@ -123,5 +123,5 @@ def _site(cfg: dict[str, Any], key: str, where: Path) -> str | None:
     relative = str(hook).removeprefix("blocks.{layer}.")
     site, _ = site_of(f"blocks.0.{relative}", cfg.get("model_name"))
     if site is None:
-        raise ValueError(f"{where}: {CONFIG}: {key}: {hook!r} is no site known here")
+        raise ValueError(f"{where}: {CONFIG}: {key}: {hook!r} is not a known site")
     return site

@@ -4,7 +4,7 @@ After dictionary_learning/dictionary.py and trainers/{top_k,batch_top_k,matryosh
 of commit 60ec6bf), which differ in more than the activation: AutoEncoderTopK ignores its stored threshold, the
 BatchTopK kinds use theirs. Features have the units of each class's own `encode` on the stored weights, those of
 GatedAutoEncoder and JumpReluAutoEncoder too, whose `normalize_decoder` is off by default. (The library's
-`AutoEncoder.from_pretrained` goes over to decoder rows of norm 1, which its trainers keep them at anyway.)
+`AutoEncoder.from_pretrained` switches to decoder rows of norm 1, which its trainers keep them at anyway.)
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def matches(path: Path) -> bool:
 
 
 def _checkpoint_config(path: Path) -> Path | None:
-    """The configuration of a single file: "ae_final.pt" has it in the folder or one further up."""
+    """The configuration of a single file: "ae_final.pt" has it in its folder or the one above."""
     if not (path.is_file() and re.fullmatch(r"ae\w*\.pt", path.name)):
         return None
     return next((folder / CONFIG for folder in path.absolute().parents[:2] if (folder / CONFIG).is_file()), None)
 
 
 def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
-    """Reads such a folder, or a file "ae_....pt". It belongs to the output of the layer, if nothing else is said.
+    """Reads a folder, or a file "ae_....pt". It belongs to the output of the layer, if nothing else is given.
 
     Raises:
       ValueError: an unknown class, a BatchTopK threshold that was never set, tensors that do not fit.
@@ -133,7 +133,7 @@ def _locate(where: Path, content: dict[str, Any], trainer: dict[str, Any], given
     if start not in _SITES or side not in ("in", "out"):
         if given.site is None:
             what = f"submodule_name {name!r}" if start not in _SITES else f"buffer.io {side!r}"
-            raise ValueError(f"{where}: {what} settles no site of ours; say it: load_sae(..., site=)")
+            raise ValueError(f"{where}: {what} settles no site; pass load_sae(..., site=)")
         return given.site, layer
     number = re.search(r"(\d+)$", name)
     module = f"layers.{number[1] if number else layer}{_SITES[start]}.{side}put"
@@ -142,9 +142,9 @@ def _locate(where: Path, content: dict[str, Any], trainer: dict[str, Any], given
 
 def _threshold(where: Path, learnt: np.ndarray | None) -> float:
     if learnt is None or not np.isfinite(learnt).all() or np.size(learnt) != 1 or np.ravel(learnt)[0] < 0:
-        said = "missing" if learnt is None else f"{np.ravel(learnt)[0] if np.size(learnt) == 1 else np.shape(learnt)}"
+        value = "missing" if learnt is None else f"{np.ravel(learnt)[0] if np.size(learnt) == 1 else np.shape(learnt)}"
         raise ValueError(
-            f"{where}: threshold: {said}; expected one number >= 0 (-1 says that none was learnt); load it with"
+            f"{where}: threshold: {value}; expected one number >= 0 (-1 means that none was learnt); load it with"
             " batch_topk=True to keep the k largest of a batch, as in training"
         )
     return float(np.ravel(learnt)[0])

@@ -43,7 +43,7 @@ def agree(where: str | Path, name: str, said: T | None, given: T | None, needed:
       ValueError: they contradict each other, or `needed` and neither says it.
     """
     if said is None and given is None and needed:
-        raise ValueError(f"{where}: nothing in it says its {name}; say it: load_sae(..., {name}=)")
+        raise ValueError(f"{where}: nothing in it says its {name}; pass load_sae(..., {name}=)")
     same: Callable[[Any, Any], bool] = _same_model if name == "model" else lambda a, b: a == b
     if said is not None and given is not None and not same(said, given):
         raise ValueError(f"{where}: {name}: the files say {said!r}, asked for {given!r}")
@@ -51,10 +51,10 @@ def agree(where: str | Path, name: str, said: T | None, given: T | None, needed:
 
 
 def refuse_rank(where: str | Path, given: Given, activation: str) -> None:
-    """For dictionaries that keep no k features.
+    """Refuses k and `batch_topk` for dictionaries that do not keep k features.
 
     Raises:
-      ValueError: the caller says k or batch_topk.
+      ValueError: the caller gives one of them.
     """
     said = [name for name, value in (("k", given.k), ("batch_topk", given.batch_topk or None)) if value is not None]
     if said:
@@ -64,13 +64,13 @@ def refuse_rank(where: str | Path, given: Given, activation: str) -> None:
 
 
 def _same_model(said: str, given: str) -> bool:
-    """Owners, capitals and "-pt" are left out of names as often as not."""
+    """Owners, capitals and "-pt" are often left out of names."""
     short = [name.rsplit("/", 1)[-1].lower().removesuffix("-pt") for name in (said, given)]
     return short[0] == short[1]
 
 
 def described(path: Path) -> str:
-    """The path as readers take names from it: "owner/repository/path" for what lies in the hub's cache."""
+    """The path as readers take names from it: "owner/repository/path" for files in the hub's cache."""
     text = path.absolute().as_posix()
     if match := re.search(r"/models--([^/]+?)--([^/]+)/snapshots/[^/]+(?:/(.*))?$", text):
         return "/".join(part for part in match.groups() if part)
@@ -78,13 +78,13 @@ def described(path: Path) -> str:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON object that the weights beside it cannot be read without.
+    """The JSON object without which the weights beside it cannot be read.
 
     Raises:
       ValueError: it is missing or damaged.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: missing; the weights beside it mean nothing without it, so copy or download it too")
+        raise ValueError(f"{path}: missing; the weights beside it cannot be read without it; copy or download it too")
     return read_json(path)
 
 
@@ -106,7 +106,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if is_lfs_pointer(path):
-        raise ValueError(f"{path}: a pointer of Git LFS; run: git lfs pull")
+        raise ValueError(f"{path}: a Git LFS pointer; run: git lfs pull")
     return readers[path.suffix](path)
 
 
@@ -119,7 +119,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     except SafetensorError as error:
         raise _damaged(path, error) from None
     except (AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: holds numbers of a kind that is not read here ({error})") from None
+        raise ValueError(f"{path}: holds numbers of an unsupported kind ({error})") from None
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -148,9 +148,9 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             warnings.simplefilter("ignore")  # about pickles that are then refused
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # Torch's own words recommend to run the code.
-        if found := re.search(r"(?:GLOBAL|global|class|type) [`']?([\w.]+\.[\w.]+|[\w]+ [\w.]+)", str(error)):
-            raise ValueError(f"{path}: holds {found[1]} besides tensors; opening that runs code, so it is refused. "
+        # Torch's own message recommends running the code.
+        if match := re.search(r"(?:GLOBAL|global|class|type) [`']?([\w.]+\.[\w.]+|[\w]+ [\w.]+)", str(error)):
+            raise ValueError(f"{path}: holds {match[1]} besides tensors; opening that runs code, so it is refused. "
                              "Save the state dict alone, or as safetensors") from None  # fmt: skip
         raise ValueError(f"{path} is damaged or truncated, or holds Python objects, which run code when opened; "
                          "refused. Download it again, or save the state dict alone") from None  # fmt: skip
@@ -173,7 +173,7 @@ def _flat(path: Path, content: Mapping[str, Any], prefix: str = "") -> dict[str,
             try:
                 tensors[name] = (value.float() if half else value).contiguous().numpy()
             except (RuntimeError, TypeError) as error:  # sparse, quantised, 8-bit
-                raise ValueError(f"{path}: {name}: a kind of tensor that is not read here ({error})") from None
+                raise ValueError(f"{path}: {name}: an unsupported kind of tensor ({error})") from None
         elif isinstance(value, Mapping):
             tensors |= _flat(path, value, f"{name}.")
         elif isinstance(value, bool | int | float | str):

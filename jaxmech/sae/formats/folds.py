@@ -13,7 +13,7 @@ def gated(weights: Mapping[str, np.ndarray]) -> Params:
     """A gated encoder (W_enc, r_mag, b_gate, b_mag) as the JumpReLU one that it is.
 
     With u = x @ W_enc: the gate opens where u + b_gate > 0, and the feature is relu(pre), pre = u * exp(r_mag) + b_mag
-    (Rajamanoharan et al. 2024, arXiv 2404.16014). exp(r_mag) > 0, so u > -b_gate says the same as
+    (Rajamanoharan et al. 2024, arXiv 2404.16014). exp(r_mag) > 0, so u > -b_gate is equivalent to
     pre > b_mag - exp(r_mag) * b_gate: that is the threshold, and it may be negative.
     """
     gain, b_mag, b_gate = (np.asarray(weights[name], np.float64) for name in ("r_mag", "b_mag", "b_gate"))
@@ -24,14 +24,14 @@ def gated(weights: Mapping[str, np.ndarray]) -> Params:
 
 
 def unit_rows(params: Params) -> Params:
-    """Decoder rows of norm 1, their norms moved to the encoder: feature j and its threshold become |W_dec_j| times.
+    """Decoder rows of norm 1, their norms moved to the encoder: feature j and its threshold are scaled by |W_dec_j|.
 
     A feature without a direction (norm 0) never fires: its pre-activation becomes 0.
     """
     norm = np.linalg.norm(params["W_dec"].astype(np.float64), axis=1)
     scaled = {name: params[name] * norm for name in ("W_enc", "b_enc")}
     if "threshold" in params:
-        # inf * 0 is no number, and a feature that never fires by its threshold keeps it.
+        # inf * 0 is NaN, and a feature that never fires by its threshold keeps it.
         infinite = np.isinf(params["threshold"])
         scaled["threshold"] = np.where(infinite, np.inf, np.where(infinite, 0, params["threshold"]) * norm)
     return params | _float32(W_dec=params["W_dec"] / np.where(norm > 0, norm, 1)[:, None], **scaled)

@@ -51,7 +51,7 @@ def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
     """Reads a folder of either suite.
 
     Raises:
-      ValueError: what it belongs to is not said or contradicts itself, it is a crosscoder or a cross-layer transcoder,
+      ValueError: its site, layer or model is missing or contradictory, it is a crosscoder or a cross-layer transcoder,
         or the tensors are not those of such a dictionary.
     """
     refuse_rank(path, given, "JumpReLU")
@@ -90,10 +90,10 @@ def _read_second(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAECo
         )
     (site, site_out), layer, faults = _places(cfg, folder, name)
     skip = "affine_skip_connection" in tensors
-    said = cfg.get("affine_connection", "_affine" in name.rpartition("/")[2] if folder == "transcoder" else None)
-    if said is not None and bool(said) != skip:
+    declared = cfg.get("affine_connection", "_affine" in name.rpartition("/")[2] if folder == "transcoder" else None)
+    if declared is not None and bool(declared) != skip:
         faults.append(
-            f"affine_skip_connection: {'there' if skip else 'missing'}, against {CONFIG} or the folder's name"
+            f"affine_skip_connection: {'present' if skip else 'missing'}, contrary to {CONFIG} or the folder's name"
         )
     width = matrix_shape(path / SECOND, tensors, "w_enc", "W_enc")[1]
     if cfg.get("width", width) != width:
@@ -109,7 +109,7 @@ def _read_second(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAECo
 
 
 def _site(path: Path, said: str | None, given: Given, suite: dict[str, tuple[str, str]]) -> str:
-    """The site, if need be from the caller, who can easily mean another than the suite's own."""
+    """The site, if need be from the caller, who may easily name one that is not the suite's."""
     sites = dict(suite.values())
     if said is None and given.site not in (None, *sites):
         raise ValueError(f"{path}: site: {given.site!r} is none of this suite's: {', '.join(sites)}")
@@ -133,14 +133,14 @@ def _places(cfg: dict[str, Any], folder: str | None, name: str):
     for key, expected in points.items():
         if not cfg.get(key):
             continue
-        found, number = site_of(str(cfg[key]), "gemma-3")
-        if found is None:
-            faults.append(f"{key}: {cfg[key]!r} is no site known here")
-        elif expected is not None and found != expected:
-            faults.append(f"{key}: {cfg[key]!r} is {found}, the folder {folder!r} holds {expected}")
+        named, number = site_of(str(cfg[key]), "gemma-3")
+        if named is None:
+            faults.append(f"{key}: {cfg[key]!r} is not a known site")
+        elif expected is not None and named != expected:
+            faults.append(f"{key}: {cfg[key]!r} is {named}, the folder {folder!r} holds {expected}")
         if None not in (number, layer) and number != layer:
             faults.append(f"{key}: layer {number}, the folder's name says layer {layer}")
-        points[key], layer = expected or found, number if layer is None else layer
+        points[key], layer = expected or named, number if layer is None else layer
     return (points["hf_hook_point_in"], points["hf_hook_point_out"]), layer, faults
 
 
@@ -174,5 +174,5 @@ def _config(where, tensors, given: Given, site, site_out, name, *, layer=None, l
 
 def _last(pattern: str, text: str) -> Any:
     """What the last match of `pattern` holds, as a number if it is one."""
-    found = re.findall(pattern, text)
-    return None if not found else int(found[-1]) if found[-1].isdigit() else found[-1]
+    matches = re.findall(pattern, text)
+    return None if not matches else int(matches[-1]) if matches[-1].isdigit() else matches[-1]

@@ -21,7 +21,7 @@ HOOKS = {
     "mlp_out": "blocks.{}.hook_mlp_out",
     "resid_post": "blocks.{}.hook_resid_post",
 }
-"""Our sites -> hook names to write; `mlp.hook_in` is of TransformerLens 3's bridge, which alone has that site."""
+"""Our sites -> hook names to write; `mlp.hook_in` is of TransformerLens 3's bridge, the only one with that site."""
 
 _BLOCK = {hook.removeprefix("blocks.{}"): site for site, hook in HOOKS.items()}
 _BLOCK |= {".hook_in": "resid_pre", ".hook_out": "resid_post", ".mlp.hook_out": "mlp_out"}
@@ -48,12 +48,12 @@ def site_of(name: str, model: str | None = None) -> tuple[str | None, int | None
     match = re.fullmatch(r"(?:[a-z_]+\.)*?(blocks|layers|h)\.(\d+)((?:\.\w+)*)", name)
     if not match:
         return None, None
-    container, layer, rest = match[1], int(match[2]), match[3]
-    if re.fullmatch(_BEFORE_POST_NORM, rest) and _POST_NORMS.search(model or ""):
+    container, layer, suffix = match[1], int(match[2]), match[3]
+    if re.fullmatch(_BEFORE_POST_NORM, suffix) and _POST_NORMS.search(model or ""):
         return None, layer
     if container == "blocks":
-        return _BLOCK.get(rest), layer
-    return next((site for pattern, site in _MODULES.items() if re.fullmatch(pattern, rest)), None), layer
+        return _BLOCK.get(suffix), layer
+    return next((site for pattern, site in _MODULES.items() if re.fullmatch(pattern, suffix)), None), layer
 
 
 def locate(
@@ -68,19 +68,19 @@ def locate(
     Raises:
       ValueError: the names contradict each other or the caller, or nothing settles the site or the layer.
     """
-    found = {f"{key} {name!r}": site_of(name, model) for key, name in names.items()}
-    sites = {site for site, _ in found.values() if site is not None}
-    layers = {layer for _, layer in found.values() if layer is not None}
+    resolved = {f"{key} {name!r}": site_of(name, model) for key, name in names.items()}
+    sites = {site for site, _ in resolved.values() if site is not None}
+    layers = {layer for _, layer in resolved.values() if layer is not None}
     if len(layers) > 1 or (len(sites) > 1 and given.site not in sites):
         raise ValueError(
-            f"{where}: its hook names contradict each other: {', '.join(found)}; if one is right, {remedy}"
+            f"{where}: its hook names contradict each other: {', '.join(resolved)}; if one is right, {remedy}"
         )
     site = given.site if given.site in sites else next(iter(sites), None)
     layer = next(iter(layers), None)
     if names and site is None and given.site is None:
         why = "the residual before the MLP's norm" if "hook_mlp_in" in str(names) else "none of our sites"
         raise ValueError(
-            f"{where}: {' and '.join(found)} is {why}, as far as the name goes; "
+            f"{where}: {' and '.join(resolved)} is {why}, as far as the name goes; "
             f"if it is one of {', '.join(HOOKS)}, {remedy}"
         )
     site = agree(where, "site", site, given.site, needed=True)

@@ -1,7 +1,7 @@
 """Llama Scope (He et al. 2024, arXiv 2410.20526): `hyperparams.json` and `checkpoints/final.safetensors`.
 
 Trained on activations scaled to an average norm of sqrt(d), with the decoder's norms inside the gate. With
-`s_in = sqrt(d) / norm_in` and `s_out` alike, a feature of raw x is open where
+`s_in = sqrt(d) / norm_in` and `s_out` likewise, a feature of raw x is open where
 `(s_in x @ W_enc + b_enc) |W_dec_j| / s_out > threshold`: the one threshold was fitted after folding, so it is in the
 units of raw activations (over the layers it grows with their average norm). That is the code here, its decoder rows
 have norm 1, and its units are the residual stream's; SAELens folds the same weights to other units.
@@ -38,9 +38,9 @@ _FIXED = {
     "use_glu_encoder": False,
 }
 """Keys that change what the weights mean -> the only value the formula above holds for."""
-_TOLD_BY_TENSORS = {"use_decoder_bias", "use_glu_encoder"}
+_SHOWN_BY_TENSORS = {"use_decoder_bias", "use_glu_encoder"}
 _NEEDED = ("hook_point_in", "hook_point_out", "d_model", "d_sae", "jump_relu_threshold", "norm_activation",
-           *(key for key in _FIXED if key not in _TOLD_BY_TENSORS))  # fmt: skip
+           *(key for key in _FIXED if key not in _SHOWN_BY_TENSORS))  # fmt: skip
 _FOLDED = "inference"
 """What the trainers' library writes as `norm_activation` once the average norms are folded into the weights."""
 _BFLOAT16_STEP = 2.0**-8
@@ -51,7 +51,7 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
-    """Reads such a folder and folds the scales and the decoder's norms.
+    """Reads a folder and folds the scales and the decoder's norms.
 
     Raises:
       ValueError: a configuration that means something else, average norms that are missing or folded already, tensors

@@ -66,7 +66,7 @@ _METADATA = {
     "dataset_path", "dataset_trust_remote_code", "model_class_name", "model_from_pretrained_kwargs", "neuronpedia_id",
     "sae_lens_version", "sae_lens_training_version",
 }  # fmt: skip
-"""What a flat config has at the top and a current one in `metadata`, which may hold anything besides."""
+"""What a flat config has at the top and a current one in `metadata`, which may hold anything else too."""
 
 _RENAMED = {"hook_point": "hook_name", "hook_point_layer": "hook_layer", "hook_point_head_index": "hook_head_index",
             "activation_fn_str": "activation_fn"}  # fmt: skip
@@ -113,8 +113,8 @@ def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
     """Canonical parameters and config of the dictionary in a folder.
 
     Raises:
-      ValueError: every unknown, missing or refused key at once, every unknown, missing or mis-shaped tensor at once, a
-        scale or BatchTopK threshold that is not known, a site that is none of ours.
+      ValueError: every unknown, missing or refused key at once, every unknown, missing or mis-shaped tensor at once, an
+        unknown scale or BatchTopK threshold, a site that is none of ours.
     """
     where = path / CONFIG_FILE
     repo = next((repo for repo in _CORRECTED if f"/{repo}/" in f"{described(path)}/"), None)
@@ -129,7 +129,7 @@ def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
 
 
 def _current(cfg: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A config in the schema of version 6 with the defaults filled in, and what is wrong with one before it."""
+    """A config in the schema of version 6 with the defaults filled in, and what is wrong with an older one."""
     faults = []
     cfg = dict(cfg)
     if not isinstance(cfg.get("metadata"), dict):
@@ -189,7 +189,7 @@ def _faults(cfg: dict[str, Any], given: Given) -> list[str]:
         cfg["reshape_activations"] == "hook_z" and hook and not hook.endswith("_z")
     ):
         faults.append(f"reshape_activations: {cfg['reshape_activations']!r} does not go with hook {hook!r}")
-    faults += [f"{key}: {metadata[key]}: one head's activations are no site of ours"
+    faults += [f"{key}: {metadata[key]}: the activations of one head are none of our sites"
                for key in ("hook_head_index", "hook_head_index_out") if metadata.get(key) is not None]  # fmt: skip
     if given.batch_topk and _batch_k(cfg) is None:
         faults.append(f"batch_topk: this is a {name!r} dictionary, not one trained with BatchTopK; leave it out")
@@ -234,8 +234,8 @@ def _config(where: Path, cfg: dict[str, Any], given: Given) -> SAEConfig:
     layer = metadata.get("hook_layer")
     if layer is not None:
         hooks = {key: name.replace("{layer}", str(layer)) for key, name in hooks.items()}
-        if others := [name for name in hooks.values() if site_of(name)[1] not in (None, layer)]:
-            raise ValueError(f"{where}: hook_layer {layer} contradicts hook name {others[0]!r}")
+        if wrong := [name for name in hooks.values() if site_of(name)[1] not in (None, layer)]:
+            raise ValueError(f"{where}: hook_layer {layer} contradicts hook name {wrong[0]!r}")
     site, layer = locate(where, hooks, given._replace(layer=agree(where, "layer", layer, given.layer)), model)
     site_out = _site_out(where, metadata, site, layer, model) if kind.transcoder else site
     batch_k = _batch_k(cfg)
@@ -264,7 +264,7 @@ def _config(where: Path, cfg: dict[str, Any], given: Given) -> SAEConfig:
 
 
 def _site_out(where: Path, metadata: dict[str, Any], site: str, layer: int, model: str | None) -> str:
-    """Where a transcoder's output belongs: said, or plain where it reads what the MLP reads."""
+    """Where a transcoder's output belongs: as declared, or mlp_out where it reads what the MLP reads."""
     hooks = {key: value for key in ("hook_name_out", "hf_hook_name_out") if (value := metadata.get(key))}
     if not hooks and site in ("mlp_normed", "mlp_in"):
         return "mlp_out"
@@ -278,7 +278,7 @@ def _site_out(where: Path, metadata: dict[str, Any], site: str, layer: int, mode
 
 def _warn_of_processing(where: Path, cfg: dict[str, Any]) -> None:
     """Some dictionaries were trained on activations that the model itself does not have."""
-    if cfg["normalize_activations"] == "layer_norm":  # which takes a shift of each token away
+    if cfg["normalize_activations"] == "layer_norm":  # which removes the shift of each token
         return
     processing = cfg["metadata"].get("model_from_pretrained_kwargs") or {}
     names = ("center_writing_weights", "fold_value_biases", "refactor_factored_attn_matrices")
@@ -339,6 +339,6 @@ def _folded(where: str, weights: folds.Params, cfg: dict[str, Any], config: SAEC
     if learnt is not None:
         weights["threshold"] = np.full(config.d_sae, learnt, np.float32)
     if _batch_k(cfg) is not None and not weights["threshold"].any():
-        raise ValueError(f"{where}: its BatchTopK threshold is 0, which says that none was learnt (training sets it);"
+        raise ValueError(f"{where}: its BatchTopK threshold is 0, which means that none was learnt (training sets it);"
                          " load it with batch_topk=True to keep the k largest of a batch, as in training")  # fmt: skip
     return weights

@@ -19,7 +19,7 @@ SAELENS_VERSION = "6.54.12"
 
 
 def save_sae(sae: SAE, folder: str | Path) -> Path:
-    """Writes a single dictionary in SAELens' format; a folder half written never carries a `cfg.json`.
+    """Writes a single dictionary in SAELens' format; a half-written folder never has a `cfg.json`.
 
     A "batchtopk" dictionary is written as SAELens' trainer saves it, without a threshold: SAELens opens it as a
     `TrainingSAE`, `load_sae` with `batch_topk=True`.
@@ -55,7 +55,7 @@ def save_saes(stack: SAE, folder: str | Path) -> Path:
 
 
 def _architecture(c: SAEConfig) -> str:
-    """SAELens' name of the form, or why it has none."""
+    """SAELens' name of the form; refuses a form that has none."""
     transcoder = c.skip or c.site_out != c.site or c.d_in != c.d_out
     form = Kind("jumprelu" if c.activation == "batchtopk" else c.activation, transcoder, c.skip, c.by_rank)
     name = next((name for name, kind in KINDS.items() if kind == form and name != "gated"), None)
@@ -109,7 +109,7 @@ def _weights(sae: SAE, architecture: str) -> dict[str, np.ndarray]:
     if faults := [f"{name}: {n} values are NaN or infinite" for name, n in bad.items() if n]:
         raise ValueError(f"sae: {'; '.join(faults)}")
     if KINDS[architecture].transcoder and sae.config.subtract_b_dec:
-        # SAELens' transcoders never do: (x - b_dec) @ W_enc = x @ W_enc - b_dec @ W_enc.
+        # SAELens' transcoders never subtract it: (x - b_dec) @ W_enc = x @ W_enc - b_dec @ W_enc.
         shift = weights["b_dec"].astype(np.float64) @ weights["W_enc"].astype(np.float64)
         weights["b_enc"] = (weights["b_enc"] - shift).astype(np.float32)
     if "W_skip" in weights:

@@ -46,10 +46,10 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
-    """Reads such a folder; its name ("layers.3", "layers.3.mlp") says the site.
+    """Reads a folder; its name ("layers.3", "layers.3.mlp") says the site.
 
     Raises:
-      ValueError: unknown or refused keys, a name that is no site of ours, tensors that do not fit.
+      ValueError: unknown or refused keys, a name that is none of our sites, tensors that do not fit.
     """
     where, cfg = path / CONFIG, read_config(path / CONFIG)
     if faults := _faults(cfg, given):
@@ -60,8 +60,8 @@ def read(path: Path, given: Given) -> tuple[dict[str, np.ndarray], SAEConfig]:
     # `transcode` was once a key of the run alone; such transcoders subtract b_dec all the same.
     transcoder = bool(cfg.get("transcode", run.get("transcode", skip)))
     name = path.parent.name if re.fullmatch(r"seed\d+", path.name) else path.name
-    if transcoder:  # of its two sites the caller can say one
-        remedy = "give the folder the name of the module whose output that is"
+    if transcoder:  # the caller can name only one of its two sites
+        remedy = "give the folder the name of the module whose output it reconstructs"
         output, layer = locate(path, {"module": name}, given._replace(site=None), model, remedy)
         site, _ = locate(path, {"module": f"{name}.input"}, given._replace(layer=layer), model)
     else:
@@ -101,7 +101,7 @@ def _faults(cfg: dict[str, Any], given: Given) -> list[str]:
 
 
 def _run_config(path: Path) -> dict[str, Any]:
-    """What the run says of all its dictionaries, one or two folders further up."""
-    found = (folder / RUN_CONFIG for folder in path.absolute().parents[:2] if (folder / RUN_CONFIG).is_file())
-    cfg = next((read_json(file) for file in found), {})
+    """What the run says of all its dictionaries, one or two folders up."""
+    configs = (folder / RUN_CONFIG for folder in path.absolute().parents[:2] if (folder / RUN_CONFIG).is_file())
+    cfg = next((read_json(file) for file in configs), {})
     return cfg if isinstance(cfg.get("model"), str) else {}

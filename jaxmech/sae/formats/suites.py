@@ -1,7 +1,7 @@
 """Short names of the well-known suites, such as "gemma-scope-2-270m-pt/resid_post_all/16k/small".
 
-A short name stands for one dictionary a layer: `load_saes` takes all layers or those asked for, `load_sae` one. Which
-layers there are, and which L0 each has, the repository's list of files tells.
+A short name stands for one dictionary per layer: `load_saes` takes all layers or those asked for, `load_sae` one. The
+repository's list of files tells which layers there are, and which L0 each has.
 
 | short name | for example |
 |---|---|
@@ -13,7 +13,7 @@ layers there are, and which L0 each has, the repository's list of files tells.
 | gpt2-small-oai/{resid-post, resid-mid, mlp-out or attn-out}/{32k or 128k} | gpt2-small-oai/resid-post/32k |
 
 An l0 of Gemma Scope 1 is a number that every layer asked for has, "near-N" for each layer's nearest to N (the lower of
-two as near), or "canonical": nearest to 100, as SAELens' `pretrained_saes.yaml` has it.
+two equally near), or "canonical": nearest to 100, as SAELens' `pretrained_saes.yaml` has it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 _CANONICAL_L0 = 100
-# Two layers have two that are as near; SAELens takes the lower of the one and the higher of the other.
+# Two layers have two that are equally near; SAELens takes the lower in one and the higher in the other.
 _CANONICAL_HIGHER = ("google/gemma-scope-9b-pt-att", "layer_27/width_16k")
 
 
@@ -92,7 +92,7 @@ SUITES = (
 
 
 class Known(NamedTuple):
-    """A short name that was understood: its repository, and which of the dictionaries there it means."""
+    """A short name, resolved: its repository, and which of the dictionaries there it means."""
 
     short: str
     repo: str
@@ -105,51 +105,51 @@ class Known(NamedTuple):
         Raises:
           ValueError: none is, or the L0 asked for is not there for some layer.
         """
-        found = [match for name in names if (match := re.fullmatch(self.inside, name))]
-        if not found:
+        matches = [match for name in names if (match := re.fullmatch(self.inside, name))]
+        if not matches:
             kinds = {re.sub(r"(layers?[._]?|average_l0_|-L)\d+", r"\1*", name) for name in names}
             near = difflib.get_close_matches(self.short, sorted(kinds), 5, 0.0)
             raise ValueError(f"source: {self.short!r}: {self.repo} has no such dictionary; nearest: {', '.join(near)}")
-        there = {_layer(match[0]) for match in found}
-        if missing := sorted(set(layers or ()) - there):
+        available = {_layer(match[0]) for match in matches}
+        if missing := sorted(set(layers or ()) - available):
             raise ValueError(f"source: {self.short!r}: nothing for layer {', '.join(map(str, missing))}; it has layers "
-                             f"{', '.join(map(str, sorted(there)))}")  # fmt: skip
-        found = [match for match in found if layers is None or _layer(match[0]) in layers]
+                             f"{', '.join(map(str, sorted(available)))}")  # fmt: skip
+        matches = [match for match in matches if layers is None or _layer(match[0]) in layers]
         if "(?P<l0>" not in self.inside:
-            return [match[0] for match in found]
+            return [match[0] for match in matches]
         by_layer: dict[str, dict[int, str]] = {}
-        for match in found:
+        for match in matches:
             by_layer.setdefault(match[0].rpartition("/")[0], {})[int(match["l0"])] = match[0]
-        return [self._of_l0(place, there) for place, there in by_layer.items()]
+        return [self._of_l0(place, by_l0) for place, by_l0 in by_layer.items()]
 
-    def _of_l0(self, place: str, there: dict[int, str]) -> str:
+    def _of_l0(self, place: str, by_l0: dict[int, str]) -> str:
         if self.l0 == "canonical":
             higher = (self.repo, place) == _CANONICAL_HIGHER
-            return there[min(there, key=lambda l0: (abs(l0 - _CANONICAL_L0), -l0 if higher else l0))]
+            return by_l0[min(by_l0, key=lambda l0: (abs(l0 - _CANONICAL_L0), -l0 if higher else l0))]
         assert self.l0 is not None  # suites with several L0 ask for one in their short names
         wanted = int(self.l0.removeprefix("near-"))
         if self.l0.startswith("near-"):
-            return there[min(there, key=lambda l0: (abs(l0 - wanted), l0))]
-        if wanted not in there:
+            return by_l0[min(by_l0, key=lambda l0: (abs(l0 - wanted), l0))]
+        if wanted not in by_l0:
             raise ValueError(
-                f"source: {self.short!r}: {self.repo}/{place} has L0 {', '.join(map(str, sorted(there)))}; each layer "
+                f"source: {self.short!r}: {self.repo}/{place} has L0 {', '.join(map(str, sorted(by_l0)))}; each layer "
                 f"has its own: name one with load_sae(..., layer=), or take 'near-{wanted}' or 'canonical'"
             )
-        return there[wanted]
+        return by_l0[wanted]
 
 
 def find(short: str) -> Known | None:
-    """What a short name stands for; None for a string that is none.
+    """What a short name stands for; None for any other string.
 
     Raises:
-      ValueError: it begins as one and does not go on as one.
+      ValueError: it begins like one but is not.
     """
     for suite in SUITES:
         if match := re.fullmatch(suite.name, short):
             fields = match.groupdict()
             return Known(short, suite.repo.format(**fields), _filled_in(suite.inside, fields), fields.get("l0"))
     if re.match(r"gemma-scope|llama-scope|qwen-scope|eleuther/|gpt2-small-oai", short):
-        raise ValueError(f"source: {short!r} is no short name of a suite; they are like "
+        raise ValueError(f"source: {short!r} is not a short name of a suite; examples are "
                          f"{', '.join(suite.example for suite in SUITES)}; nearest: {nearest(short, 0.0)}")  # fmt: skip
     return None
 

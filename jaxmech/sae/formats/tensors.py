@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 Rules = Mapping[str, tuple[str, bool]]
-"""A name in the file -> (canonical name, whether the file has it transposed). Several may stand for one."""
+"""A name in the file -> (canonical name, whether the file has it transposed). Several may mean the same."""
 
 
 def assemble(
@@ -34,7 +34,7 @@ def assemble(
       ValueError: naming every unknown, missing, double and mis-shaped tensor, and every one with values that are not
         finite (a threshold of +inf is a feature that never fires, which some trainers write on purpose).
     """
-    found: dict[str, Any] = {}
+    params: dict[str, Any] = {}
     faults = []
     for name, value in tensors.items():
         if name in ignore:
@@ -42,29 +42,29 @@ def assemble(
         canonical, transposed = rules.get(name, ("", False))
         if canonical not in shapes:
             faults.append(f"{name}: unknown tensor")
-        elif canonical in found:
-            faults.append(f"{name}: {canonical} is there under another name too")
+        elif canonical in params:
+            faults.append(f"{name}: {canonical} is also stored under another name")
         else:
             expected = shapes[canonical][::-1] if transposed else shapes[canonical]
             fault = _fault(value, expected, infinite=canonical == "threshold")
             if fault:
                 faults.append(f"{name}: {fault}")
-            found[canonical] = None if fault else as_float32(value.T if transposed else value)
+            params[canonical] = None if fault else as_float32(value.T if transposed else value)
     for canonical in shapes:
-        if canonical not in found:
+        if canonical not in params:
             names = [name for name, (target, _) in rules.items() if target == canonical]
             hint = (hints or {}).get(canonical)
             faults.append(f"{' or '.join(names) or canonical}: missing{f' ({hint})' if hint else ''}")
     if faults:
         raise ValueError(f"{where}: {'; '.join(faults)}")
-    return {canonical: found[canonical] for canonical in shapes}
+    return {canonical: params[canonical] for canonical in shapes}
 
 
 def matrix_shape(where: str | Path, tensors: Mapping[str, np.ndarray], *names: str) -> tuple[int, int]:
     """The shape of the first of `names` that is there, for files whose configuration does not give the widths.
 
     Raises:
-      ValueError: none is there, or it is no matrix.
+      ValueError: none is there, or it is not a matrix.
     """
     for name in names:
         if name in tensors:
@@ -75,7 +75,7 @@ def matrix_shape(where: str | Path, tensors: Mapping[str, np.ndarray], *names: s
 
 
 def as_float32(value: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as that
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
         return np.asarray(value).astype(np.float32, copy=False)
 
 

@@ -18,8 +18,8 @@ class Checkpoints:
     """Saves and restores a state tree with its history.
 
     Args:
-      folder: made if missing; Orbax writes beside and renames, so a killed save leaves the one before it.
-      identity: JSON facts that a found checkpoint must have been written with; names of hashes end in "_hash".
+      folder: made if missing; Orbax writes to a temporary folder and renames, so a killed save keeps the last one.
+      identity: JSON facts that an existing checkpoint must have been written with; names of hashes end in "_hash".
 
     Raises:
       ValueError: the folder cannot be made.
@@ -40,25 +40,25 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        found = self._read(step, about=ocp.args.JsonRestore()).about
-        self._compare(found["identity"])
+        about = self._read(step, about=ocp.args.JsonRestore()).about
+        self._compare(about["identity"])
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._read(step, state=ocp.args.StandardRestore(shapes)).state, found["history"]
+        return self._read(step, state=ocp.args.StandardRestore(shapes)).state, about["history"]
 
     def _read(self, step: int, **items):
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # Orbax has many kinds
+        except Exception as error:  # Orbax raises many kinds
             raise ValueError(
                 f"checkpoint_dir: the checkpoint {self._folder / str(step)} is damaged ({reason(error)}); delete this "
                 "folder, and the training resumes from the checkpoint before it, if there is one"
             ) from error
 
     def require_space(self, state: Any) -> None:
-        """Asks for room for one checkpoint.
+        """Checks that there is room for one checkpoint.
 
         Raises:
-          ValueError: there is less.
+          ValueError: there is not.
         """
         size = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
         require_space(self._folder, size + (1 << 20), _REMEDY)
@@ -71,7 +71,7 @@ class Checkpoints:
         """
         # Orbax reports a full disk from several threads at once, each with its stack: better not to let it start.
         self.require_space(state)
-        # A list of its own: it is written while the training continues and adds to the one that was given.
+        # A copy: it is written while the training continues and adds to the list that was given.
         about = {"identity": self._identity, "history": list(history)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
         with disk_errors(self._folder, _REMEDY):
@@ -84,12 +84,12 @@ class Checkpoints:
             self._manager.close()
         self._link.close()
 
-    def _compare(self, found: dict[str, Any]) -> None:
-        names = sorted(found.keys() | self._identity.keys())
-        if differing := [n for n in names if found.get(n) != self._identity.get(n)]:
+    def _compare(self, stored: dict[str, Any]) -> None:
+        names = sorted(stored.keys() | self._identity.keys())
+        if differing := [n for n in names if stored.get(n) != self._identity.get(n)]:
             # Hashes tell nobody what to change, and mostly follow from a setting that differs.
             named = [n for n in differing if not n.endswith("_hash")]
-            lines = [f"{n} was {found.get(n)!r}, is {self._identity.get(n)!r}" for n in named]
+            lines = [f"{n} was {stored.get(n)!r}, is {self._identity.get(n)!r}" for n in named]
             lines = lines or [f"other {n.removesuffix('_hash')}" for n in differing]
             raise ValueError(
                 f"checkpoint_dir: {self._folder} holds a training that differs: {'; '.join(lines)};"

@@ -35,14 +35,14 @@ class SAETrainConfig:
         as JumpReLU, so that a few features can later be encoded alone.
       steps: batches.
       lr: Adam's step size, after `warmup` steps of linear rise.
-      schedule: how it falls to 0 in the last `decay` share of the steps: "linear", "cosine", or "constant", not at all.
+      schedule: how it falls to 0 in the last `decay` share of the steps: "linear", "cosine" or "constant" (not at all).
       sparsity_warmup: steps in which a coefficient rises from 0, or k falls from `k_start` times its value.
       compute_dtype: of the matrix products' inputs. Sums, parameters and Adam's state are float32 either way.
       b1, b2: Adam's decay rates.
       max_spread: dimensions that vary more than this many times the median dimension are scaled down to it for
         training: a few massive dimensions of a residual stream would otherwise be all that is learnt.
       max_norm: activations whose centred norm is more than this many times the typical one (attention sinks) are
-        shortened to it for training; in a batch they would take every place.
+        shortened to it for training; otherwise they would take every place in a batch.
       init: decoder rows start as "data" (centred activations of the first batches) or "random" directions.
       start_l0: features active per token before the first step, for the kinds with a penalty.
       prefixes: "matryoshka" alone: sizes of the nested dictionaries, ascending; d_sae itself is added. By default
@@ -55,7 +55,7 @@ class SAETrainConfig:
       aux_features: dead features, drawn anew each step, that reconstruct what the others left over (AuxK).
       aux_coefficient: weight of that loss.
       threshold_rate: rate of the running means of L0 and of a batch's smallest kept pre-activation (SAELens'
-        `topk_threshold_lr`; the start is corrected for, as short trainings need).
+        `topk_threshold_lr`; corrected for the start, as short trainings need).
       log_every, checkpoint_every: steps.
     """
 
@@ -88,7 +88,7 @@ class SAETrainConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "sparsity", plain(self.sparsity))
-        # What is no number cannot be compared with its bounds.
+        # Only numbers can be compared with their bounds.
         faults = plain_numbers(self) or [*self._number_faults(), *self._sparsity_faults()]
         if faults := [*self._choice_faults(), *faults]:
             raise ValueError("; ".join(faults))

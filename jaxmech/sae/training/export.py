@@ -53,14 +53,14 @@ def canonical(config: SAETrainConfig, params: dict[str, np.ndarray], threshold: 
     """A kind's own parameters [L',...] as E, b_enc, W_dec, b_dec and, for JumpReLU, threshold [L',F].
 
     Args:
-      threshold: [L'] the smallest pre-activation that a batch keeps, which BatchTopK leaves behind.
+      threshold: [L'] the smallest pre-activation that a batch keeps, for the BatchTopK kinds.
     """
     p = {name: params[name] for name in ("E", "W_dec", "b_dec")}
     if config.kind == "gated":
         # The gate opens where raw > -b_gate, that is where the magnitude's pre-activation exceeds this threshold.
-        grown = np.exp(params["r_mag"])
-        p["E"] = p["E"] * grown[..., None]
-        return p | {"b_enc": params["b_mag"], "threshold": params["b_mag"] - grown * params["b_gate"]}
+        gain = np.exp(params["r_mag"])
+        p["E"] = p["E"] * gain[..., None]
+        return p | {"b_enc": params["b_mag"], "threshold": params["b_mag"] - gain * params["b_gate"]}
     p["b_enc"] = params["b_enc"]
     if config.kind == "jumprelu":
         return p | {"threshold": np.exp(params["log_threshold"])}
@@ -74,9 +74,9 @@ def raw_form(
 ) -> dict[str, np.ndarray]:
     """The same dictionaries for raw activations.
 
-    With z = (x - mean) / scale trained on: x's encoder is E / scale, its decoder W_dec * scale, whose rows a ReLU or
-    JumpReLU dictionary brings back to norm 1 by multiplying feature, bias and threshold. A TopK dictionary ranks the
-    features of a token against each other, so its features keep the units that they were ranked in.
+    Trained on z = (x - mean) / scale, so for x the encoder is E / scale and the decoder W_dec * scale. ReLU and
+    JumpReLU dictionaries bring their decoder rows back to norm 1 by multiplying feature, bias and threshold. A TopK
+    dictionary ranks the features of a token against each other, so its features keep the units they were ranked in.
     """
     W_dec = p["W_dec"] * scale[:, None]
     length = np.linalg.norm(W_dec, axis=-1)  # [L',F]

@@ -1,4 +1,4 @@
-"""The training loop: dictionaries for all layers and sparsities in one compiled program, resumable to the bit."""
+"""The training loop: dictionaries for all layers and sparsities in one compiled program, resumable bit for bit."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def train_saes(
       key: random directions and the draws of AuxK.
       mesh: devices to train on (`jaxmech.make_mesh`): a batch's rows are spread over its "data" axis, features over
         its "model" axis. None: one device.
-      checkpoint_dir: where to save and, if a training of the same config, stream and key stands there, to go on.
-      log_dir: a folder for metrics.csv, the history as it comes; and, with `tensorboard`, for its events.
-      progress: whether to show a progress bar; `jaxmech.show_progress` rules them all.
+      checkpoint_dir: where to save, and to resume from if it holds a training of the same config, stream and key.
+      log_dir: a folder for metrics.csv, the history as it grows, and, with `tensorboard`, for events.
+      progress: whether to show a progress bar; `jaxmech.show_progress` switches all of them.
 
     Returns:
       A stack of dictionaries for each sparsity, in order, and the history: a row per logged step, sparsity and layer
@@ -145,10 +145,10 @@ def _rows(config: SAETrainConfig, stream: BatchStream, step: int, metrics: dict[
 
 
 def _note(rows: list[dict[str, Any]]) -> str:
-    """One line on the logged rows of a step, one a lane."""
+    """One line on the logged rows of a step, one per lane."""
     fvu, l0 = ([row[name] for row in rows] for name in ("fvu", "l0"))
-    at = f"L0 {min(l0):.0f}" + (f" to {max(l0):.0f}" if max(l0) - min(l0) >= 1 else "")
-    return f"FVU {min(fvu):.3f} to {max(fvu):.3f}, {at}, dead {np.mean([row['dead'] for row in rows]):.1%}"
+    sparsity = f"L0 {min(l0):.0f}" + (f" to {max(l0):.0f}" if max(l0) - min(l0) >= 1 else "")
+    return f"FVU {min(fvu):.3f} to {max(fvu):.3f}, {sparsity}, dead {np.mean([row['dead'] for row in rows]):.1%}"
 
 
 def _identity(config: SAETrainConfig, stream: BatchStream, key: jax.Array) -> dict[str, Any]:

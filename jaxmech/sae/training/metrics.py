@@ -1,4 +1,4 @@
-"""Metrics of a training on disk: a CSV without doubled or missing rows after a resume, and TensorBoard events."""
+"""Metrics of a training on disk: a CSV without duplicate or missing rows after a resume, and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class MetricsLog:
 
     Args:
       folder: made if missing; gets metrics.csv.
-      rows: what is known from before the training was resumed: the file starts with exactly these rows, whatever a
-        killed run had written after them.
+      rows: those from before the training was resumed: the file starts with exactly these, whatever a killed run had
+        written after them.
       tensorboard: whether to write events under folder/tensorboard, too.
 
     Raises:
@@ -35,7 +35,7 @@ class MetricsLog:
         writer = event_writer() if tensorboard else None
         with disk_errors(self._path, _REMEDY):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            # TensorBoard leaves out what a killed run wrote from the step after the last one on.
+            # TensorBoard drops what a killed run wrote after the last of these steps.
             self._events = writer and writer(str(Path(folder) / EVENTS_FOLDER), purge_step=last + 1)
             with whole(self._path) as temporary:
                 _append(temporary, rows)

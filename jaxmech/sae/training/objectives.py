@@ -1,4 +1,4 @@
-"""What each kind of dictionary minimises: one pure function a kind, for one layer's batch.
+"""What each kind of dictionary minimises: one pure function per kind, for one layer's batch.
 
 `B` denotes the batch, `D` the width at the site, `F` dictionary features.
 
@@ -45,7 +45,7 @@ def _terms(loss: jax.Array | float, error: jax.Array, code: jax.Array) -> Terms:
 
 @jax.custom_vjp
 def _half_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a [M,K] @ b [K,N] in bfloat16, summed in float32, forwards and backwards."""
+    """a [M,K] @ b [K,N] in bfloat16, summed in float32, in the forward and the backward pass."""
 
     def rounded(a, b):  # XLA has no kernel for some of these products on a CPU; this gives the same numbers
         return matmul(*(jax.lax.reduce_precision(m, exponent_bits=8, mantissa_bits=7) for m in (a, b)))
@@ -90,10 +90,10 @@ def decode(config: SAETrainConfig, p: Params, code: jax.Array) -> jax.Array:
 def kept(config: SAETrainConfig, pre: jax.Array, k: jax.Array, guess: jax.Array | float = 1.0) -> jax.Array:
     """Which pre-activations [B,F] a selecting kind keeps: the k largest of each token, or the k*B largest of the batch.
 
-    `guess` is a value near the smallest one kept and matters to speed alone.
+    `guess`, a value near the smallest one kept, affects speed only.
     """
     if config.kind == "topk":
-        # k is traced, so that one program serves several: the largest any lane needs are sorted.
+        # k is traced, so that one program serves several: as many are sorted as any lane needs.
         sorted_ = jax.lax.top_k(pre, largest_k(config))[0]
         lowest = jnp.take(sorted_, jnp.round(k).astype(jnp.int32) - 1, axis=-1)[:, None]
         return (pre >= lowest) & (pre > 0)
@@ -109,7 +109,7 @@ def selecting(config: SAETrainConfig, p: Params, x: jax.Array, k: jax.Array, gue
 
 
 def sparsely(config: SAETrainConfig, p: Params, x: jax.Array, k: jax.Array, guess: jax.Array) -> Terms:
-    """`selecting` by products that run over what is kept alone."""
+    """`selecting`, with products over the kept entries alone."""
     y, *code = sparse.reconstruct(config.kind, largest_k(config), p["E"], shift(p), p["W_dec"], x, k, guess)
     error = x - y - p["b_dec"]
     return Terms(jnp.mean(error**2), error, *code)
@@ -218,8 +218,8 @@ OBJECTIVES: Mapping[str, Callable[..., Terms]] = {
 def revival(config: SAETrainConfig, p: Params, x: jax.Array, error: jax.Array, helpers: jax.Array, dead: jax.Array):
     """AuxK (Gao et al. 2024): how badly dead features reconstruct what the others left over, as a share of it.
 
-    Of features that ReLU silences (gated, standard) even the largest pre-activation is negative and has no gradient:
-    theirs are taken relative to the batch's mean.
+    Where a ReLU silences features (gated, standard), even their largest pre-activation is negative and has no gradient:
+    they are taken relative to the batch's mean.
 
     Args:
       error: [B,D]; helpers: [n] features; dead: [n] which of them count.

@@ -5,7 +5,7 @@ run_dir/
   evaluation.csv          fidelity on held-out text, a row per sparsity and layer
   metrics.csv             the history of the training; tensorboard/ its events, if asked for
   checkpoints/            the last two states; delete it when no longer needed
-  text.safetensors        text that the model wrote itself
+  text.safetensors        text sampled from the model
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class TrainSettings(SAETrainConfig):
 
     Attributes:
       model, dtype: as `load_model` takes them. run_dir: where everything is written.
-      seed: of the sampled text, of the order of activations, and of the training.
-      text_file, text_dataset: a file or a set of the hub; without either, text is sampled from the model.
-      text_count, text_length: rows of text, and tokens of a row. held_out: the share of rows kept for evaluation.
+      seed: for the sampled text, the order of activations, and the training.
+      text_file, text_dataset: a file or a data set of the hub; without either, text is sampled from the model.
+      text_count, text_length: rows of text, and tokens per row. held_out: the share of rows kept for evaluation.
       site, layers: what is trained on; every layer if none are given.
       batch, buffer, epochs, skip_first, forward_batch, cache: see `jaxmech.activations.stream.ActivationStream`.
       buffer_dtype: of the activations held.
@@ -128,7 +128,7 @@ def _run(c: TrainSettings, folder: Path) -> tuple[Path, pd.DataFrame]:
         log_dir=folder, tensorboard=c.tensorboard,
     )  # fmt: skip
     unseen, tables = _stream(c, lm, rows, slice(held), batch_size=1, epochs=1), []
-    # Of an earlier training with other layers or sparsities nothing may stand beside these.
+    # Dictionaries of an earlier training with other layers or sparsities must not remain beside these.
     shutil.rmtree(folder / "saes", ignore_errors=True)
     for sparsity, stack in zip(c.sparsities, saes, strict=True):
         target = folder / "saes" / (f"sparsity_{sparsity:g}" if len(saes) > 1 else "")
@@ -144,7 +144,7 @@ def _run(c: TrainSettings, folder: Path) -> tuple[Path, pd.DataFrame]:
 
 
 def rehearse(c: TrainSettings, lm: LanguageModel, mesh: Mesh | None) -> None:
-    """Refuses at once what else would turn out only when the text is there, which can take hours to sample.
+    """Refuses at once what would otherwise fail only after the text is sampled, which can take hours.
 
     Raises:
       ValueError: settings of the stream or the mesh that do not fit each other, the model or the text asked for.
@@ -186,7 +186,7 @@ def _stream(c: TrainSettings, lm: LanguageModel, rows: text.Tokens, part: slice,
 
 
 def draw_text(c: TrainSettings, lm: LanguageModel, file: Path) -> text.Tokens:
-    """The rows of text; those that the model writes itself, which takes long, are kept in `file`."""
+    """The rows of text; those sampled from the model, which takes long, are kept in `file`."""
     key = jax.random.key(c.seed)
     if c.text_file or c.text_dataset:
         return text.draw(lm, c.text_count, c.text_length, key, file=c.text_file, dataset=c.text_dataset)[0]
@@ -195,13 +195,13 @@ def draw_text(c: TrainSettings, lm: LanguageModel, file: Path) -> text.Tokens:
     if file.is_file():
         try:
             with safe_open(file, framework="np") as stored:
-                told = stored.metadata() or {}
+                facts = stored.metadata() or {}
                 rows = text.Tokens(stored.get_tensor("tokens"), stored.get_tensor("mask"))
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged ({error}); delete it") from error
-        if told == origin:
+        if facts == origin:
             return rows
-        differing = [f"{n} was {told.get(n)}, is {value}" for n, value in origin.items() if told.get(n) != value]
+        differing = [f"{n} was {facts.get(n)}, is {value}" for n, value in origin.items() if facts.get(n) != value]
         raise ValueError(f"{file} was sampled for another training: {'; '.join(differing)}; use another run_dir, or "
                          "delete this one")  # fmt: skip
     console().print("sampling text from the model …", highlight=False)

@@ -1,4 +1,4 @@
-"""The state of a training and its one compiled step, over all lanes: every layer at every sparsity.
+"""The state of training and its one compiled step, over all lanes: every layer at every sparsity.
 
 `S` denotes sparsities, `L'` the layers trained, `B` a batch of activations, `D` the width at the site, `F` features.
 """
@@ -31,7 +31,7 @@ ROWS, FEATURES = MESH_AXES["batch"], MESH_AXES["feature"]
 
 @struct.dataclass
 class TrainState:
-    """All that a training carries.
+    """All that training carries from step to step.
 
     params: each [S,L',...], see `jaxmech.sae.training.objectives.Params`; on centred, scaled activations.
     sparsity: [S] as configured. silent: [S,L',F] int32 steps since a feature fired.
@@ -61,7 +61,7 @@ def init_state(config: SAETrainConfig, stream: BatchStream, key: jax.Array) -> T
     L, D, F = len(stream.layers), stream.d_in, config.d_sae
     mean, scale = normaliser(config, *stream.statistics())
     init_key, key = jax.random.split(key)
-    # A layer's draws depend on the layer alone, not on which others are trained beside it.
+    # A layer's draws depend on the layer alone, not on which others are trained with it.
     keys = jax.vmap(partial(jax.random.fold_in, init_key))(jnp.asarray(stream.layers))
     rows = jax.vmap(lambda k: jax.random.normal(k, (F, D), jnp.float32))(keys)
     normalised: Callable[..., jax.Array] = jax.vmap(partial(normalise, config))
@@ -95,7 +95,7 @@ def _init_params(config: SAETrainConfig, sparsity, x: jax.Array, rows: jax.Array
 
     Data directions overlap, so that an encoder equal to the decoder would give codes that add up to many times x: it
     is scaled to the length with which the first reconstruction has the least error. Kinds with a penalty start with
-    the threshold (or bias) at which `start_l0` features of a token fire, since getting there takes them long.
+    the threshold (or bias) at which `start_l0` features per token fire, since they are slow to get there.
     """
     pre, b_dec = matmul(x, rows.T), jnp.zeros(x.shape[1], jnp.float32)
     if config.selects:
@@ -123,22 +123,22 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step on a batch of raw activations x [L',B,D]; metrics are [S,L'] each.
 
-    With a mesh, state and batch lie as `state_shardings` and `batch_sharding` say.
+    With a mesh, state and batch are sharded by `state_shardings` and `batch_sharding`.
     """
     x = jax.vmap(partial(normalise, config))(x, state.mean, state.scale)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    # The same draw for every lane: what a lane learns must not depend on which others are trained beside it.
+    # The same draw for every lane: what a lane learns must not depend on which others are trained with it.
     draw = jax.random.uniform(key, (config.d_sae,), jnp.float32)
     sparsity = sparsity_at(config, state.sparsity, state.step)
     sparse = mesh is None and can_be_sparse(config, x.shape[1])
-    one = partial(_lane_step, config, sparsely if sparse else OBJECTIVES[config.kind], draw)
+    step_lane = partial(_lane_step, config, sparsely if sparse else OBJECTIVES[config.kind], draw)
     lanes = (state.params, state.optimizer, state.silent, state.last)
-    if sparse:  # its kernel takes a lane at a time
+    if sparse:  # its kernel takes one lane at a time
         params, opt, silent, last, metrics = jax.lax.map(
-            lambda s: jax.lax.map(lambda lane: one(s[0], *lane), (*s[1:], x)), (sparsity, *lanes)
+            lambda s: jax.lax.map(lambda lane: step_lane(s[0], *lane), (*s[1:], x)), (sparsity, *lanes)
         )
     else:
-        layers = jax.vmap(one, (None, 0, 0, 0, 0, 0))
+        layers = jax.vmap(step_lane, (None, 0, 0, 0, 0, 0))
         params, opt, silent, last, metrics = jax.vmap(layers, (0, 0, 0, 0, 0, None))(sparsity, *lanes, x)
     threshold = state.threshold + config.threshold_rate * (last - state.threshold)
     l0 = state.l0 + config.threshold_rate * (metrics["l0"] - state.l0)
@@ -156,10 +156,10 @@ def train_step(
 
 
 def can_be_sparse(config: SAETrainConfig, B: int) -> bool:
-    """Whether the sparse products are there for this training, and worth it."""
+    """Whether the sparse products support this training, and are worth it."""
     rare = 4 * largest_k(config) <= config.d_sae
-    there = config.kind in ("topk", "batchtopk") and config.compute_dtype == "float32"
-    return there and rare and jax.default_backend() == "cpu" and fits(B, config.d_sae)
+    supported = config.kind in ("topk", "batchtopk") and config.compute_dtype == "float32"
+    return supported and rare and jax.default_backend() == "cpu" and fits(B, config.d_sae)
 
 
 def _lane_step(config: SAETrainConfig, objective, draw, sparsity, params, opt, silent, last, x):
@@ -169,12 +169,12 @@ def _lane_step(config: SAETrainConfig, objective, draw, sparsity, params, opt, s
 
     def loss_fn(p):
         terms = objective(config, p, x, sparsity, last)
-        # On a lane of its own this is skipped while no feature is dead.
+        # In a lane that is not vmapped, this is skipped while no feature is dead.
         aux = jax.lax.cond(
             dead.any(), lambda: revival(config, p, x, terms.error, helpers, dead[helpers]), lambda: jnp.float32(0)
         )
-        seen = (jnp.mean(terms.error**2), aux, terms.fired, terms.active, terms.smallest)
-        return terms.loss + config.aux_coefficient * aux, seen
+        stats = (jnp.mean(terms.error**2), aux, terms.fired, terms.active, terms.smallest)
+        return terms.loss + config.aux_coefficient * aux, stats
 
     grads, (error, aux, fired, active, smallest) = jax.grad(loss_fn, has_aux=True)(params)
     W, unit_rows = params["W_dec"], config.kind != "standard"

@@ -49,9 +49,9 @@ def audited(ctx: Context, frame: pd.DataFrame, base: effects.Side, donor: effect
     n = ctx.config.attribution.audited
     moving = frame[frame["attribution"] != 0.0]
     top = moving.reindex(moving["attribution"].abs().sort_values(ascending=False, kind="stable").index).head(n)
-    rest = moving.drop(top.index)
-    rest = rest.sample(min(n, len(rest)), random_state=rng_of(ctx.key("attribution.audit")))
-    audit = pd.concat([top.assign(group="top"), rest.assign(group="random")], ignore_index=True)
+    remaining = moving.drop(top.index)
+    random = remaining.sample(min(n, len(remaining)), random_state=rng_of(ctx.key("attribution.audit")))
+    audit = pd.concat([top.assign(group="top"), random.assign(group="random")], ignore_index=True)
     points = effects.stack_selections(ctx, [[pair] for pair in effects.pairs_of(audit)])
     model = (ctx.lm.config, ctx.lm.params, base.prompts)
     patch = partial(patching.patch_features, *model, saes=ctx.saes, donor=donor.resid)

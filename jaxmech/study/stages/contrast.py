@@ -84,11 +84,11 @@ def stream_moments(
     difference = np.zeros((ctx.lm.config.n_layers, ctx.lm.config.d_model), np.float32)
     with progress(f"contrast {high} - {low}", len(plus), unit="pairs") as advance:
         for start in range(0, len(plus), batch):
-            at = np.arange(start, start + batch)
-            real, at = at < len(plus), np.minimum(at, len(plus) - 1)
-            member = (np.arange(K) == family[at][:, None]) * real[:, None] * 1.0
-            prompts, values = take(encoded, np.concatenate([plus[at], minus[at]]))
-            moments, got = update_moments(
+            rows = np.arange(start, start + batch)
+            real, rows = rows < len(plus), np.minimum(rows, len(plus) - 1)
+            member = (np.arange(K) == family[rows][:, None]) * real[:, None] * 1.0
+            prompts, values = take(encoded, np.concatenate([plus[rows], minus[rows]]))
+            moments, decision = update_moments(
                 ctx.lm.config,
                 ctx.lm.params,
                 prompts,
@@ -97,7 +97,7 @@ def stream_moments(
                 member=jnp.asarray(member, jnp.float32),
                 moments=moments,
             )
-            plus_resid, minus_resid = np.split(np.asarray(got.resid), 2, axis=1)
+            plus_resid, minus_resid = np.split(np.asarray(decision.resid), 2, axis=1)
             difference += (plus_resid - minus_resid)[:, real].sum(1)
             advance(int(real.sum()))
     return moments, difference / len(plus)
@@ -150,15 +150,15 @@ def budget_sweep(s: selection.FeatureStats, share: float) -> pd.DataFrame:
 
 
 def selection_results(s, chosen: selection.Selected, false, budget, mode: str, picked: pd.DataFrame) -> dict:
-    live, found = int((s.fires.max(0) > 0).sum()), int(chosen.chosen.sum())
+    live, selected = int((s.fires.max(0) > 0).sum()), int(chosen.chosen.sum())
     return {
         "features_total": len(chosen.chosen),
         "features_live": live,
-        "selected": found,
-        "share": found / len(chosen.chosen),
+        "selected": selected,
+        "share": selected / len(chosen.chosen),
         "expected_false": float(false.mean()),
         "expected_false_max": int(false.max()),
-        "fdr": float(min(1.0, false.mean() / found)) if found else None,
+        "fdr": float(min(1.0, false.mean() / selected)) if selected else None,
         "mode": mode,
         "used": len(picked),
         "budget": int(budget.sum()),

@@ -37,10 +37,10 @@ def run(ctx: Context) -> Outcome:
         key=ctx.key("dictionaries.order"),
         model=lm.name,
     )
-    # A killed training loses an eighth of its steps at most.
+    # A killed training loses at most an eighth of its steps.
     often = max(1, given.train.steps // 8)
     train = dataclasses.replace(given.train, checkpoint_every=min(given.train.checkpoint_every, often))
-    # A folder for what a training is made of, so that a killed one of another is neither resumed nor in the way.
+    # A folder named by what defines the training: a killed one of another is neither resumed nor in the way.
     name = digest(dataclasses.asdict(train), stream.fingerprint(), __version__, source("dictionaries"))
     training = ctx.folder.path / "training"
     folder = training / "saes"
@@ -55,7 +55,7 @@ def require_fit(path: str, saes: SAEConfig, name: str, model: ModelConfig) -> No
     """Refuses dictionaries that a study of this model cannot steer with.
 
     Raises:
-      ValueError: another width, layers or site than the model's, or rows that are no directions.
+      ValueError: another width, layers or site than the model's, or rows that are not directions.
     """
     wrong = [layer for layer in saes.layers if layer >= model.n_layers]
     if saes.d_in != model.d_model or wrong:
@@ -67,8 +67,8 @@ def require_fit(path: str, saes: SAEConfig, name: str, model: ModelConfig) -> No
         raise ValueError(f"dictionaries.path: {path} holds dictionaries of {saes.site}; a study steers resid_post")
     if saes.needs_input:
         raise ValueError(
-            f"dictionaries.path: {path} normalises each token by itself ({saes.normalize}), so that its decoder"
-            " rows are no directions of a length in the residual stream; a study needs those to steer"
+            f"dictionaries.path: {path} normalises each token by itself ({saes.normalize}), so its decoder rows"
+            " have no fixed length in the residual stream, which a study needs to steer"
         )
 
 

@@ -24,7 +24,7 @@ COVARIATES = ("digits", "words", "tokens", "option", "log_mass")
 
 
 def run(ctx: Context) -> Outcome:
-    """Runs every item once; classes come from activations, whether they mean anything from the model's own answers."""
+    """Runs every item once; classes come from activations, their validity from the model's own answers."""
     c = ctx.config
     items = build_items(per_generator=c.dual_process.items, seed=c.seed)
     items, z = answered(ctx, items)
@@ -63,10 +63,10 @@ def answered(ctx: Context, items: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarra
             rows = np.minimum(np.arange(start, start + batch), len(items) - 1)
             keep = min(batch, len(items) - start)
             prompts, values = take(encoded, rows)
-            got = run_decision(lm.config, lm.params, prompts, site=saes.config.site)
-            p_correct.append(np.asarray(got.choices.expected(values))[:keep])
-            mass.append(np.asarray(got.choices.mass)[:keep])
-            z.append(np.asarray(donor_values(encoder, got.resid)).transpose(1, 0, 2)[:keep][:, valid])
+            decision = run_decision(lm.config, lm.params, prompts, site=saes.config.site)
+            p_correct.append(np.asarray(decision.choices.expected(values))[:keep])
+            mass.append(np.asarray(decision.choices.mass)[:keep])
+            z.append(np.asarray(donor_values(encoder, decision.resid)).transpose(1, 0, 2)[:keep][:, valid])
             advance(keep)
     tokens = [len(token_ids(lm.tokenizer, query)) for query in items["query"]]
     items = items.assign(
@@ -91,7 +91,7 @@ def matched(items: pd.DataFrame, z: np.ndarray, high: str, low: str) -> index.Ar
 
 
 def lexical_flags(ctx: Context, features: pd.DataFrame) -> np.ndarray:
-    """Whether each feature fires on its trigger tokens wherever they stand."""
+    """Whether each feature fires on its trigger tokens wherever they occur."""
     cards = ctx.folder.table("contrast", "cards")
     flags = cards[["layer", "feature"]].assign(lexical=lexical(ctx, cards))
     return features.merge(flags, on=["layer", "feature"], how="left")["lexical"].to_numpy(bool)
@@ -102,7 +102,7 @@ def class_counts(classes) -> dict[str, int]:
 
 
 def behaviour(items: pd.DataFrame, *, key: jax.Array) -> dict:
-    """Whether the model answers the items at all: above chance where nothing lures, worse where something does."""
+    """Whether the model answers the items at all: above chance without a lure, worse with one."""
     demand = items[items["arm"] == "demand"]
     by = demand.pivot_table(index="family", columns="condition", values="p_correct")
     accuracy = mean_effect(by["no_conflict"].to_numpy() - 0.5, key=key)

@@ -18,7 +18,7 @@ from jaxmech.study.folder import Outcome
 def run(ctx: Context) -> Outcome:
     """Fidelity on held-out text and at the decision tokens of the test families; whether the dictionaries fit at all.
 
-    The check warns, and the study continues: what it found stands in the results, the manifest and the report.
+    The check warns, and the study continues: its findings are in the results, the manifest and the report.
     """
     lm, saes, text = ctx.lm, ctx.saes, ctx.folder.arrays("text")
     check = check_sae(lm, saes)
@@ -34,10 +34,10 @@ def run(ctx: Context) -> Outcome:
         skip_first=saes.config.skip_first,
         key=ctx.key("fidelity.order"),
     )
-    found = evaluate_saes(saes, stream.chunks())
+    measured = evaluate_saes(saes, stream.chunks())
     n = ctx.config.fidelity.rows
     recovered = loss_recovered(lm.config, lm.params, tokens[:n], saes=saes, mask=mask[:n], batch=min(n, 4))
-    table = found.table.merge(recovered.drop(columns="tokens"), on="layer")
+    table = measured.table.merge(recovered.drop(columns="tokens"), on="layer")
     table["fvu_decision"], table["l0_decision"] = decision_fidelity(ctx)
     columns = ("fvu", "fvu_decision", "l0", "dead", "recovered_zero", "recovered_mean")
     results = {
@@ -45,8 +45,8 @@ def run(ctx: Context) -> Outcome:
         for name in columns
     }
     results["check"] = {"dictionaries": len(check.table), "warnings": list(check.warnings)}
-    tables = {"layers": table, "density": density_histogram(found), "check": check.table}
-    return Outcome(results, tables, {"density": found.density.astype(np.float32)})
+    tables = {"layers": table, "density": density_histogram(measured), "check": check.table}
+    return Outcome(results, tables, {"density": measured.density.astype(np.float32)})
 
 
 def decision_fidelity(ctx: Context) -> tuple[np.ndarray, np.ndarray]:
@@ -55,8 +55,8 @@ def decision_fidelity(ctx: Context) -> tuple[np.ndarray, np.ndarray]:
     rows = np.concatenate([ctx.rows(name) for name in poles()])
     batch = ctx.config.batch
     for start in range(0, len(rows), batch):
-        at = np.minimum(np.arange(start, start + batch), len(rows) - 1)
-        x = run_decision(ctx.lm.config, ctx.lm.params, take(ctx.encoded[1], rows[at])[0], site=saes.config.site).resid
+        part = rows[np.minimum(np.arange(start, start + batch), len(rows) - 1)]
+        x = run_decision(ctx.lm.config, ctx.lm.params, take(ctx.encoded[1], part)[0], site=saes.config.site).resid
         resid.append(np.asarray(x)[:, : len(rows) - start])
     x = jnp.asarray(np.concatenate(resid, axis=1))[jnp.asarray(saes.config.layers)]
     code = saes.encode(x)

@@ -68,14 +68,14 @@ def run(ctx: Context) -> Outcome:
         results[f"recovered_{direction}_ci"] = [observed.low, observed.high]
         results[f"p_random_{direction}"] = p_from_null(observed.value, null)
         results[f"random_{direction}"] = float(null.mean())
-    # Both directions have to beat their own random sets, so that the larger p speaks for the stage.
+    # Both directions have to beat their own random sets, so the larger p counts for the stage.
     results["p_random"] = max(results[f"p_random_{d}"] for d in effects.DIRECTIONS)
     results["random_sets"], results["families"] = len(sets["random"]), len(sides["plus"].rows)
     return Outcome(results, {"bars": pd.DataFrame(bars), "null": pd.concat(null_rows, ignore_index=True)})
 
 
 def references(ctx: Context, base: effects.Side, donor: effects.Side, bar) -> None:
-    """Bars of reference: the whole residual, all features, the error alone, the mean difference, a sham donor."""
+    """Reference bars: the whole residual, all features, the error alone, the mean difference, a sham donor."""
     config, params, saes = ctx.lm.config, ctx.lm.params, ctx.saes
     parts = {"whole residual": (1.0, 0.0), "all features": (0.0, 1.0), "reconstruction error only": (1.0, -1.0)}
     choices = patching.patch_parts(
@@ -85,9 +85,9 @@ def references(ctx: Context, base: effects.Side, donor: effects.Side, bar) -> No
         bar(name, "reference", g)
     direction = jnp.asarray(ctx.folder.arrays("contrast")["mean_difference"])
     unit = direction / jnp.maximum(jnp.linalg.norm(direction, axis=-1, keepdims=True), 1e-9)
-    at = jnp.zeros(config.n_layers, bool).at[jnp.asarray(saes.config.layers)].set(True)
+    mask = jnp.zeros(config.n_layers, bool).at[jnp.asarray(saes.config.layers)].set(True)
     choices = patching.patch_vectors(
-        config, params, base.prompts, unit[None], donor=donor.resid, layers=at, site=saes.config.site
+        config, params, base.prompts, unit[None], donor=donor.resid, layers=mask, site=saes.config.site
     )
     bar("mean-difference direction", "reference", effects.expected(choices, base.values)[0])
     sham = jnp.roll(base.resid, 1, axis=1)  # the next family's prompt of the same pole
@@ -110,11 +110,11 @@ def control_sets(ctx: Context, features: pd.DataFrame) -> dict:
         sets=ctx.config.patching.random_sets,
         key=ctx.key("patching.sets"),
     )
-    if not features["control_d_z"].any():  # no control was there to select by
+    if not features["control_d_z"].any():  # there is no control to select by
         return {"random": random, "control_selected": []}
     control, taken = [], set(chosen)
     ranked = features[features["live"]].sort_values("control_d_z", key=np.abs, ascending=False, kind="stable")
     for layer, count in ctx.selected["layer"].value_counts().sort_index().items():
-        at = [pair for pair in effects.pairs_of(ranked[ranked["layer"] == layer]) if pair not in taken]
-        control += at[:count]
+        untaken = [pair for pair in effects.pairs_of(ranked[ranked["layer"] == layer]) if pair not in taken]
+        control += untaken[:count]
     return {"random": random, "control_selected": [control]}

@@ -44,18 +44,18 @@ def run(ctx: Context) -> Outcome:
         ]
     )
     n = len(groups)
-    each = singles[["layer", "feature", "class"]].assign(total=total[n:].mean(1), direct=direct[n:].mean(1))
-    # As for the sets: only where the total effect's interval excludes 0, or a ratio to almost nothing would rule.
+    features = singles[["layer", "feature", "class"]].assign(total=total[n:].mean(1), direct=direct[n:].mean(1))
+    # As for the sets: only where the total effect's interval excludes 0, as a ratio to almost nothing would dominate.
     rows = [effect_row(te, de, base, intervals) for te, de in zip(total[n:], direct[n:], strict=True)]
-    each["proximity"] = pd.to_numeric(pd.Series([row["pi"] for row in rows], index=each.index))
+    features["proximity"] = pd.to_numeric(pd.Series([row["pi"] for row in rows], index=features.index))
     results: dict[str, Any] = {
         "sets": {row["set"]: {k: v for k, v in row.items() if k != "set"} for row in table.to_dict("records")}
     }
     results |= {key: results["sets"]["all"][key] for key in ("total_pp", "direct_pp", "pi")}
-    results["effect_weighted_depth"] = weighted_depth(each)
-    results["s2_minus_s1_within_layers"] = layer_matched(each, ctx.key("proximity.permutations"))
+    results["effect_weighted_depth"] = weighted_depth(features)
+    results["s2_minus_s1_within_layers"] = layer_matched(features, ctx.key("proximity.permutations"))
     results["mediation"] = mediation(ctx, groups, base, donor, total)
-    return Outcome(results, {"sets": table, "features": each})
+    return Outcome(results, {"sets": table, "features": features})
 
 
 def effect_row(total: np.ndarray, direct: np.ndarray, base: effects.Side, key: jax.Array) -> dict:
@@ -72,18 +72,18 @@ def effect_row(total: np.ndarray, direct: np.ndarray, base: effects.Side, key: j
     return row | dict(pi=None, pi_low=None, pi_high=None)
 
 
-def weighted_depth(each: pd.DataFrame) -> dict[str, float]:
+def weighted_depth(features: pd.DataFrame) -> dict[str, float]:
     """Mean layer of each class, weighted by |total effect|."""
     out: dict[str, float] = {}
-    for name, part in each.groupby("class"):
+    for name, part in features.groupby("class"):
         weight = part["total"].abs()
         out[str(name)] = float((part["layer"] * weight).sum() / weight.sum()) if weight.sum() > 0 else float("nan")
     return out
 
 
-def layer_matched(each: pd.DataFrame, key: jax.Array) -> dict:
+def layer_matched(features: pd.DataFrame, key: jax.Array) -> dict:
     """S2 minus S1 within layers, or the plain statement that depth and class cannot be told apart."""
-    both = each[each["class"].isin(["s1", "s2"])].dropna(subset=["proximity"])
+    both = features[features["class"].isin(["s1", "s2"])].dropna(subset=["proximity"])
     difference, p, layers = (float("nan"), float("nan"), 0)
     if len(both):
         difference, p, layers = proximity.within_layer_difference(
@@ -99,18 +99,18 @@ def mediation(ctx: Context, groups: dict, base: effects.Side, donor: effects.Sid
     if not {"s1", "s2"} <= set(groups):
         return None
     order, out, key = list(groups), {}, ctx.key("proximity.mediation")
-    for name, other in (("s1", "s2"), ("s2", "s1")):
+    for name, mediator in (("s1", "s2"), ("s2", "s1")):
         choices = proximity.mediated_effect(
             ctx.lm.config,
             ctx.lm.params,
             base.prompts,
             saes=ctx.saes,
             patched=ctx.selection(groups[name]),
-            held=ctx.selection(groups[other]),
+            held=ctx.selection(groups[mediator]),
             donor=donor.resid,
             base_donor=base.resid,
         )
         held = effects.by_family(effects.expected(choices, base.values) - base.g, base)
         ratio = ratio_of_sums(held, effects.by_family(total[order.index(name)], base), key=key)
-        out[f"{name}_through_{other}"] = {"share": 1 - ratio.value, "ci": [1 - ratio.high, 1 - ratio.low]}
+        out[f"{name}_through_{mediator}"] = {"share": 1 - ratio.value, "ci": [1 - ratio.high, 1 - ratio.low]}
     return out

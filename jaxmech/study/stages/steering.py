@@ -32,9 +32,9 @@ def run(ctx: Context) -> Outcome:
     """Dose-response on neutral prompts, usable range, comparators at matched norm, and what must not move."""
     alphas = np.asarray(ctx.config.steering.alphas)
     vector = direction(ctx)
-    # Where a behaviour has no neutral prompts, both poles' are steered.
-    on = ("neutral",) if len(ctx.rows("neutral")) else poles()
-    neutral = Steered(ctx, *on)
+    # Where a behaviour has no neutral prompts, those of both poles are steered.
+    conditions = ("neutral",) if len(ctx.rows("neutral")) else poles()
+    neutral = Steered(ctx, *conditions)
     doses = neutral.sweep(alphas[:, None, None] * np.asarray(vector), what="steering")
     dose = dose_table(neutral, alphas, doses)
     cost = costs(ctx, vector, alphas)
@@ -48,7 +48,7 @@ def run(ctx: Context) -> Outcome:
     slope = mean_effect(slopes, key=ctx.key("steering.slope"))
     specific = specificity(ctx, vector)
     results: dict[Any, Any] = {
-        "steered": list(on),
+        "steered": list(conditions),
         "slope_pp": 100 * slope.value,
         "slope_ci": [100 * slope.low, 100 * slope.high],
         "usable_range": [low, high],
@@ -108,8 +108,8 @@ def direction(ctx: Context, features: pd.DataFrame | None = None) -> jax.Array:
 def dose_table(prompts: Steered, alphas: np.ndarray, doses: Choices) -> pd.DataFrame:
     """A row per coefficient: mean score with its interval over families, mass, P(0), P(half), P(all)."""
     rows, key = [], prompts.ctx.key("steering.dose")
-    for alpha, each in zip(alphas, doses.logprobs, strict=True):
-        out = with_outcomes(pd.DataFrame(index=prompts.rows), each, np.asarray(prompts.values))
+    for alpha, logprobs in zip(alphas, doses.logprobs, strict=True):
+        out = with_outcomes(pd.DataFrame(index=prompts.rows), logprobs, np.asarray(prompts.values))
         effect = mean_effect(prompts.by_family(out["g"].to_numpy()), key=key)
         rows.append(
             dict(alpha=alpha, g=effect.value, g_low=effect.low, g_high=effect.high)
@@ -134,19 +134,17 @@ def costs(ctx: Context, vector: jax.Array, alphas: np.ndarray) -> pd.DataFrame:
     vectors = (alphas[:, None, None] * np.asarray(vector)).astype(np.float32)
     model, size = (lm.config, lm.params), 3
     with progress("cost on text", len(alphas), unit="points") as advance:
-        nll, kl = in_chunks(
-            partial(steering.language_cost, *model, tokens, mask=mask), vectors, size=size, advance=advance
-        )
-    sums, answers = arithmetic(lm, c.steering.sums, key=ctx.key("steering.sums"))
+        cost = partial(steering.language_cost, *model, tokens, mask=mask)
+        nll, kl = in_chunks(cost, vectors, size=size, advance=advance)
+    (tokens, mask), answers = arithmetic(lm, c.steering.sums, key=ctx.key("steering.sums"))
     with progress("cost on arithmetic", len(alphas), unit="points") as advance:
-        said = in_chunks(
-            partial(steering.next_token, *model, sums[0], mask=sums[1]), vectors, size=size, advance=advance
-        )
-    accuracy = (said == answers).mean(1)
+        likeliest = partial(steering.next_token, *model, tokens, mask=mask)
+        predicted = in_chunks(likeliest, vectors, size=size, advance=advance)
+    accuracy = (predicted == answers).mean(1)
     zero = int(np.flatnonzero(alphas == 0)[0])
     perplexity = np.exp(nll)
-    fine = (perplexity <= 1.1 * perplexity[zero]) & (kl <= 0.1) & (accuracy >= accuracy[zero] - 0.02 - 1e-9)
-    return pd.DataFrame(dict(alpha=alphas, perplexity=perplexity, kl=kl, accuracy=accuracy, usable=fine))
+    usable = (perplexity <= 1.1 * perplexity[zero]) & (kl <= 0.1) & (accuracy >= accuracy[zero] - 0.02 - 1e-9)
+    return pd.DataFrame(dict(alpha=alphas, perplexity=perplexity, kl=kl, accuracy=accuracy, usable=usable))
 
 
 def arithmetic(lm, items: int, *, key: jax.Array):
@@ -184,8 +182,8 @@ def comparators(ctx: Context, neutral: Steered, vector: jax.Array) -> pd.DataFra
     for name in ("s1", "s2"):
         part = classes[classes["class"] == name]
         if len(part):
-            only = direction(ctx, ctx.selected.merge(part[["layer", "feature"]], on=["layer", "feature"]))
-            named.append((f"{name.upper()} features only", "comparator", match_total_norm(only, vector)))
+            part_vector = direction(ctx, ctx.selected.merge(part[["layer", "feature"]], on=["layer", "feature"]))
+            named.append((f"{name.upper()} features only", "comparator", match_total_norm(part_vector, vector)))
     for chosen in sets:
         frame = lookup.loc[chosen].reset_index()
         named.append(("matched random features", "null", match_norm(direction(ctx, frame), vector)))

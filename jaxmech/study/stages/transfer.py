@@ -31,15 +31,15 @@ def run(ctx: Context) -> Outcome:
     S = len(alphas)
     rows, curves, intervals = [], [], ctx.key("transfer.intervals")
     for name, task in tasks.items():
-        here = (table["task"] == name).to_numpy()
-        g, m = scores[:, here], mass[:S, here]
+        own = (table["task"] == name).to_numpy()
+        g, m = scores[:, own], mass[:S, own]
         effect = mean_effect(np.polyfit(alphas, g[:S], 1)[0], key=intervals)
         # Against random directions: the change from no steering to coefficient 1, the same for all.
         change = float((g[:S][alphas == 1] - g[:S][alphas == 0]).mean())
         null = (g[S:] - g[:S][alphas == 0]).mean(1)
         rows.append(
             dict(
-                task=name, label=task.label, expected_sign=task.expected_sign, home=task.home, families=int(here.sum()),
+                task=name, label=task.label, expected_sign=task.expected_sign, home=task.home, families=int(own.sum()),
                 baseline=float(g[:S][alphas == 0].mean()), slope_pp=100 * effect.value, low_pp=100 * effect.low,
                 high_pp=100 * effect.high, p=effect.p, p_random=p_from_normal_null(change, null),
                 null_sd_pp=100 * float(null.std()), mass=float(m[alphas == 0].mean()), human=task.human,

@@ -117,7 +117,7 @@ def test_qwen_scope(write):
     with pytest.raises(ValueError, match="k: the files say 4, asked for 5"):
         load_sae(path, k=5)
     path = write("elsewhere/layer22.sae.pt", w)
-    with pytest.raises(ValueError, match="says its k; say it"):
+    with pytest.raises(ValueError, match="says its k; pass"):
         load_sae(path)
     assert load_sae(path, k=5).config.k == 5
     config = {"model_type": "topk_sae", "base_model": "Qwen/Qwen3-8B-Base", "k": 7, "hook_point": "resid_post"}

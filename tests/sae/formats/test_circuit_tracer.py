@@ -118,8 +118,8 @@ def test_without_a_configuration_the_caller_says_the_site(tmp_path):
     [
         ("transcoder_set", "cross_layer_transcoder", "cross-layer transcoder.*not supported"),
         ("transcoder_set", "other", "model_kind: expected 'transcoder_set', got 'other'"),
-        ("mlp.hook_in", "hook_mlp_in", "feature_input_hook: 'hook_mlp_in' is no site"),
-        ("Qwen/Qwen3-4B", "google/gemma-2-2b", "feature_output_hook: 'mlp.hook_out' is no site"),
+        ("mlp.hook_in", "hook_mlp_in", "feature_input_hook: 'hook_mlp_in' is not a known site"),
+        ("Qwen/Qwen3-4B", "google/gemma-2-2b", "feature_output_hook: 'mlp.hook_out' is not a known site"),
         ("scan:", "colour:", "colour: unknown key"),
         ("scan:", "activation: gelu\nscan:", "activation: expected relu, topk"),
         ("scan:", "activation: relu\nscan:", "activation_function.threshold: unknown tensor"),

@@ -48,7 +48,7 @@ def test_damaged_files_are_named(tmp_path):
             with pytest.raises(ValueError, match=f"{name} is damaged or truncated"):
                 read_tensors(tmp_path / name)
         (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-        with pytest.raises(ValueError, match="pointer of Git LFS"):
+        with pytest.raises(ValueError, match="Git LFS pointer"):
             read_tensors(tmp_path / name)
     with pytest.raises(ValueError, match="none.npz: no such file"):
         read_tensors(tmp_path / "none.npz")
@@ -67,7 +67,7 @@ def test_kinds_of_numbers_that_are_not_read(tmp_path):
     with pytest.raises(ValueError, match=r"a: expected floating-point numbers, got \|V2"):
         assemble("here", read_tensors(tmp_path / "a.npz"), {"a": ("A", False)}, {"A": (2,)})
     save_file({"a": jnp.ones(2, jnp.float8_e4m3fn)}, tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match="a.safetensors: holds numbers of a kind that is not read here"):
+    with pytest.raises(ValueError, match="a.safetensors: holds numbers of an unsupported kind"):
         read_tensors(tmp_path / "a.safetensors")
 
 
@@ -104,7 +104,7 @@ def test_a_torch_file_with_code_is_refused_unopened(tmp_path, capsys):
             read_tensors(tmp_path / "a.pt")
         assert "likely succeed" not in str(error.value) and "run" not in capsys.readouterr().out
     torch.save({"w": torch.ones(2, 2).to_sparse()}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="a.pt: w: a kind of tensor that is not read here"):
+    with pytest.raises(ValueError, match="a.pt: w: an unsupported kind of tensor"):
         read_tensors(tmp_path / "a.pt")
     torch.save(torch.ones(2), tmp_path / "b.pth")
     with pytest.raises(ValueError, match="expected a dictionary of tensors, got Tensor"):
@@ -129,7 +129,7 @@ def test_assemble_names_every_fault_at_once():
         assemble("here", tensors | {"t": np.asarray([1, -np.inf])}, rules, shapes, hints={"D": "ask for it"})
     assert str(error.value).startswith("here: ")
     assert sorted(str(error.value).removeprefix("here: ").split("; ")) == sorted([
-        "a2: A is there under another name too",
+        "a2: A is also stored under another name",
         "b: expected (3, 2), got (2, 3)",
         "x: unknown tensor",
         "c: expected floating-point numbers, got int64",
@@ -166,7 +166,7 @@ def test_agree():
     assert agree("here", "model", "google/gemma-2-2b", "gemma-2-2B") == "google/gemma-2-2b"
     with pytest.raises(ValueError, match="here: layer: the files say 0, asked for 1"):
         agree("here", "layer", 0, 1)
-    with pytest.raises(ValueError, match=r"here: nothing in it says its layer; say it: load_sae\(..., layer=\)"):
+    with pytest.raises(ValueError, match=r"here: nothing in it says its layer; pass load_sae\(..., layer=\)"):
         agree("here", "layer", None, None, needed=True)
 
 
@@ -253,7 +253,7 @@ def test_sources_that_are_none(tmp_path):
 )
 def test_weights_without_their_configuration(weights, config, tmp_path):
     (tmp_path / weights).write_bytes(b"")
-    with pytest.raises(ValueError, match=f"{config}: missing; the weights beside it mean nothing without it"):
+    with pytest.raises(ValueError, match=f"{config}: missing; the weights beside it cannot be read without it"):
         load_sae(tmp_path)
 
 
@@ -317,7 +317,7 @@ def test_half_copied_dictionaries_are_named_and_not_passed_over(broken, three):
     (three / "layer_1").unlink()
     broken(three / "layer_1")
     for call in (lambda: load_saes(three), lambda: load_saes(three, layers=[0, 1]), lambda: load_sae(three)):
-        with pytest.raises(ValueError, match="saes: layer_1: without weights, that is half copied or a link"):
+        with pytest.raises(ValueError, match="saes: layer_1: without weights: half copied, or a broken link"):
             call()
     assert load_saes(three, layers=[0, 3]).config.layers == (0, 3)  # what nobody asked for is in nobody's way
     assert load_sae(three, layer=3).config.layers == (3,)
@@ -384,7 +384,7 @@ def test_a_typo_of_a_local_path_tells_what_is_there(typo, said, three, tmp_path)
 
 def test_a_name_that_may_be_of_the_hub_keeps_the_hubs_message(three):
     with pytest.raises(
-        ValueError, match="(?s)could not be fetched from the .* hub.*Of local paths: did you mean 'runs'"
+        ValueError, match="(?s)could not be fetched from the .* hub.*Among local paths: did you mean 'runs'"
     ):
         load_saes("run/study/saes")
 

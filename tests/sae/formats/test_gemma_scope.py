@@ -254,8 +254,8 @@ def test_a_copy_of_the_innermost_folder_alone(tmp_path):
         ({"type": "other"}, "type: expected 'sae' or 'transcoder'"),
         ({"hf_hook_point_in": "model.layers.7.output"}, "layer 7, the folder's name says layer 12"),
         ({"hf_hook_point_in": "model.layers.12.post_feedforward_layernorm.output"}, "is mlp_out, the folder"),
-        ({"hf_hook_point_in": "model.embed_tokens.output"}, "no site known here"),
-        ({"hf_hook_point_in": "model.layers.12.mlp.output"}, "no site known here"),  # before its post-norm
+        ({"hf_hook_point_in": "model.embed_tokens.output"}, "is not a known site"),
+        ({"hf_hook_point_in": "model.layers.12.mlp.output"}, "is not a known site"),  # before its post-norm
         ({"affine_connection": True}, "affine_skip_connection: missing"),
         ({"width": F + 1}, "width: config.json says 21, w_enc has 20"),
         ({"surprise": 1, "architecture": "topk"}, "surprise: unknown key.*architecture"),
@@ -268,7 +268,7 @@ def test_contradictions_of_a_configuration(changes, message, tmp_path):
 
 def test_a_skip_term_that_nothing_announces(tmp_path):
     tensors = weights(lower=True, affine=True)
-    with pytest.raises(ValueError, match="affine_skip_connection: there, against"):
+    with pytest.raises(ValueError, match="affine_skip_connection: present, contrary to"):
         load_sae(second(tmp_path, tensors, "transcoder", cfg=TRANSCODER))
 
 

@@ -67,5 +67,5 @@ def test_locate():
         locate("f", {"hook_name": "blocks.5.hook_mlp_out"}, Given(site="attn_out"))
     with pytest.raises(ValueError, match="layer: the files say 5, asked for 6"):
         locate("f", {"hook_name": "blocks.5.hook_mlp_out"}, Given(layer=6))
-    with pytest.raises(ValueError, match=r"layer; say it"):
+    with pytest.raises(ValueError, match=r"layer; pass"):
         locate("f", {"hook_name": "hook_embed"}, Given(site="resid_pre"))

@@ -192,7 +192,7 @@ def test_where_other_suites_are(short, repo, path):
 
 def test_names_that_are_none(fake):
     for wrong in ("gemma-scope-2-270m/resid_post_all/16k/small", "llama-scope/X/8x", "gemma-scope-2b-pt-res/16k/best"):
-        with pytest.raises(ValueError, match="is no short name of a suite; they are like .*nearest: "):
+        with pytest.raises(ValueError, match="is not a short name of a suite; examples are .*nearest: "):
             load_saes(wrong)
     with pytest.raises(ValueError, match="(?s)404.*nearest short name of a suite is 'gemma-scope-2b-pt-res/16k/canon"):
         load_saes("gema-scope-2b-pt-res/16k/canonical")
