@@ -11,31 +11,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxmech import contrast
-from jaxmech.activations.saved import Activations, load_activations, save_activations
+from jaxmech.activations.saved import load_activations, save_activations
 from jaxmech.activations.stream import ActivationStream
-from jaxmech.answers.prompts import Prefix, Prompts, make_prompts
+from jaxmech.answers.prompts import Prompts, make_prompts
 from jaxmech.answers.score import Choices, choice_distribution, score
 from jaxmech.interventions import attribution, controls, edits, patching, proximity, screens, steering
-from jaxmech.interventions.edits import gather_features
 from jaxmech.interventions.sweep import sweep
 from jaxmech.io.progress import show_progress
 from jaxmech.io.tpu import quiet_without_chips
 from jaxmech.io.version import __version__ as __version__
 from jaxmech.models.chat import encode_chat
-from jaxmech.models.config import ModelConfig
-from jaxmech.models.decoder import Output, Tap, forward
-from jaxmech.models.generate import generate, until_end
+from jaxmech.models.decoder import Tap, forward
+from jaxmech.models.generate import generate
 from jaxmech.models.language_model import LanguageModel
 from jaxmech.models.load import load_model
-from jaxmech.models.repetition import repetition
 from jaxmech.models.saved import save_model
 from jaxmech.models.sharding import make_mesh, shard_batch
 from jaxmech.models.text import encode_prompts
 from jaxmech.sae import collect
 from jaxmech.sae.formats import load_sae, load_saes, save_sae, save_saes
 from jaxmech.sae.module import SAE, SAEConfig
-from jaxmech.sae.sharding import shard_saes
-from jaxmech.sae.totals import feature_totals
 
 if TYPE_CHECKING:
     from jaxmech import behavior
@@ -73,12 +68,8 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "ActivationStream",
-    "Activations",
     "Choices",
     "LanguageModel",
-    "ModelConfig",
-    "Output",
-    "Prefix",
     "Prompts",
     "SAE",
     "SAEConfig",
@@ -95,9 +86,7 @@ __all__ = [
     "encode_chat",
     "encode_prompts",
     "evaluate_saes",
-    "feature_totals",
     "forward",
-    "gather_features",
     "generate",
     "load_activations",
     "load_model",
@@ -108,7 +97,6 @@ __all__ = [
     "make_prompts",
     "patching",
     "proximity",
-    "repetition",
     "save_activations",
     "save_model",
     "save_sae",
@@ -116,10 +104,8 @@ __all__ = [
     "score",
     "screens",
     "shard_batch",
-    "shard_saes",
     "show_progress",
     "steering",
     "sweep",
     "train_saes",
-    "until_end",
 ]

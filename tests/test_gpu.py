@@ -71,7 +71,7 @@ def test_the_same_features_fire(activation, k):
 
     def run(params, x):
         saes = SAE(params, config)
-        return saes.encode(x), jm.feature_totals(saes, x)
+        return saes.encode(x), jm.collect.feature_totals(saes, x)
 
     (z, totals), (z_cpu, totals_cpu) = on_both(run, params, jax.random.normal(keys[2], (1, n, width)))
     assert ((z != 0) != (z_cpu != 0)).sum() <= 2

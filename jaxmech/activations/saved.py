@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
-from jaxmech.activations.stream import BatchStream, behind_first, first_layers, order_of, token_rows
+from jaxmech.activations.stream import BatchStream, after_first, first_layers, order_of, token_rows
 from jaxmech.io import reprs
 from jaxmech.io.arguments import Array, whole_number, whole_numbers
 from jaxmech.io.files import disk_errors, read_json, reason, require_space, whole
@@ -386,7 +386,7 @@ class CacheStream(BatchStream):
             raise ValueError(f"layers: expected distinct ones of {source.layers}, at least one, got {self.layers}")
         self.epochs, self.skip_first, self.order = epochs, whole_number("skip_first", skip_first, 0), order_of(key)
         self.d_in = source.arrays[self.site].shape[-1]
-        self._kept = behind_first(source.mask, self.skip_first)
+        self._kept = after_first(source.mask, self.skip_first)
         total, rows = int(self._kept.sum()), source.facts["rows"]
         self.batch_size = min(512, max(total, 1)) if batch_size is None else whole_number("batch_size", batch_size, 1)
         self.buffer_tokens = max(whole_number("buffer_tokens", buffer_tokens), self.batch_size)

@@ -217,7 +217,7 @@ class ActivationStream(BatchStream):
         self._config, self._params = first_layers(config, params, max(self.layers) + 1)
         order = np.random.default_rng((*self.order, 0)).permutation(len(tokens))
         self._tokens, self._mask = tokens[order], mask[order]
-        self._kept = behind_first(self._mask, self.skip_first)
+        self._kept = after_first(self._mask, self.skip_first)
         total = int(self._kept.sum())
         batch_size = min(512, max(total, 1)) if batch_size is None else whole_number("batch_size", batch_size, 1)
         self.batch_size = batch_size
@@ -293,7 +293,7 @@ def token_rows(config: ModelConfig, tokens, mask) -> tuple[np.ndarray, np.ndarra
     return np.asarray(tokens), np.asarray(mask)
 
 
-def behind_first(mask: np.ndarray, n: int) -> np.ndarray:
+def after_first(mask: np.ndarray, n: int) -> np.ndarray:
     """The real tokens of each text but the first n: what dictionaries are trained and measured on. mask [N,T] bool."""
     return mask & (np.cumsum(mask, axis=1) > n)
 

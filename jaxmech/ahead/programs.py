@@ -24,7 +24,7 @@ from jaxmech.answers.trie import Trie
 from jaxmech.contrast.moments import empty_moments
 from jaxmech.interventions import edits
 from jaxmech.interventions.attribution import attribute, path_gradient
-from jaxmech.interventions.sweep import run_chunk, set_out
+from jaxmech.interventions.sweep import prepare, run_chunk
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Tap, forward, param_shapes
 from jaxmech.models.sharding import MESH_AXES, param_shardings
@@ -82,7 +82,7 @@ def sweep_program(config: ModelConfig, mesh: Mesh, sizes: Sizes) -> Program:
     """A chunk of sweep points: selected features of every layer moved by a coefficient, at a window of tokens; those
     before it are cached. It starts at the first layer, the most that a chunk can take."""
     params, prompts = _params(config, mesh, sizes), _prompts(config, mesh, sizes)
-    shared = jax.eval_shape(partial(set_out, config, cut=sizes.tokens - sizes.window), params, prompts)
+    shared = jax.eval_shape(partial(prepare, config, cut=sizes.tokens - sizes.window), params, prompts)
     shared = jax.tree.map(lambda leaf: _put(leaf, _place_shared(leaf, config, mesh)), shared)
     L, K, D = config.n_layers, sizes.selected, config.d_model
     shapes = {"W_enc": (L, D, K), "b_enc": (L, K), "threshold": (L, K), "W_dec": (L, K, D), "shift": (L, K)}

@@ -180,7 +180,7 @@ def _prepare(config, params, prompts: Prompts, shapes: Edits, build, points) -> 
         window = max(T - int(reach.token.min()), 1)
         # Only a few lengths, so that sweeps over other positions find their program compiled.
         cut = T - (1 if window == 1 else min(-(-window // _BUCKET) * _BUCKET, T))
-    shared = set_out(config, params, prompts, cut)
+    shared = prepare(config, params, prompts, cut)
     entry = np.minimum(reach.layer, config.n_layers - 1) + 1 if _only_after_layers(shapes) else reach.layer
     return shared, entry.astype(np.int32)
 
@@ -212,7 +212,7 @@ def _reach(config, build, points, T: int) -> Reach:
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def set_out(config, params, prompts: Prompts, cut: int | None) -> Shared:
+def prepare(config, params, prompts: Prompts, cut: int | None) -> Shared:
     """Runs and caches the prefix and the prompts' first `cut` tokens, unless it is None, and embeds the rest."""
     parts: tuple[Part, ...] = ()
     prefix = prompts.prefix

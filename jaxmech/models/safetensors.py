@@ -31,7 +31,7 @@ class SafetensorsFolder:
             try:
                 file = safe_open(path, "np")
             except SafetensorError as error:
-                why = "a pointer of Git LFS; run: git lfs pull" if is_lfs_pointer(path) else error
+                why = "a Git LFS pointer; run: git lfs pull" if is_lfs_pointer(path) else error
                 problems.append(f"{path.name} is damaged or truncated ({why})")
                 continue
             for name in file.keys():  # noqa: SIM118  (not a mapping)

@@ -84,7 +84,7 @@ def _from_json(folder: Path, settings: Mapping[str, Any]):
 
     path = folder / "tokenizer.json"
     if is_lfs_pointer(path):
-        raise ValueError(f"{path} is a pointer of Git LFS; run: git lfs pull")
+        raise ValueError(f"{path} is a Git LFS pointer; run: git lfs pull")
     try:
         more = _declared(folder, settings)
         # Twice as fast as from_pretrained, which reads and copies the whole vocabulary in Python.

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.activations.stream import behind_first, finite_layers
+from jaxmech.activations.stream import after_first, finite_layers
 from jaxmech.activations.text import Tokens, pack_texts
 from jaxmech.io.arguments import strings, whole_number
 from jaxmech.io.progress import counted, progress
@@ -135,7 +135,7 @@ class _Seen(NamedTuple):
     mask: np.ndarray
 
     def kept(self, skip_first: int) -> np.ndarray:
-        return behind_first(self.mask, skip_first)
+        return after_first(self.mask, skip_first)
 
     def activations(self, site: str, layers: Sequence[int], skip_first: int) -> jax.Array:
         """[S,n,D]."""

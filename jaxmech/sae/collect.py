@@ -19,6 +19,7 @@ from jaxmech.contrast.moments import Moments, batch_moments, merge_moments
 from jaxmech.io.reprs import short_repr
 from jaxmech.models.decoder import Params, Tap, forward
 from jaxmech.sae.module import SAE
+from jaxmech.sae.totals import feature_totals as feature_totals  # offered here as well
 
 
 class Run(NamedTuple):

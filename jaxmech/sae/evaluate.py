@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.activations.stream import behind_first, token_rows
+from jaxmech.activations.stream import after_first, token_rows
 from jaxmech.io.arguments import Array, whole_number
 from jaxmech.io.progress import counted, progress
 from jaxmech.io.reprs import short_repr
@@ -104,15 +104,15 @@ def _evaluate(sae: SAE, batches: Iterable) -> Fidelity:
     return Fidelity(pd.DataFrame(table), density)
 
 
-def density_histogram(found: Fidelity, per_decade: int = 2) -> pd.DataFrame:
+def density_histogram(fidelity: Fidelity, per_decade: int = 2) -> pd.DataFrame:
     """How many features fire how often: `layer`, log10 of the density from `low` to `high`, `features`.
 
     Dead features have no logarithm: they are in the table's `dead`. The bins reach from one token to all.
     """
-    decades = np.ceil(np.log10(found.table["tokens"].max()))
+    decades = np.ceil(np.log10(fidelity.table["tokens"].max()))
     edges = np.linspace(-decades, 0, int(decades * per_decade) + 1) if decades else np.array([-1.0, 0.0])
     rows = []
-    for layer, density in zip(found.table["layer"], found.density, strict=True):
+    for layer, density in zip(fidelity.table["layer"], fidelity.density, strict=True):
         counts, _ = np.histogram(np.log10(density[density > 0]), edges)
         rows.append(pd.DataFrame({"layer": layer, "low": edges[:-1], "high": edges[1:], "features": counts}))
     return pd.concat(rows, ignore_index=True)
@@ -219,7 +219,7 @@ def loss_recovered(
     tokens, mask = token_rows(config, tokens, mask)
     skip_first = whole_number("skip_first", saes.config.skip_first if skip_first is None else skip_first, 0)
     batch = whole_number("batch", batch, 1)
-    kept = behind_first(mask, skip_first)
+    kept = after_first(mask, skip_first)
     scored = kept[:, :-1] & mask[:, 1:]
     if not scored.any():
         raise ValueError(f"tokens: no prediction left to score with skip_first={skip_first}; give longer texts")

@@ -78,7 +78,7 @@ def _check_layers(config: StudyConfig, model: Outline) -> None:
     if not path:
         return
     with _about("dictionaries.path"):
-        available = places.layers_there(path, layers)
+        available = places.available_layers(path, layers)
         if wrong := [layer for layer in available if layer is not None and layer > last]:
             raise ValueError(
                 f"{path} holds dictionaries of layer {', '.join(map(str, wrong))}; {config.model} has layers 0..{last}"

@@ -75,6 +75,6 @@ def sweep_sets(run, sets: edits.Selection, values, *, what: str) -> np.ndarray:
         return expected(run(sets, chunk=CHUNK, advance=advance), values)
 
 
-def by_family(values: np.ndarray, one: Side) -> np.ndarray:
+def by_family(values: np.ndarray, of: Side) -> np.ndarray:
     """Means within families of values [B]."""
-    return family_means(values, one.families)
+    return family_means(values, of.families)

@@ -7,6 +7,7 @@ import pytest
 
 import jaxmech as jm
 from jaxmech.answers import score
+from jaxmech.answers.prompts import Prefix
 from jaxmech.interventions import attribution
 from jaxmech.interventions.edits import Replace, add_vector, at_last, at_positions
 from jaxmech.sae.collect import run_decision
@@ -128,7 +129,7 @@ def test_chunks_of_prefixes_change_nothing(lm):
     prefixes = ["he gave 1.\n" * 8, "she kept 5.\n", "he gave 1.\n" * 8, "the man gave 10.\n" * 4]
     prompts = jm.make_prompts(lm, ["a stingy one $", "my man $", "who? $", "she $"], AMOUNTS, prefixes=prefixes)
     tokens, mask, rows = (np.asarray(a) for a in prompts.prefix)
-    unread = jm.Prefix(tokens[[0, 0, 1, 2, 0]], mask[[0, 0, 1, 2, 0]], jnp.asarray(rows + 1))
+    unread = Prefix(tokens[[0, 0, 1, 2, 0]], mask[[0, 0, 1, 2, 0]], jnp.asarray(rows + 1))
     prompts = prompts._replace(prefix=jax.tree.map(jnp.asarray, unread))
     values = VALUES * jnp.arange(1.0, 5.0)[:, None]
     gradient = lambda chunk: attribution.residual_gradient(  # noqa: E731

@@ -99,7 +99,7 @@ def test_feature_sets_and_donors(lm, saes, prompts):
     """A function of the point, with the dictionaries and donors shared by all points."""
     resid, spans = jnp.swapaxes(vector(5, 3), 0, 1), at_last(L, prompts.tokens.shape[1])
     sets = [select(pairs, L, 2) for pairs in ([(1, 3), (3, 5)], [(3, 0), (3, 1)], [(1, 2)], [])]
-    build = Partial(patch_edit, saes=saes, donor=resid, spans=spans)
+    build = Partial(patch_edit, saes, donor=resid, spans=spans)
     got = engine.sweep(lm.config, lm.params, prompts, build, stack(*sets)).logprobs
     want = one_by_one(lm, prompts, [patch_edit(saes, s, donor=resid, spans=spans) for s in sets])
     np.testing.assert_allclose(got, want, atol=2e-4)
@@ -212,7 +212,7 @@ def test_progress_and_order(lm, prompts):
 
 def test_a_chunk_takes_what_memory_allows(lm, prompts, monkeypatch):
     shapes = {"resid_post": (add_vector(vector(0), at_last(L, prompts.tokens.shape[1])),)}
-    parts = engine.set_out(lm.config, lm.params, prompts, 0).parts
+    parts = engine.prepare(lm.config, lm.params, prompts, 0).parts
     monkeypatch.setattr(engine, "_free_bytes", lambda: 10**9)
     assert engine.points_at_once(lm.config, parts, shapes) > 10
     monkeypatch.setattr(engine, "_free_bytes", lambda: 10)

@@ -84,7 +84,7 @@ def find(source: str | Path, layers: Collection[int] | None, revision: str | Non
     return _fetch(repo, files, _choose(source, files, inside, layers, single), revision)
 
 
-def layers_there(source: str | Path, layers: Collection[int] | None) -> list[int | None]:
+def available_layers(source: str | Path, layers: Collection[int] | None) -> list[int | None]:
     """The layers, as far as names give them, of the dictionaries that `find` would give; fetches none of them.
 
     Raises:

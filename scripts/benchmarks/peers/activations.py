@@ -79,10 +79,10 @@ def encoding(bench: Bench) -> list[Row]:
     distinct, count = x[:, count > 0], count[count > 0]  # no padding, as the peer has none
 
     def ours():
-        return jm.feature_totals(bench.saes, distinct, count=count)
+        return jm.collect.feature_totals(bench.saes, distinct, count=count)
 
     def alone():
-        return jm.feature_totals(bench.saes, resid)
+        return jm.collect.feature_totals(bench.saes, resid)
 
     def saelens():
         codes = (sae.encode(x) for sae, x in zip(bench.peer_saes, theirs, strict=True))
