@@ -1,4 +1,5 @@
-"""The house stands: each floor imports only from floors below it, and the README's map is the tree."""
+"""The house stands: each floor imports only from floors below it, the README's map is the tree, and public signatures
+are complete."""
 
 import ast
 import re
@@ -73,3 +74,21 @@ def test_the_readmes_map_is_the_tree():
 def test_files_are_short():
     long = {name: n for name, path in modules().items() if (n := len(path.read_text().splitlines())) > 500}
     assert not long
+
+
+def incomplete(body: list[ast.stmt], within: str = "") -> Iterator[str]:
+    """Public functions and methods of public classes of which an argument, or what is returned, has no type."""
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from incomplete(node.body, f"{node.name}.")
+        elif isinstance(node, ast.FunctionDef) and re.match(r"[^_]|__init__$|__call__$", node.name):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+            names = [a.arg for a in given if a and a.annotation is None]
+            untyped = [name for name in names if name not in ("self", "cls") and not name.startswith("_")]
+            if untyped or (node.returns is None and node.name != "__init__"):
+                yield f"{within}{node.name}({', '.join(untyped)})"
+
+
+def test_public_signatures_are_complete():
+    found = {name: list(incomplete(ast.parse(path.read_text()).body)) for name, path in modules().items()}
+    assert not {name: functions for name, functions in found.items() if functions}

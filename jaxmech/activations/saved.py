@@ -307,7 +307,9 @@ class Activations:
     def layers(self) -> tuple[int, ...]:
         return tuple(self.facts["layers"])
 
-    def read(self, layer: int | Sequence[int], *, site: str | None = None, texts=slice(None), at=slice(None)):
+    def read(
+        self, layer: int | Sequence[int], *, site: str | None = None, texts: slice = slice(None), at: Any = slice(None)
+    ) -> np.ndarray:
         """The activations of a layer [.., .., D], or of several [L',.., .., D], as a NumPy array.
 
         Args:
@@ -343,7 +345,7 @@ class Activations:
             raise ValueError(f"site: {self.folder} has {', '.join(self.sites)}, got {name!r}")
         return name or self.sites[0]
 
-    def stream(self, **options) -> CacheStream:
+    def stream(self, **options: Any) -> CacheStream:
         """The activations as shuffled batches to train on: see `CacheStream`."""
         return CacheStream(self, **options)
 

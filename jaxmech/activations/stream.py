@@ -280,7 +280,7 @@ def order_of(key: jax.Array | None) -> tuple[int, ...]:
     return key_words("key", jax.random.key(0) if key is None else key)
 
 
-def token_rows(config: ModelConfig, tokens, mask) -> tuple[np.ndarray, np.ndarray]:
+def token_rows(config: ModelConfig, tokens: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
     """tokens [n,T] int32 and mask [n,T] bool, True everywhere where None is given.
 
     Raises:

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxmech.answers.trie import Trie, build_tries
 from jaxmech.io.reprs import short_repr
+from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import KV
 from jaxmech.models.language_model import LanguageModel
 from jaxmech.models.text import encode_prompts, require_texts, token_ids
@@ -93,7 +94,7 @@ def make_prompts(
     return prompts
 
 
-def check_length(config, prompts: Prompts) -> None:
+def check_length(config: ModelConfig, prompts: Prompts) -> None:
     """Refuses prompts that, with what precedes them and the longest answer, have more tokens than the model takes.
 
     An answer extends to its last token, or to the separator that is scored after it.
@@ -113,7 +114,7 @@ def check_length(config, prompts: Prompts) -> None:
         )
 
 
-def check_apart(tokenizer, prefix: str, text: str) -> None:
+def check_apart(tokenizer: Any, prefix: str, text: str) -> None:
     """Refuses a text whose tokens change when `prefix` stands before it."""
     if token_ids(tokenizer, prefix + text) != token_ids(tokenizer, prefix) + token_ids(tokenizer, text):
         raise ValueError(

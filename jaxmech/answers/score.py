@@ -28,6 +28,7 @@ from jaxmech.answers.trie import Trie
 from jaxmech.io.arguments import Array
 from jaxmech.io.reprs import concrete, described, extent
 from jaxmech.models.checks import check_groups
+from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import KV, Output, Params, forward, next_positions, unembed
 from jaxmech.models.edits import Edits, on_prefix, with_answers
 from jaxmech.models.language_model import LanguageModel
@@ -66,7 +67,7 @@ class Choices(NamedTuple):
 
 
 def score(
-    config,
+    config: ModelConfig,
     params: Params,
     prompts: Prompts,
     *,
@@ -131,7 +132,7 @@ _LOGITS_AT_ONCE = 2**27
 hundred rows are enough for the unembedding to run at full speed."""
 
 
-def read_out(config, params: Params, final: jax.Array, trie: Trie) -> jax.Array:
+def read_out(config: ModelConfig, params: Params, final: jax.Array, trie: Trie) -> jax.Array:
     """log s(a) [...,B,N] from the residuals [...,B,M+1,D] after the last layer, of the decision token and all nodes."""
     *lead, B, slots, D = final.shape
 
@@ -198,7 +199,7 @@ def _choice_logprobs(trie: Trie, children: jax.Array, leave: jax.Array, step: ja
 
 
 def cache_prefix(
-    config, params: Params, prompts: Prompts, *, edits: Edits | None = None, remat: bool = False,
+    config: ModelConfig, params: Params, prompts: Prompts, *, edits: Edits | None = None, remat: bool = False,
     batch: int | None = None,
 ) -> Prompts:  # fmt: skip
     """The same prompts with the prefix, edited where the edits' spans say so, in the cache: once for all prompts that
@@ -233,7 +234,7 @@ _ROWS = KV._make((1, 1, 0, 0, None))
 """The row axis of each of a cache's arrays."""
 
 
-def cache_before(config, params: Params, prompts: Prompts, position: int) -> Prompts:
+def cache_before(config: ModelConfig, params: Params, prompts: Prompts, position: int) -> Prompts:
     """The same prompts with the prefix and all tokens before slot `position` moved into the cache, unedited: the share
     that edits from there on leave alone."""
     prompts = cache_prefix(config, params, prompts)
@@ -249,7 +250,7 @@ def cache_before(config, params: Params, prompts: Prompts, position: int) -> Pro
     )
 
 
-def before_last(config, params: Params, prompts: Prompts) -> Prompts:
+def before_last(config: ModelConfig, params: Params, prompts: Prompts) -> Prompts:
     """The same prompts with all but the decision token moved into the cache: the share that edits there leave alone."""
     return cache_before(config, params, prompts, prompts.tokens.shape[1] - 1)
 

@@ -109,7 +109,7 @@ def build_tries(
     return Trie(*map(jnp.asarray, (tokens, depth, parent, ancestors, continues, cells, kinds)))
 
 
-def answer_ids(tokenizer, prompt: str, answer: str) -> list[int]:
+def answer_ids(tokenizer: Any, prompt: str, answer: str) -> list[int]:
     """The tokens that `answer` adds after `prompt`."""
     head, both = token_ids(tokenizer, prompt), token_ids(tokenizer, prompt + answer)
     if both[: len(head)] != head or len(both) == len(head):
@@ -120,7 +120,7 @@ def answer_ids(tokenizer, prompt: str, answer: str) -> list[int]:
     return both[len(head) :]
 
 
-def going_on(tokenizer, vocab_size: int, string: str) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+def going_on(tokenizer: Any, vocab_size: int, string: str) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """[V] bool, the tokens that continue `string`; and for each separator after which it may continue, those that then
     do."""
     kinds, joins = _token_kinds(tokenizer, vocab_size)

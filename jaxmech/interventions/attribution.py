@@ -23,6 +23,7 @@ from jaxmech.answers.prompts import Prefix, Prompts
 from jaxmech.answers.score import before_last, score
 from jaxmech.interventions.edits import Add, Edit, Edits, Spans, at_last
 from jaxmech.io.progress import progress
+from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import KV, Params, forward
 from jaxmech.sae.module import SAE, matmul, normalise
 
@@ -53,7 +54,7 @@ class _Hold(Edit):
 
 
 def residual_gradient(
-    config,
+    config: ModelConfig,
     params: Params,
     prompts: Prompts,
     values: jax.Array,
@@ -124,7 +125,13 @@ def _put_together(pieces: tuple[jax.Array, ...], order: jax.Array, length: int) 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("site", "remat"))
 def decision_gradient(
-    config, params: Params, prompts: Prompts, values: jax.Array, *, site: str = "resid_post", remat: bool = False
+    config: ModelConfig,
+    params: Params,
+    prompts: Prompts,
+    values: jax.Array,
+    *,
+    site: str = "resid_post",
+    remat: bool = False,
 ) -> jax.Array:
     """`residual_gradient` at the decision token [L,B,D], jitted. No gradient passes through the tokens before it."""
     prompts = before_last(config, params, prompts)
@@ -207,7 +214,7 @@ def attribute(
 
 @partial(jax.jit, static_argnums=0, static_argnames="remat")
 def path_gradient(
-    config,
+    config: ModelConfig,
     params: Params,
     prompts: Prompts,
     values: jax.Array,

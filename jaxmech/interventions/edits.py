@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxmech.io.arguments import Array
 from jaxmech.io.reprs import short_repr
 from jaxmech.models.edits import Add as Add
 from jaxmech.models.edits import Edit as Edit
@@ -53,7 +54,7 @@ class Gathered:
 
     __repr__ = short_repr
 
-    def encode(self, x):
+    def encode(self, x: jax.Array) -> jax.Array:
         x, *_ = normalise(self.normalize, x)
         pre = jnp.einsum("btd,dk->btk", x, self.W_enc, precision=_PRECISION) + self.b_enc
         return jnp.where(pre <= self.threshold, 0.0, pre)  # this comparison keeps NaN
@@ -75,7 +76,7 @@ class Full:
     def normalize(self) -> str:
         return self.sae.config.normalize
 
-    def encode(self, x):
+    def encode(self, x: jax.Array) -> jax.Array:
         return self.sae.encode(x)[..., self.index]
 
 
@@ -96,7 +97,7 @@ class Features(Edit):
     def acts(self) -> jax.Array:
         return (self.W_dec != 0).any((1, 2))
 
-    def change(self, x):
+    def change(self, x: jax.Array) -> jax.Array:
         z = self.encoder.encode(x)
         new = self.gain[:, None] * z + self.shift[:, None]
         change = jnp.einsum("btk,kd->btd", new - z, self.W_dec, precision=_PRECISION)
@@ -110,7 +111,7 @@ class Splice(Edit):
 
     sae: SAE
 
-    def change(self, x):
+    def change(self, x: jax.Array) -> jax.Array:
         return self.sae(x) - x
 
 
@@ -129,7 +130,7 @@ class PatchParts(Edit):
     explained: jax.Array
     BY_ROW = ("donor",)
 
-    def change(self, x):
+    def change(self, x: jax.Array) -> jax.Array:
         donor = self.donor[:, None]
         return self.whole * (donor - x) + self.explained * (self.sae(donor) - self.sae(x))
 
@@ -233,7 +234,7 @@ def _placed(config) -> dict[str, str | None]:
     return {"site": config.site_out, "reads": None if config.site == config.site_out else config.site}
 
 
-def features(saes: SAE, selection: Selection, *, gain, shift, spans: Spans) -> Features:
+def features(saes: SAE, selection: Selection, *, gain: Array | float, shift: Array | float, spans: Spans) -> Features:
     """Chosen features become gain * z + shift; gain, shift broadcast to [L,B,K]."""
     encoder, W_dec = gather(saes, selection)
     smallest = (W_dec.shape[0], 1, W_dec.shape[1])
@@ -251,7 +252,7 @@ def _over_features(name: str, value, smallest: tuple[int, int, int]) -> jax.Arra
     return jnp.broadcast_to(value, (L, shape[1], K))
 
 
-def project(direction: jax.Array, *, shift, spans: Spans) -> Features:
+def project(direction: jax.Array, *, shift: Array | float, spans: Spans) -> Features:
     """The component of x along unit vectors [L,D] is set to shift [L,B]: a one-feature linear dictionary."""
     direction = jnp.asarray(direction)
     if direction.ndim != 2:

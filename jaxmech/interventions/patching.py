@@ -8,6 +8,8 @@ upstream have acted, so that nothing is counted twice and what the dictionary do
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -17,6 +19,7 @@ from jaxmech.answers.score import Choices
 from jaxmech.interventions import edits
 from jaxmech.interventions.sweep import sweep
 from jaxmech.io.reprs import short_repr
+from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params
 from jaxmech.sae.module import SAE
 
@@ -26,7 +29,7 @@ def donor_values(encoder: edits.Gathered | edits.Full, donor: jax.Array) -> jax.
     return jax.vmap(lambda e, x: e.encode(x[:, None])[:, 0])(encoder, donor)
 
 
-def check_donors(config, prompts: Prompts, donor: jax.Array, site: str) -> None:
+def check_donors(config: ModelConfig, prompts: Prompts, donor: jax.Array, site: str) -> None:
     """Refuses donors' residuals that are not [L,B,D], as `collect.run_decision` gives them for as many prompts."""
     expected = (config.n_layers, len(prompts.tokens), config.width(site))
     if jnp.shape(donor) != expected:
@@ -57,7 +60,14 @@ class PatchFeatures:
 
 
 def patch_features(
-    config, params: Params, prompts: Prompts, selections: edits.Selection, *, saes: SAE, donor: jax.Array, **options
+    config: ModelConfig,
+    params: Params,
+    prompts: Prompts,
+    selections: edits.Selection,
+    *,
+    saes: SAE,
+    donor: jax.Array,
+    **options: Any,
 ) -> Choices:
     """Choices, logprobs [S,B,N], of every prompt with each feature set [S,L,K] patched in.
 
@@ -71,8 +81,9 @@ def patch_features(
 
 
 def patch_vectors(
-    config, params: Params, prompts: Prompts, directions: jax.Array, *, donor: jax.Array, layers: jax.Array,
-    site: str = "resid_post", **options,
+    config: ModelConfig, params: Params, prompts: Prompts,
+    directions: jax.Array, *, donor: jax.Array, layers: jax.Array,
+    site: str = "resid_post", **options: Any,
 ) -> Choices:  # fmt: skip
     """Choices, logprobs [S,B,N], with the component along unit directions [S,L,D] set to the donor's, at layers [L]."""
     check_donors(config, prompts, donor, site)
@@ -96,7 +107,14 @@ class PatchDirection:
 
 
 def patch_parts(
-    config, params: Params, prompts: Prompts, parts: jax.Array, *, saes: SAE, donor: jax.Array, **options
+    config: ModelConfig,
+    params: Params,
+    prompts: Prompts,
+    parts: jax.Array,
+    *,
+    saes: SAE,
+    donor: jax.Array,
+    **options: Any,
 ) -> Choices:
     """Choices, logprobs [S,B,N], with parts of the residual taken from the donor, at every layer that has a dictionary.
 

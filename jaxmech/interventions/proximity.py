@@ -11,7 +11,7 @@ construction, which is why classes are compared within layers.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from jaxmech.interventions.patching import check_donors, patch_edit
 from jaxmech.interventions.sweep import sweep
 from jaxmech.io.arguments import rng_of
 from jaxmech.io.reprs import short_repr
+from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params
 from jaxmech.sae.module import SAE
 
@@ -40,7 +41,7 @@ class Sublayers(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
-def base_sublayers(config, params: Params, prompts: Prompts) -> Sublayers:
+def base_sublayers(config: ModelConfig, params: Params, prompts: Prompts) -> Sublayers:
     """What attention and feed-forward sublayers write in the unedited run, at the prompt's and the answers' tokens."""
     _, out = score(config, params, prompts, taps=("attn_out", "mlp_out"))
     return Sublayers(out.taps["attn_out"], out.taps["mlp_out"])
@@ -53,8 +54,9 @@ def freeze(base: Sublayers, layers: jax.Array) -> Edits:
 
 
 def direct_effects(
-    config, params: Params, prompts: Prompts, selections: Selection, *, saes: SAE, donor: jax.Array, base: Sublayers,
-    **options,
+    config: ModelConfig, params: Params, prompts: Prompts,
+    selections: Selection, *, saes: SAE, donor: jax.Array, base: Sublayers,
+    **options: Any,
 ) -> Choices:  # fmt: skip
     """Choices, logprobs [S,B,N], with each set [S,L,K] patched from donors [L,B,D] and all sublayers frozen.
 
@@ -87,7 +89,8 @@ class PatchFrozen:
 
 @partial(jax.jit, static_argnums=0)
 def mediated_effect(
-    config, params: Params, prompts: Prompts, *, saes: SAE, patched: Selection, held: Selection, donor: jax.Array,
+    config: ModelConfig, params: Params, prompts: Prompts,
+    *, saes: SAE, patched: Selection, held: Selection, donor: jax.Array,
     base_donor: jax.Array,
 ) -> Choices:  # fmt: skip
     """Choices, logprobs [B,N], with `patched` set to the donor's values while `held` stays at the base run's values."""

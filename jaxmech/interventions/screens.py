@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from jaxmech.interventions.patching import patch_features
 from jaxmech.interventions.sweep import sweep
 from jaxmech.io.arguments import as_indices
 from jaxmech.io.reprs import short_repr
+from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params
 from jaxmech.sae.module import SAE
 
@@ -55,8 +57,9 @@ def twins(resid: jax.Array) -> jax.Array:
 
 
 def screen(
-    config, params: Params, prompts: Prompts, sets: Sequence[Sequence[Feature]], *, saes: SAE, donor: jax.Array,
-    **options,
+    config: ModelConfig, params: Params, prompts: Prompts,
+    sets: Sequence[Sequence[Feature]], *, saes: SAE, donor: jax.Array,
+    **options: Any,
 ) -> Choices:  # fmt: skip
     """Every prompt's choices, logprobs [S,B,N], with each feature set patched in from donors with residuals [L,B,D].
 
@@ -73,8 +76,8 @@ def screen(
 
 
 def patch_positions(
-    config, params: Params, prompts: Prompts, *, donor: jax.Array, site: str = "resid_post",
-    layers: Sequence[int] | None = None, positions: Sequence[int] | None = None, **options,
+    config: ModelConfig, params: Params, prompts: Prompts, *, donor: jax.Array, site: str = "resid_post",
+    layers: Sequence[int] | None = None, positions: Sequence[int] | None = None, **options: Any,
 ) -> Choices:  # fmt: skip
     """Activation patching over a grid: each layer and each position alone takes the donor's whole activation.
 

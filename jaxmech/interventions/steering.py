@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jaxmech.interventions.sweep import sweep
 from jaxmech.io.arguments import Array
 from jaxmech.io.reprs import short_repr
 from jaxmech.models.checks import check_tokens
+from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params, forward
 from jaxmech.sae.module import SAE
 
@@ -31,8 +33,9 @@ def feature_direction(saes: SAE, selection: Selection, dz: jax.Array) -> jax.Arr
 
 
 def steer(
-    config, params: Params, prompts: Prompts, vectors: Array, *, site: str = "resid_post", spans: Spans | None = None,
-    **options,
+    config: ModelConfig, params: Params, prompts: Prompts,
+    vectors: Array, *, site: str = "resid_post", spans: Spans | None = None,
+    **options: Any,
 ) -> Choices:  # fmt: skip
     """Choices, logprobs [S,B,N], with vectors [S,L,D] added at `spans`: by default the decision token alone.
 
@@ -56,7 +59,9 @@ class AddVector:
         return {self.site: (add_vector(vector, self.spans),)}
 
 
-def language_cost(config, params: Params, tokens: Array, vectors: Array, *, mask: Array) -> tuple[jax.Array, jax.Array]:
+def language_cost(
+    config: ModelConfig, params: Params, tokens: Array, vectors: Array, *, mask: Array
+) -> tuple[jax.Array, jax.Array]:
     """What steering at every token costs on text.
 
     Args:
@@ -92,7 +97,7 @@ def _language_cost(config, params, tokens, mask, vectors):
     return jax.lax.map(costs, vectors)
 
 
-def next_token(config, params: Params, tokens: Array, vectors: Array, *, mask: Array) -> jax.Array:
+def next_token(config: ModelConfig, params: Params, tokens: Array, vectors: Array, *, mask: Array) -> jax.Array:
     """The likeliest next token [S,B] of each row with vectors [S,L,D] added at every token."""
     return _next_token(config, params, *check_tokens(config, tokens, mask), vectors)
 

@@ -212,7 +212,7 @@ def _reach(config, build, points, T: int) -> Reach:
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def prepare(config, params, prompts: Prompts, cut: int | None) -> Shared:
+def prepare(config: ModelConfig, params: Params, prompts: Prompts, cut: int | None) -> Shared:
     """Runs and caches the prefix and the prompts' first `cut` tokens, unless it is None, and embeds the rest."""
     parts: tuple[Part, ...] = ()
     prefix = prompts.prefix
@@ -237,7 +237,7 @@ def _run_to(config, params, shared: Shared, start, stop) -> Shared:
 
 @partial(jax.jit, static_argnums=0)
 def run_chunk(
-    config, params: Params, shared: Shared, layer: jax.Array, build: Callable[[Any], Edits], points: Any
+    config: ModelConfig, params: Params, shared: Shared, layer: jax.Array, build: Callable[[Any], Edits], points: Any
 ) -> jax.Array:
     """log s(a) [C,B,N] at each of C points, starting before layer `layer`, below which no point's edits act."""
     prompts, M = shared.parts[-1], shared.trie.tokens.shape[1]

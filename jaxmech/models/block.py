@@ -7,7 +7,7 @@ the hidden width of the feed-forward sublayer, `S` keys of a segment.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,7 +35,7 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def precision(dtype) -> jax.lax.Precision:
+def precision(dtype: Any) -> jax.lax.Precision:
     # TPU and TF32 defaults round float32 operands, which is enough to flip the gates of a sparse autoencoder.
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
@@ -91,7 +91,7 @@ class Norm(nn.Module):
     axes: tuple[str, ...] = ("embed",)
 
     @nn.compact
-    def __call__(self, x, visit=lambda normed: normed):
+    def __call__(self, x: jax.Array, visit: Callable[[jax.Array], jax.Array] = lambda normed: normed) -> jax.Array:
         """`visit` receives the normed x, before gain and bias, and returns it, edited."""
         c, over, shape = self.config, tuple(range(-len(self.axes), 0)), x.shape[-len(self.axes) :]
         init = _named(nn.initializers.constant(1.0 - c.norm_offset), self.axes)
@@ -199,7 +199,10 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, cached, cos_sin, masks, causal, visit, scale=None):
+    def __call__(
+        self, x: jax.Array, cached: Sequence[tuple[jax.Array, jax.Array]], cos_sin: Any, masks: Sequence[jax.Array],
+        causal: bool, visit: Callable[[str, jax.Array], jax.Array], scale: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:  # fmt: skip
         c = self.config
 
         def norm(name, x, present, visit=lambda normed: normed):

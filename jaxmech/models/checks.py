@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check_tokens(
-    config: ModelConfig, tokens, mask=None, *, cache: Sequence[KV] = (), placed: bool = False
+    config: ModelConfig, tokens: Any, mask: Any = None, *, cache: Sequence[KV] = (), placed: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """Tokens [B,T] as int32 and their mask as bools, all True by default.
 
@@ -81,7 +81,7 @@ def longest_text(config: ModelConfig, mask: jax.Array, cache: Sequence[KV] = ())
     return int(sum(np.asarray(m, bool).sum(1) for m in masks).max())
 
 
-def check_edits(config: ModelConfig, edits, shape: tuple[int, ...]) -> None:
+def check_edits(config: ModelConfig, edits: Any, shape: tuple[int, ...]) -> None:
     """Refuses edits that cannot act on tokens of `shape` [B,T]: no groups, an unknown site, arrays of another size."""
     check_groups(edits)
     check_sites(set(edits or ()))
@@ -127,7 +127,7 @@ def check_sites(sites: set[str]) -> None:
         raise ValueError(f"unknown site {', '.join(map(repr, unknown))}; the sites are {', '.join(SITES)}")
 
 
-def check_groups(edits) -> None:
+def check_groups(edits: Any) -> None:
     """Refuses anything but a mapping from sites to tuples of edits."""
     if edits is not None and not isinstance(edits, Mapping):
         raise ValueError(f"edits: expected {{site: (edit, ...)}}, got {type(edits).__name__}")
@@ -135,7 +135,7 @@ def check_groups(edits) -> None:
         raise ValueError(f"edits[{alone[0]!r}]: expected a tuple of edits, got one edit; write (edit,)")
 
 
-def check_place(site: str, edit) -> None:
+def check_place(site: str, edit: Any) -> None:
     """Refuses an edit at a site other than its dictionary's, or one that would read what is not yet computed."""
     if edit.site not in (None, site):
         raise ValueError(f"edits[{site!r}]: this edit is made of dictionaries of {edit.site}; put it there")

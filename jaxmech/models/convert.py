@@ -182,7 +182,7 @@ def _one_layer(sharding: Sharding) -> Sharding:
     return sharding
 
 
-def aligned_empty(shape: tuple[int, ...], dtype) -> np.ndarray:
+def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """An empty array that starts on a cache line, which lets `jax.device_put` take it over on a CPU without a copy."""
     dtype = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize

@@ -163,7 +163,7 @@ class Add(Edit):
     def acts(self) -> jax.Array:
         return (self.vector != 0).any((1, 2))
 
-    def change(self, x):
+    def change(self, x: jax.Array) -> jax.Array:
         return self.vector[:, None, :]
 
 
@@ -174,7 +174,7 @@ class Replace(Edit):
     donor: jax.Array
     BY_ROW = BY_TOKEN = ("donor",)
 
-    def change(self, x):
+    def change(self, x: jax.Array) -> jax.Array:
         return self.donor - x
 
 

@@ -54,7 +54,7 @@ _SPLITS = {
 }
 
 
-def from_gguf(metadata: Mapping[str, Any]):
+def from_gguf(metadata: Mapping[str, Any]) -> Any:
     """The tokenizer that a GGUF file describes, as a transformers `PreTrainedTokenizerFast`.
 
     Raises:

@@ -37,7 +37,7 @@ def encode_prompts(
     return left_padded(lm, "prompt", rows, texts, length)
 
 
-def token_ids(tokenizer, text: str) -> list[int]:
+def token_ids(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text, no special tokens added.
 
     Raises:
@@ -79,7 +79,7 @@ def check_rows(lm: LanguageModel, row: list[int], text: str) -> list[int]:
     return row
 
 
-def require_tokenizer(tokenizer) -> None:
+def require_tokenizer(tokenizer: Any) -> None:
     """Refuses None, the tokenizer of models that take tokens only."""
     if tokenizer is None:
         raise ValueError(
@@ -102,7 +102,7 @@ def require_texts(name: str, texts: Any) -> None:
     require_list(name, texts, str, "strings")
 
 
-def require_list(name: str, values: Any, kind, what: str) -> None:
+def require_list(name: str, values: Any, kind: Any, what: str) -> None:
     if isinstance(values, str) or len(values) == 0 or not all(isinstance(value, kind) for value in values):
         raise ValueError(f"{name}: expected at least one, as a list of {what}; got {values!r:.80}")
 

@@ -30,7 +30,7 @@ _ANOTHER = "give one: load_model(…, tokenizer=…)"
 _log = logging.getLogger("jaxmech")
 
 
-def from_folder(folder: str | Path):
+def from_folder(folder: str | Path) -> Any:
     """The tokenizer of a Hugging Face folder, or of one written by `save`.
 
     Raises:
@@ -47,7 +47,7 @@ def from_folder(folder: str | Path):
     return tokenizer
 
 
-def first_id(tokenizer) -> int | None:
+def first_id(tokenizer: Any) -> int | None:
     """The one token that the tokenizer puts before every text, None if it puts none.
 
     Raises:
@@ -64,14 +64,14 @@ def first_id(tokenizer) -> int | None:
     return before[0] if before else None
 
 
-def save(tokenizer, folder: str | Path) -> None:
+def save(tokenizer: Any, folder: str | Path) -> None:
     """Writes a folder for `load_saved` and for `AutoTokenizer`, as JSON on one line, which loads twice as fast."""
     folder = Path(folder)
     tokenizer.save_pretrained(str(folder))
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
 
 
-def load_saved(folder: str | Path):
+def load_saved(folder: str | Path) -> Any:
     """Reads what `save` wrote."""
     return from_folder(folder)
 

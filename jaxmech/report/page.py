@@ -31,12 +31,11 @@ STATUS_WORDS = {
 }
 
 
-def write_report(folder: RunFolder, config: Any, manifest: Mapping[str, Any]) -> Path:
+def write_report(folder: RunFolder, manifest: Mapping[str, Any]) -> Path:
     """Writes `report.html` in the run folder, all or nothing.
 
     Args:
       folder: a run whose stages are all finished.
-      config: the study's configuration (the page shows `manifest["config"]`, which is the same as a mapping).
       manifest: see `jaxmech.study.run.finish`.
 
     Returns:

@@ -17,6 +17,7 @@ from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.score import Choices, score
 from jaxmech.contrast.moments import Moments, batch_moments, merge_moments
 from jaxmech.io.reprs import short_repr
+from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params, Tap, forward
 from jaxmech.sae.module import SAE
 from jaxmech.sae.totals import feature_totals as feature_totals  # offered here as well
@@ -33,7 +34,7 @@ class Run(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("config", "site"))
-def run_decision(config, params: Params, prompts: Prompts, *, site: str = "resid_post") -> Run:
+def run_decision(config: ModelConfig, params: Params, prompts: Prompts, *, site: str = "resid_post") -> Run:
     """Scores the prompts and keeps `site` at the decision token."""
     slot = prompts.tokens.shape[1] - 1
     choices, out = score(config, params, prompts, taps={"resid": Tap(site, partial(_at_slot, slot))})
@@ -45,7 +46,7 @@ def _at_slot(slot: int, _, x):
 
 
 @partial(jax.jit, static_argnames=("config", "site"))
-def residuals(config, params: Params, prompts: Prompts, *, site: str = "resid_post") -> jax.Array:
+def residuals(config: ModelConfig, params: Params, prompts: Prompts, *, site: str = "resid_post") -> jax.Array:
     """`site` of every layer at every prompt token [L,B,T,D], answers excluded.
 
     Worked examples that prompts share (`Prompts.prefix`) are run once for all of them, and come first:
@@ -59,7 +60,7 @@ def residuals(config, params: Params, prompts: Prompts, *, site: str = "resid_po
 
 @partial(jax.jit, static_argnames=("config", "site"))
 def distinct_residuals(
-    config, params: Params, prompts: Prompts, *, site: str = "resid_post"
+    config: ModelConfig, params: Params, prompts: Prompts, *, site: str = "resid_post"
 ) -> tuple[jax.Array, jax.Array]:
     """`site` of every layer, with the tokens of worked examples that prompts share only once.
 
@@ -89,7 +90,14 @@ def _read(config, params: Params, prompts: Prompts, site: str) -> tuple[jax.Arra
 
 @partial(jax.jit, static_argnames=("config",), donate_argnames=("moments",))
 def update_moments(
-    config, params: Params, prompts: Prompts, *, saes: SAE, values: jax.Array, member: jax.Array, moments: Moments
+    config: ModelConfig,
+    params: Params,
+    prompts: Prompts,
+    *,
+    saes: SAE,
+    values: jax.Array,
+    member: jax.Array,
+    moments: Moments,
 ) -> tuple[Moments, Run]:
     """Folds a batch of pairs into the moments: one pass of the model, then one over the dictionaries.
 

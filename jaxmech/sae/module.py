@@ -170,7 +170,7 @@ class SparseCoder(nn.Module):
 
     config: SAEConfig
 
-    def setup(self):
+    def setup(self) -> None:
         c, zeros = self.config, nn.initializers.zeros_init()
         axes = {
             "W_enc": ("embed", "feature"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ def select_sets(sets: Sequence[Iterable[tuple[int, int]]], n_layers: int, width:
     return jax.tree.map(lambda *a: jnp.stack(a), *(select(pairs, n_layers, width) for pairs in sets))
 
 
-def check_selection(config, selection: Selection) -> None:
+def check_selection(config: Any, selection: Selection) -> None:
     """Refuses, by name, a feature that no dictionary of `config` has, or that is listed twice in a set [...,L,K].
 
     A traced selection passes: there, features that do not exist give NaN.

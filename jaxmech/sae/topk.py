@@ -20,7 +20,9 @@ def largest(values: jax.Array, n: jax.Array | int, guess: jax.Array | float = 1.
     return (values >= cut(values, n, n, guess)[0]) & (values > 0)
 
 
-def cut(values: jax.Array, least: jax.Array | int, most: jax.Array | int, guess: jax.Array | float):
+def cut(
+    values: jax.Array, least: jax.Array | int, most: jax.Array | int, guess: jax.Array | float
+) -> tuple[jax.Array, jax.Array]:
     """A value that at least `least` and at most `most` positive entries reach, and the next float, which fewer reach.
 
     values: [B,F] float32. Where no value has as few as `most`, because entries are equal, the first float of the pair

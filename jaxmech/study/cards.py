@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmech.interventions import edits
+from jaxmech.io.arguments import Array
 from jaxmech.io.tables import each_row
 from jaxmech.models.decoder import Tap, forward
 from jaxmech.models.text import encode_prompts
@@ -50,17 +53,17 @@ def feature_cards(ctx: Context, picked: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(cards)
 
 
-def selection_order(features: pd.DataFrame):
+def selection_order(features: pd.DataFrame) -> Iterator[Any]:
     """Rows of `features` in the order in which a `Selection` lists them: by layer, then in table order."""
     return features.sort_values("layer", kind="stable").itertuples()
 
 
-def decode(ctx: Context, ids) -> str:
+def decode(ctx: Context, ids: Sequence[int] | Array) -> str:
     return ctx.lm.tokenizer.decode([int(i) for i in ids])
 
 
 def selected_activations(
-    ctx: Context, tokens, mask, selection: edits.Selection, batch: int = 8
+    ctx: Context, tokens: Array, mask: Array, selection: edits.Selection, batch: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:
     """Activations [N,T,n] of the chosen features, in the selection's order, and its `valid` mask."""
     encoder, _ = edits.gather(ctx.saes, selection)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -48,7 +49,7 @@ def side(ctx: Context, condition: str) -> Side:
     return Side(rows, ctx.families(rows), prompts, values, np.asarray(base.choices.expected(values)), base.resid)
 
 
-def expected(choices: Choices, values) -> np.ndarray:
+def expected(choices: Choices, values: Any) -> np.ndarray:
     """Expected score [..., B] of choices [..., B, N]."""
     return np.asarray(choices.expected(values))
 
@@ -69,7 +70,7 @@ def pairs_of(features: pd.DataFrame) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(features["layer"], features["feature"], strict=True)]
 
 
-def sweep_sets(run, sets: edits.Selection, values, *, what: str) -> np.ndarray:
+def sweep_sets(run: Callable[..., Choices], sets: edits.Selection, values: Any, *, what: str) -> np.ndarray:
     """Expected scores [S,B] of a sweep over feature sets; `run` takes them and the options of `sweep`."""
     with progress(what, len(sets.index), unit="sets") as advance:
         return expected(run(sets, chunk=CHUNK, advance=advance), values)

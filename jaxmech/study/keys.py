@@ -45,7 +45,7 @@ class Stage(NamedTuple):
     settings: tuple[str, ...]
     after: tuple[str, ...] = ()
 
-    def run(self, context) -> Outcome:
+    def run(self, context: Any) -> Outcome:
         return importlib.import_module(f"jaxmech.study.stages.{self.name}").run(context)
 
     def declares(self, setting: str) -> bool:

@@ -35,7 +35,7 @@ def run_study(config: StudyConfig, *, report: Callable[..., Path] | None = None,
 
     Args:
       until: run only this stage and what it depends on; the summary is skipped then.
-      report: `(folder, config, manifest) -> Path`, called when anything it shows has changed.
+      report: `(folder, manifest) -> Path`, called when anything it shows has changed.
 
     Returns:
       The run folder.
@@ -98,7 +98,7 @@ def study_hash(config: StudyConfig, folder: RunFolder) -> str:
     return digest({stage.name: folder.key(stage.name) for stage in STAGES}, __version__, settings)
 
 
-def finished(config: StudyConfig, folder: RunFolder, report) -> bool:
+def finished(config: StudyConfig, folder: RunFolder, report: Callable[..., Path] | None) -> bool:
     """Whether the summary of all stages is there already for these very stages, or cannot be rewritten."""
     manifest = folder.path / "manifest.json"
     names = ("manifest.json", "results.json", *(["report.html"] if report else []))
@@ -112,7 +112,7 @@ def finished(config: StudyConfig, folder: RunFolder, report) -> bool:
     return True
 
 
-def finish(config: StudyConfig, folder: RunFolder, report) -> None:
+def finish(config: StudyConfig, folder: RunFolder, report: Callable[..., Path] | None) -> None:
     """Writes the summary of all stages, unless it is there already for these very stages.
 
     Raises:
@@ -134,7 +134,7 @@ def finish(config: StudyConfig, folder: RunFolder, report) -> None:
     try:
         write_json(folder.path / "results.json", results)
         if report is not None:
-            report(folder, config, manifest)
+            report(folder, manifest)
         write_json(folder.path / "manifest.json", manifest)
     except OSError as error:
         raise ValueError(
@@ -161,7 +161,7 @@ def rewrite_report(config: StudyConfig, command: str, *, report: Callable[..., P
         raise ValueError(f"{folder.path} holds no finished run; start it with: {command}")
     with sole_user(folder.path):
         try:
-            report(folder, config, read_json(manifest))
+            report(folder, read_json(manifest))
         except OSError as error:
             raise ValueError(f"cannot write to {folder.path}: {error.strerror}; {way_out(error)}") from error
         except (KeyError, TypeError, AttributeError, IndexError, UndefinedError) as error:

@@ -21,7 +21,7 @@ SCENARIOS = {
 
 @pytest.fixture(scope="session")
 def run_of(tmp_path_factory):
-    """`run_of(name)` -> (RunFolder, StudyConfig, manifest) of a scenario."""
+    """`run_of(name)` -> (RunFolder, manifest) of a scenario."""
     made = {}
 
     def make(name):
@@ -74,4 +74,4 @@ def build_run(path, scenario, seed=0):
         "exclusions": {"pairs": 2},
         "fidelity": stages["fidelity"].results,
     }
-    return folder, config, manifest
+    return folder, manifest

@@ -91,7 +91,7 @@ def test_every_scenario_gives_a_whole_page_that_loads_nothing(page_of, run_of, n
 
 
 def test_the_page_says_what_the_verdict_says(page_of, run_of):
-    folder, _, manifest = run_of("finding")
+    folder, manifest = run_of("finding")
     for claim in judge({stage: folder.results(stage) for stage in STAGES}, manifest["config"]):
         assert claim.title in page_of("finding").text
         assert claim.sentence.replace(NBSP, " ") in page_of("finding").text
@@ -122,7 +122,7 @@ def test_dictionaries_that_do_not_fit_are_said_in_page_and_terminal(page_of, run
     text = page_of("fallback").text
     assert "1 of 6 may not" in text and text.count("layer 16 is <off>. Likely cause: scale.") == 2
     assert "Not all of them fit" in text and "Not all of them fit" not in page_of("finding").text
-    folder, _, manifest = run_of("fallback")
+    folder, manifest = run_of("fallback")
     write_json(folder.path / "manifest.json", manifest)
     out = StringIO()
     show(folder.path, Console(file=out, width=2000))
@@ -131,7 +131,7 @@ def test_dictionaries_that_do_not_fit_are_said_in_page_and_terminal(page_of, run
 
 def test_methods_hold_every_parameter_and_where_this_comes_from(page_of, run_of):
     text = page_of("finding").text
-    for key, value in (run_of("finding")[2]["config"] | {"words": "words"}).items():
+    for key, value in (run_of("finding")[1]["config"] | {"words": "words"}).items():
         assert all(f"{key}.{name}" in text for name in value) if isinstance(value, dict) else key in text
     assert "arXiv:2604.19260" in text and "independent implementation" in text and "Gemma Terms of Use" in text
     assert "unequal length" in text and "0000000000000003" in text
@@ -177,7 +177,7 @@ def test_prompts_stand_on_the_page_letter_by_letter(run_of, page_of):
 
 
 def test_a_reader_is_told_which_test_families_were_never_looked_at(page_of, run_of):
-    folder, config, manifest = run_of("finding")
+    folder, manifest = run_of("finding")
     assert "never looked at" not in page_of("finding").text
     more = manifest | {"config": manifest["config"] | {"bank": {"test": 20}}}
     assert "8 of the 20 were never looked at" in render(folder, more)
@@ -191,22 +191,22 @@ def test_tokens_from_a_model_cannot_become_markup(page_of, run_of):
 
 @pytest.mark.slow
 def test_optional_tables_may_be_missing_named_ones_may_not(run_of, tmp_path):
-    folder, config, manifest = run_of("finding")
+    folder, manifest = run_of("finding")
     copy = RunFolder(tmp_path / "copy")
     for stage in folder.path.glob("stages/*"):
         names = [file.stem for file in stage.glob("*.parquet") if file.stem not in ("cards", "training", "exclusions")]
         tables = {name: folder.table(stage.name, name) for name in names}
         copy.save(stage.name, Outcome(folder.results(stage.name), tables), {"key": "0", "seconds": 1.0, "peak_gb": 1.0})
-    page = write_report(copy, config, manifest)
+    page = write_report(copy, manifest)
     before = page.read_text()
     (copy.stage("patching") / "bars.parquet").unlink()
     with pytest.raises(ValueError, match="no table stages/patching/bars.parquet"):
-        write_report(copy, config, manifest)
+        write_report(copy, manifest)
     assert page.read_text() == before and [file.name for file in copy.path.glob(".report*")] == []
 
 
 def test_a_table_of_another_version_is_named(run_of, tmp_path):
-    folder, config, manifest = run_of("finding")
+    folder, manifest = run_of("finding")
     copy = RunFolder(tmp_path / "copy")
     for stage in folder.path.glob("stages/*"):
         tables = {file.stem: folder.table(stage.name, file.stem) for file in stage.glob("*.parquet")}
@@ -219,11 +219,11 @@ def test_a_table_of_another_version_is_named(run_of, tmp_path):
         copy.save("steering", Outcome({}, {"doses": without}), {})
     without.to_parquet(copy.stage("steering") / "dose.parquet")
     with pytest.raises(ValueError, match=r"steering/dose.parquet lacks the column kl"):
-        write_report(copy, config, manifest)
+        write_report(copy, manifest)
 
 
 def test_the_terminal_says_the_same(run_of):
-    folder, _, manifest = run_of("no_behaviour")
+    folder, manifest = run_of("no_behaviour")
     claims = judge({stage: folder.results(stage) for stage in STAGES}, manifest["config"])
     out = StringIO()
     print_summary(claims, Console(file=out, width=2000))
@@ -234,7 +234,7 @@ def test_the_terminal_says_the_same(run_of):
 def test_show_needs_a_finished_run(run_of, tmp_path):
     with pytest.raises(ValueError, match="no finished run"):
         show(tmp_path)
-    folder, _, manifest = run_of("finding")
+    folder, manifest = run_of("finding")
     write_json(folder.path / "manifest.json", manifest)
     out = StringIO()
     show(folder.path, Console(file=out, width=2000))

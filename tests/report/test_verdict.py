@@ -1,7 +1,6 @@
 """The verdict says what the numbers say: findings, nulls, a failed gate, a budget, controls too coarse to decide."""
 
 import copy
-import dataclasses
 
 import pytest
 
@@ -14,9 +13,9 @@ def judged(run_of):
     """`judged(name, change)` -> the six claims of a scenario, its results changed in place by `change`."""
 
     def run(name, change=None):
-        folder, config, _ = run_of(name)
+        folder, manifest = run_of(name)
         results = {stage: copy.deepcopy(folder.results(stage)) for stage in STAGES}
-        settings = dataclasses.asdict(config)
+        settings = copy.deepcopy(manifest["config"])
         if change:
             change(results, settings)
         return [*judge(results, settings), *side_questions(results)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -44,7 +44,9 @@ def then(first: Transform, second: Transform) -> Transform:
     return lambda x: second(first(x))
 
 
-def layer_rules(config: ModelConfig, prefix: str, names: Mapping[str, str], fix: Mapping[str, Transform] | None = None):
+def layer_rules(
+    config: ModelConfig, prefix: str, names: Mapping[str, str], fix: Mapping[str, Transform] | None = None
+) -> Iterator[Rule]:
     """Rules of a layer's tensors that are stored one per part.
 
     Args:

@@ -215,7 +215,9 @@ OBJECTIVES: Mapping[str, Callable[..., Terms]] = {
 }
 
 
-def revival(config: SAETrainConfig, p: Params, x: jax.Array, error: jax.Array, helpers: jax.Array, dead: jax.Array):
+def revival(
+    config: SAETrainConfig, p: Params, x: jax.Array, error: jax.Array, helpers: jax.Array, dead: jax.Array
+) -> jax.Array:
     """AuxK (Gao et al. 2024): how badly dead features reconstruct what the others left over, as a share of it.
 
     Where a ReLU silences features (gated, standard), even their largest pre-activation is negative and has no gradient:

@@ -45,7 +45,16 @@ def fits(B: int, F: int) -> bool:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def reconstruct(kind: str, k_max: float, E, bias, W_dec, x, k, guess):
+def reconstruct(
+    kind: str,
+    k_max: float,
+    E: jax.Array,
+    bias: jax.Array,
+    W_dec: jax.Array,
+    x: jax.Array,
+    k: jax.Array,
+    guess: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """The product of the code with the decoder, and statistics of the code.
 
     Args:

@@ -104,7 +104,12 @@ def stream_moments(
 
 
 def feature_table(
-    ctx: Context, s: selection.FeatureStats, m: Moments, permuted, chosen: selection.Selected, budget
+    ctx: Context,
+    s: selection.FeatureStats,
+    m: Moments,
+    permuted: np.ndarray,
+    chosen: selection.Selected,
+    budget: np.ndarray,
 ) -> pd.DataFrame:
     """One row per feature of every layer, dead ones included."""
     layers, F = ctx.saes.config.layers, ctx.saes.config.d_sae
@@ -149,7 +154,14 @@ def budget_sweep(s: selection.FeatureStats, share: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def selection_results(s, chosen: selection.Selected, false, budget, mode: str, picked: pd.DataFrame) -> dict:
+def selection_results(
+    s: selection.FeatureStats,
+    chosen: selection.Selected,
+    false: np.ndarray,
+    budget: np.ndarray,
+    mode: str,
+    picked: pd.DataFrame,
+) -> dict:
     live, selected = int((s.fires.max(0) > 0).sum()), int(chosen.chosen.sum())
     return {
         "features_total": len(chosen.chosen),

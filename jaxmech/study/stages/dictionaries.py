@@ -9,7 +9,7 @@ from jaxmech.activations.stream import ActivationStream
 from jaxmech.io.version import __version__
 from jaxmech.models.config import ModelConfig
 from jaxmech.sae.formats import save_saes
-from jaxmech.sae.module import SAEConfig
+from jaxmech.sae.module import SAE, SAEConfig
 from jaxmech.sae.training import train_saes
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome, digest
@@ -72,7 +72,7 @@ def require_fit(path: str, saes: SAEConfig, name: str, model: ModelConfig) -> No
         )
 
 
-def describe(saes) -> dict:
+def describe(saes: SAE) -> dict:
     config = saes.config
     return {
         "layers": list(config.layers), "features_per_layer": config.d_sae, "site": config.site,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 import pandas as pd
@@ -97,7 +99,7 @@ def lexical_flags(ctx: Context, features: pd.DataFrame) -> np.ndarray:
     return features.merge(flags, on=["layer", "feature"], how="left")["lexical"].to_numpy(bool)
 
 
-def class_counts(classes) -> dict[str, int]:
+def class_counts(classes: Any) -> dict[str, int]:
     return {name: int((np.asarray(classes) == name).sum()) for name in index.CLASSES}
 
 

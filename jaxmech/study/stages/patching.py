@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmech.behavior.behavior import poles
-from jaxmech.contrast.statistics import p_from_null, ratio_of_sums
+from jaxmech.contrast.statistics import Effect, p_from_null, ratio_of_sums
 from jaxmech.interventions import controls, patching
 from jaxmech.study import effects
 from jaxmech.study.context import Context
@@ -74,7 +75,7 @@ def run(ctx: Context) -> Outcome:
     return Outcome(results, {"bars": pd.DataFrame(bars), "null": pd.concat(null_rows, ignore_index=True)})
 
 
-def references(ctx: Context, base: effects.Side, donor: effects.Side, bar) -> None:
+def references(ctx: Context, base: effects.Side, donor: effects.Side, bar: Callable[..., Effect]) -> None:
     """Reference bars: the whole residual, all features, the error alone, the mean difference, a sham donor."""
     config, params, saes = ctx.lm.config, ctx.lm.params, ctx.saes
     parts = {"whole residual": (1.0, 0.0), "all features": (0.0, 1.0), "reconstruction error only": (1.0, -1.0)}

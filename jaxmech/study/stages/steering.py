@@ -19,8 +19,9 @@ from jaxmech.contrast.statistics import family_means, mean_effect, p_from_normal
 from jaxmech.interventions import steering
 from jaxmech.interventions.controls import matched_sets, random_directions
 from jaxmech.interventions.sweep import in_chunks
-from jaxmech.io.arguments import rng_of
+from jaxmech.io.arguments import Array, rng_of
 from jaxmech.io.progress import progress
+from jaxmech.models.language_model import LanguageModel
 from jaxmech.models.text import encode_prompts
 from jaxmech.sae.collect import run_decision
 from jaxmech.study.context import Context
@@ -76,7 +77,7 @@ class Steered:
         prompts, self.values = take(ctx.encoded[1], self.rows)
         self.prompts = before_last(ctx.lm.config, ctx.lm.params, prompts)
 
-    def sweep(self, vectors, *, what: str, chunk: int = CHUNK) -> Choices:
+    def sweep(self, vectors: Array, *, what: str, chunk: int = CHUNK) -> Choices:
         """Choices, logprobs [S,B,N], for vectors [S,L,D]."""
         lm, site = self.ctx.lm, self.ctx.saes.config.site_out
         with progress(what, len(vectors), unit="points") as advance:
@@ -136,9 +137,9 @@ def costs(ctx: Context, vector: jax.Array, alphas: np.ndarray) -> pd.DataFrame:
     with progress("cost on text", len(alphas), unit="points") as advance:
         cost = partial(steering.language_cost, *model, tokens, mask=mask)
         nll, kl = in_chunks(cost, vectors, size=size, advance=advance)
-    (tokens, mask), answers = arithmetic(lm, c.steering.sums, key=ctx.key("steering.sums"))
+    questions, answers = arithmetic(lm, c.steering.sums, key=ctx.key("steering.sums"))
     with progress("cost on arithmetic", len(alphas), unit="points") as advance:
-        likeliest = partial(steering.next_token, *model, tokens, mask=mask)
+        likeliest = partial(steering.next_token, *model, questions[0], mask=questions[1])
         predicted = in_chunks(likeliest, vectors, size=size, advance=advance)
     accuracy = (predicted == answers).mean(1)
     zero = int(np.flatnonzero(alphas == 0)[0])
@@ -147,7 +148,7 @@ def costs(ctx: Context, vector: jax.Array, alphas: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(dict(alpha=alphas, perplexity=perplexity, kl=kl, accuracy=accuracy, usable=usable))
 
 
-def arithmetic(lm, items: int, *, key: jax.Array):
+def arithmetic(lm: LanguageModel, items: int, *, key: jax.Array) -> tuple[tuple[jax.Array, jax.Array], np.ndarray]:
     """Different one-digit sums after three worked ones, and the first token of each right answer, [items]."""
     sums = one_digit_sums(items)
     pairs = rng_of(key).permutation(sums)[:items]
