@@ -15,7 +15,6 @@ says so: `(x.astype("uint32") << 16).view("float32")` are the values. `load_acti
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -27,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
-from jaxmech.activations.stream import BatchStream, after_first, first_layers, order_of, token_rows
+from jaxmech.activations.stream import BatchStream, after_first, first_layers, hash_of, order_of, token_rows
 from jaxmech.io import reprs
 from jaxmech.io.arguments import Array, whole_number, whole_numbers
 from jaxmech.io.files import disk_errors, read_json, reason, require_space, whole
@@ -90,8 +89,8 @@ def save_activations(
     widths = {s: x.shape[-1] for s, (x, _) in jax.eval_shape(read, params, tokens[:1], mask[:1]).items()}
     facts = {
         "format": _FORMAT, "model": model, "sites": list(sites), "layers": list(layers), "dtype": dtype, "rows": rows,
-        "texts": len(tokens), "length": tokens.shape[1], "tokens_hash": _hash(tokens, mask),
-        "model_hash": _hash(config, *map(_sample, jax.tree.leaves(params))),
+        "texts": len(tokens), "length": tokens.shape[1], "tokens_hash": hash_of(tokens, mask),
+        "model_hash": hash_of(config, *map(sample_of, jax.tree.leaves(params))),
     }  # fmt: skip
     writer = _Writer(Path(folder), facts, widths, tokens, mask)
     resumed = f" ({writer.done} texts are done)" if writer.done else ""
@@ -436,16 +435,3 @@ def _layers(config: ModelConfig, layers: Sequence[int] | None) -> tuple[int, ...
 
 def _bits(x: np.ndarray) -> np.ndarray:
     return x.view(np.uint16) if x.dtype == jnp.bfloat16 else x
-
-
-def _sample(leaf: jax.Array, n: int = 64) -> np.ndarray:
-    """n entries spread over a leaf: hashing all of a model would take as long as running it."""
-    index = np.unravel_index(np.linspace(0, leaf.size - 1, n).astype(np.int64), leaf.shape)
-    return np.asarray(leaf[index].astype(jnp.float32))
-
-
-def _hash(*facts) -> str:
-    digest = hashlib.sha256()
-    for fact in facts:
-        digest.update(fact.tobytes() if isinstance(fact, np.ndarray) else repr(fact).encode())
-    return digest.hexdigest()

@@ -70,7 +70,7 @@ class BatchStream:
 
     def fingerprint(self) -> str:
         """A hash of `settings()`."""
-        return _hash(sorted(self.settings().items()))
+        return hash_of(sorted(self.settings().items()))
 
     @property
     def batches_per_pass(self) -> int:
@@ -158,7 +158,7 @@ class ArrayStream(BatchStream):
         return self._array
 
     def contents(self) -> dict[str, Any]:
-        return {"activations_hash": _hash(np.asarray(self._array))}
+        return {"activations_hash": hash_of(np.asarray(self._array))}
 
 
 class ActivationStream(BatchStream):
@@ -258,16 +258,16 @@ class ActivationStream(BatchStream):
         # A buffer larger than the texts changes nothing.
         return {
             "buffer_tokens": min(self.buffer_tokens, self.tokens_seen), "dtype": self._dtype.name,
-            "tokens_hash": _hash(self._tokens, self._mask), "weights_hash": _hash(self._config, *self._probe()),
+            "tokens_hash": hash_of(self._tokens, self._mask), "weights_hash": hash_of(self._config, *self._probe()),
         }  # fmt: skip
 
     def _buffers_hash(self) -> str:
         facts = (self._config, self.layers, self.site, self._dtype.name, self._bounds)
-        return _hash(*facts, self._tokens, self._mask, self._kept, *self._probe())
+        return hash_of(*facts, self._tokens, self._mask, self._kept, *self._probe())
 
     def _probe(self) -> list[np.ndarray]:
         """A few entries of each leaf, for the parameters: hashing all of them would take as long as using them."""
-        return [_sample(leaf) for leaf in jax.tree.leaves(self._params)]
+        return [sample_of(leaf) for leaf in jax.tree.leaves(self._params)]
 
     def _block(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Texts start..stop, filled up to the one shape that is compiled."""
@@ -326,8 +326,8 @@ def _rows(buffer, rows):
     return jnp.take(buffer, rows, axis=1).astype(jnp.float32)
 
 
-def _sample(leaf: jax.Array, n: int = 64) -> np.ndarray:
-    """n entries spread over a leaf."""
+def sample_of(leaf: jax.Array, n: int = 64) -> np.ndarray:
+    """n entries spread over a leaf: hashing all of a model would take as long as running it."""
     index = np.unravel_index(np.linspace(0, leaf.size - 1, n).astype(np.int64), leaf.shape)
     return np.asarray(leaf[index].astype(jnp.float32))
 
@@ -374,7 +374,8 @@ def _split(sizes: np.ndarray, target: int, at_least: int) -> list[tuple[int, int
     return [*bounds, (start, len(sizes))]
 
 
-def _hash(*facts) -> str:
+def hash_of(*facts: Any) -> str:
+    """SHA-256 of arrays and of what else `repr` says all of."""
     digest = hashlib.sha256()
     for fact in facts:
         digest.update(fact.tobytes() if isinstance(fact, np.ndarray) else repr(fact).encode())
