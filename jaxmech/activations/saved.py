@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
-from jaxmech.activations.stream import BatchStream, after_first, first_layers, hash_of, order_of, token_rows
+from jaxmech.activations.stream import BatchStream, after_first, first_layers, hash_of, order_of, sample_of, token_rows
 from jaxmech.io import reprs
 from jaxmech.io.arguments import Array, whole_number, whole_numbers
 from jaxmech.io.files import disk_errors, read_json, reason, require_space, whole

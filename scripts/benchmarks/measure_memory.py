@@ -87,7 +87,9 @@ def collection(times: int) -> tuple[str, dict]:
     peak = peak_memory()
     prompts, values = take(encoded, np.arange(BATCH))
     member, moments = jnp.ones((BATCH // 2, FAMILIES)), empty_moments(LAYERS, FAMILIES, FEATURES)
-    lowered = update_moments.lower(lm.config, lm.params, saes, prompts, values, member, moments)
+    lowered = update_moments.lower(
+        lm.config, lm.params, prompts, saes=saes, values=values, member=member, moments=moments
+    )
     return f"{len(table)} prompts", {"peak": peak} | compiled_memory(lowered)
 
 

@@ -161,7 +161,9 @@ def test_a_dictionary_that_normalises_tokens_counts_their_scale(lm, saes, runs):
 
 def test_no_array_over_layers_prompts_and_features(lm, saes, runs):
     base, donor = runs["base"][1], runs["donor"][1]
-    traced = jax.make_jaxpr(attribution.attribute)(saes, base.resid[LAYERS], base.resid[LAYERS], donor.resid[LAYERS])
+    traced = jax.make_jaxpr(attribution.attribute)(
+        saes, base.resid[LAYERS], base=base.resid[LAYERS], donor=donor.resid[LAYERS]
+    )
     assert "f32[2,2,24]" not in str(traced) and "f32[2,24]" in str(traced)
 
 
