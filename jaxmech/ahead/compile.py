@@ -54,8 +54,8 @@ class Program:
     """A jitted function and what it is called with.
 
     Attributes:
-      args: trees of `jax.ShapeDtypeStruct` with shardings, and static arguments.
-      parameters: name -> a tree among `args` whose leaves must never be gathered.
+      args, options: trees of `jax.ShapeDtypeStruct` with shardings, and static arguments; options go by name.
+      parameters: name -> a tree among them whose leaves must never be gathered.
       lead: sizes of axes over which parameters are stacked, such as the number of layers.
       trips: how often a loop runs if its length is not a constant in the program.
     """
@@ -66,6 +66,7 @@ class Program:
     parameters: Mapping[str, Any]
     lead: tuple[int, ...]
     trips: int = 1
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ def compile_ahead(program: Program) -> Report:
         raise ValueError(f"{program.name}: expected a chip of {', '.join(HBM)}, got {device.device_kind}")
     report = partial(Report, program.name, device.device_kind, chips, HBM[device.device_kind])
     begun = time.perf_counter()
-    lowered = program.function.lower(*program.args)
+    lowered = program.function.lower(*program.args, **program.options)
     try:
         with warnings.catch_warnings():
             # JAX's cache on disk keeps programs for devices that are not attached but cannot read them: it recompiles.
@@ -149,7 +150,7 @@ def compile_ahead(program: Program) -> Report:
 
 
 def _devices(program: Program) -> tuple[Any, int]:
-    for leaf in jax.tree.leaves(program.args):
+    for leaf in jax.tree.leaves((program.args, program.options)):
         if getattr(leaf, "sharding", None) is not None:
             devices = leaf.sharding.device_set
             return next(iter(devices)), len(devices)

@@ -114,9 +114,10 @@ def collection_program(config: ModelConfig, mesh: Mesh, sizes: Sizes) -> Program
     member = _spread(mesh, (sizes.prompts // 2, sizes.families))
     moments = jax.eval_shape(partial(empty_moments, config.n_layers, sizes.families, sizes.features))
     moments = jax.tree.map(lambda m: _spread(mesh, m.shape, m.dtype, _by_feature(m.shape, sizes, mesh)), moments)
-    args = (config, params, saes, prompts, values, member, moments)
+    options = {"saes": saes, "values": values, "member": member, "moments": moments}
+    parameters = {"model": params, "dictionaries": saes.params}
     return Program(
-        "collection", update_moments, args, {"model": params, "dictionaries": saes.params}, (config.n_layers,)
+        "collection", update_moments, (config, params, prompts), parameters, (config.n_layers,), options=options
     )
 
 

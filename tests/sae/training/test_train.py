@@ -127,9 +127,11 @@ def test_dead_features_come_back(kind):
             bias = "b_gate" if kind == "gated" else "b_enc"
             p[bias] = p[bias].at[lane].set(-0.3)
         state = state.replace(params=p)
+        dead = []
         for i in range(config.steps):
             state, metrics = train_step(config, state, data.batch(i))
-        return float(metrics["dead"].mean())
+            dead.append(float(metrics["dead"].mean()))
+        return np.mean(dead[-100:])  # a feature or two come and go
 
     without, with_aux = dead_at_the_end(0.0), dead_at_the_end(1.0)
     assert without > 0.1 and with_aux < without / 2, (without, with_aux)
