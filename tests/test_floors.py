@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxmech"
 FLOORS = (
-    "cli", "report", "study", "ahead", "interventions", "sae", "behavior", "activations", "answers", "models",
+    "cli", "report", "study", "ahead", "organism", "interventions", "sae", "behavior", "activations", "answers", "models",
     "contrast", "io",
 )  # fmt: skip
 """From the top down."""

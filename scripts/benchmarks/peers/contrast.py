@@ -73,7 +73,7 @@ def contrast(bench: Bench) -> list[Row]:
         f"t, BH and {len(signs):,} sign flips, {m:,} features × {FAMILIES} families",
         ours,
         [
-            Peer("NumPy and SciPy, vectorised", lambda: plain_tests(difference, signs), furthest, 10, most=3),
+            Peer("NumPy and SciPy, vectorised", lambda: plain_tests(difference, signs), furthest, most=3),
             Peer("NumPy, blocked by hand for the cache", lambda: blocked_tests(difference, signs), furthest, most=3),
         ],
         runs=bench.runs,

@@ -1,0 +1,49 @@
+"""The organism's dictionaries: its own directions as features, among noise and dead ones, in random order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmech.organism.wiring import CONST, DIRECTIONS, FEATURES, LAYERS, NAMES, WIDTH
+from jaxmech.sae.module import SAE, SAEConfig
+
+DEAD = 20
+_NEVER = 1e9
+_THRESHOLD = 0.1
+"""Of features. Noise has none: every filler and its opposite, so that what words write there is reconstructed."""
+
+
+def make_dictionaries(
+    rotation: np.ndarray, *, seed: int = 0, hidden: Collection[str] = (), model: str | None = None
+) -> tuple[SAE, dict[str, int]]:
+    """A stack with the same dictionary at every layer, and the index of each named feature.
+
+    Args:
+      rotation: from `wire`.
+      hidden: features that the dictionary lacks, so that they are part of its error.
+      model: the model's name.
+    """
+    rng = np.random.default_rng((seed, 1))
+    fillers = np.eye(WIDTH)[len(NAMES) :]
+    dead = rng.normal(size=(DEAD, WIDTH)) / np.sqrt(WIDTH)
+    rows = np.concatenate([np.eye(WIDTH)[[DIRECTIONS[name] for name in FEATURES]], fillers, -fillers, dead])
+    threshold = np.zeros(len(rows))
+    threshold[: len(FEATURES)] = [_NEVER if name in hidden else _THRESHOLD for name in FEATURES]
+    threshold[-DEAD:] = _NEVER
+    order = rng.permutation(len(rows))
+    decoder = rows[order] @ rotation
+    constant = CONST * rotation[DIRECTIONS["const"]]
+    params = {
+        "W_enc": decoder.T, "b_enc": np.zeros(len(rows)), "W_dec": decoder, "b_dec": constant,
+        "threshold": threshold[order],
+    }  # fmt: skip
+    stacked = {name: jnp.asarray(np.stack([leaf] * LAYERS), jnp.float32) for name, leaf in params.items()}
+    config = SAEConfig(
+        d_in=WIDTH, d_sae=len(rows), activation="jumprelu", subtract_b_dec=True, layers=tuple(range(LAYERS)),
+        model=model,
+    )  # fmt: skip
+    places = {name: int(np.flatnonzero(order == index)[0]) for index, name in enumerate(FEATURES)}
+    return SAE(stacked, config), places

@@ -1,0 +1,68 @@
+"""What the organism reads: its vocabulary, and which words mean something to it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from jaxmech.behavior.altruism.dictator import BankConfig
+
+PIECES = r"\d|[A-Za-z]+(?:[-'][A-Za-z]+)*|\n| |[^\w\s]"
+"""A token: a digit, a word, a space, a line's end, or a sign."""
+
+BOS, UNKNOWN = "<bos>", "<unk>"
+
+CODES = (
+    "stance+", "stance-", "valence+", "valence-", "number+", "number-", "placebo+", "placebo-", "one word",
+)  # fmt: skip
+"""What a word may mean. A stance word has some valence too, as in English."""
+
+VALENCE_OF_STANCE = 0.5
+
+
+def word_codes(config: BankConfig) -> dict[str, dict[str, float]]:
+    """Word -> code -> strength, of the stance words and of the words that the controls use."""
+    codes: dict[str, dict[str, float]] = {}
+    for pair in (*config.stance_words, *config.heldout_words):
+        for word, sign in zip(pair, "+-", strict=True):
+            codes[word] = {f"stance{sign}": 1.0, f"valence{sign}": VALENCE_OF_STANCE}
+    codes[config.stance_words[0][0]]["one word"] = 1.0
+    pairs = {"valence": [config.valence_words], "number": [("large", "small")], "placebo": config.placebo_words}
+    for name, controls in pairs.items():
+        for pair in controls:
+            for word, sign in zip(pair, "+-", strict=True):
+                codes[word] = {f"{name}{sign}": 1.0}
+    return codes
+
+
+def pieces(text: str) -> list[str]:
+    return re.findall(PIECES, text)
+
+
+def only_in(texts: Iterable[str], others: Iterable[str]) -> set[str]:
+    """Words that occur in some of `texts` and in none of `others`.
+
+    Raises:
+      ValueError: a text has no such word, so that a reader of single words cannot tell it from the others.
+    """
+    known = {piece for text in others for piece in pieces(text)}
+    found = set()
+    for text in texts:
+        telling = set(pieces(text)) - known
+        if not telling:
+            raise ValueError(f"the organism cannot tell this question from the others by its words: {text!r}")
+        found |= telling
+    return found
+
+
+def make_tokenizer(texts: Iterable[str], words: Mapping[str, object]) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words, of all that occur in `texts`, and of `words`."""
+    known = sorted({piece for text in texts for piece in pieces(text)} | set(words) | set("0123456789 \n"))
+    vocabulary = {piece: index for index, piece in enumerate((BOS, UNKNOWN, *known))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, unk_token=UNKNOWN)
