@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxmech"
 FLOORS = (
-    "cli", "report", "study", "ahead", "organism", "interventions", "sae", "behavior", "activations", "answers", "models",
-    "contrast", "io",
+    "cli", "report", "study", "ahead", "organism", "interventions", "sae", "behavior", "activations", "answers",
+    "models", "contrast", "io",
 )  # fmt: skip
 """From the top down."""
 
