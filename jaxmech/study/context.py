@@ -81,7 +81,7 @@ class Context:
 
     @property
     def lm(self) -> LanguageModel:
-        return self._once("lm", load_model, self.config.model, self.config.dtype)
+        return self._once("lm", partial(load_model, dtype=self.config.dtype), self.config.model)
 
     @property
     def behavior(self) -> Behavior:
