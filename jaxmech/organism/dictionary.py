@@ -7,7 +7,7 @@ from collections.abc import Collection
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmech.organism.wiring import CONST, DIRECTIONS, FEATURES, LAYERS, NAMES, WIDTH
+from jaxmech.organism.wiring import CONST, CONTEXT, DIRECTIONS, FEATURES, LAYERS, NAMES, WIDTH
 from jaxmech.sae.module import SAE, SAEConfig
 
 DEAD = 20
@@ -29,9 +29,11 @@ def make_dictionaries(
     rng = np.random.default_rng((seed, 1))
     fillers = np.eye(WIDTH)[len(NAMES) :]
     dead = rng.normal(size=(DEAD, WIDTH)) / np.sqrt(WIDTH)
-    rows = np.concatenate([np.eye(WIDTH)[[DIRECTIONS[name] for name in FEATURES]], fillers, -fillers, dead])
+    known = [DIRECTIONS[name] for name in (*FEATURES, *CONTEXT)]
+    rows = np.concatenate([np.eye(WIDTH)[known], fillers, -fillers, dead])
     threshold = np.zeros(len(rows))
-    threshold[: len(FEATURES)] = [_NEVER if name in hidden else _THRESHOLD for name in FEATURES]
+    threshold[: len(known)] = _THRESHOLD
+    threshold[[FEATURES.index(name) for name in hidden]] = _NEVER
     threshold[-DEAD:] = _NEVER
     order = rng.permutation(len(rows))
     decoder = rows[order] @ rotation

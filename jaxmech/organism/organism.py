@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,12 +36,17 @@ class Organism:
 
 
 def build_organism(
-    wiring: Wiring | None = None, bank: BankConfig | None = None, *, wordings: int = 6, hidden: Collection[str] = ()
+    wiring: Wiring | None = None,
+    bank: BankConfig | None = None,
+    *,
+    wordings: int = 6,
+    texts: Iterable[str] = (),
+    hidden: Collection[str] = (),
 ) -> Organism:
     """An organism that reads the prompts of a bank and of the other games.
 
     Args:
-      wordings: of each game.
+      wordings: of each game. texts: others whose words it should know.
       hidden: features that its dictionaries lack.
 
     Raises:
@@ -50,7 +55,7 @@ def build_organism(
     wiring, bank = wiring or Wiring(), bank or BankConfig()
     tables = [build_bank(bank, _WholeWords()).prompts, *(t.prompts for t in games(wordings, None).values())]
     codes, asked = word_codes(bank), pd.concat(tables, ignore_index=True)
-    tokenizer = make_tokenizer([*asked["prefix"], *asked["query"]], codes)
+    tokenizer = make_tokenizer([*asked["prefix"], *asked["query"], *texts], codes)
     given, reverse, own = (
         set(asked.loc[asked["frame"].isin(frames), "query"])
         for frames in (("give",), ("keep", "take"), ("own_accounts",))

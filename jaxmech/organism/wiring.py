@@ -32,18 +32,12 @@ _CARRIED = {
 }  # fmt: skip
 """Feature -> the code that it is made of."""
 
-_READS = (
-    "const",
-    "coded",
-    "frame",
-    "own",
-    *(f"code {name}" for name in CODES),
-    "digit",
-    "one",
-    "reversed",
-    "own asked",
-)
-NAMES = (*_READS, *FEATURES)
+_OF_WORDS = ("coded", "frame", "own", *(f"code {name}" for name in CODES), "digit", "one")
+CONTEXT = (*_OF_WORDS, "reversed", "own asked")
+"""What words mean by themselves, and what is asked. A dictionary knows these too; where an answer is decided the former
+are silent, and the latter the same whatever the stance."""
+
+NAMES = ("const", *CONTEXT, *FEATURES)
 DIRECTIONS = {name: index for index, name in enumerate(NAMES)}
 FILLERS = 10
 """Directions without a meaning, which words write noise to."""
