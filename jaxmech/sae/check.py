@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 TEXT = Path(__file__).with_name("check_text.txt")
 """Prose, dialogue, numbers and code, written for this; passages are separated by two blank lines."""
 
-FAR_BETTER, BETTER, EXPLAINS = 0.7, 0.8, 0.9
+FAR_BETTER, BETTER, EXPLAINS, EXACT = 0.7, 0.8, 0.9, 1e-4
 L0_RATIO = 2.0
 DOUBTFUL_FVU = 0.6
 _PROBE_ROWS = 2
@@ -81,7 +81,8 @@ def check_sae(
     - FVU is less than 0.7 times the declared one's; or
     - L0 was off, its ratio to the declared one shrinks to its square root or less, and FVU to less than 0.8 times; or
     - FVU is lower for each of at least three dictionaries, and by their geometric mean less than 0.8 times.
-    The one with the lowest FVU is named. Skipped tokens, across which FVU cannot be compared, come first: they are the
+    None counts where the declared one's FVU is under 1e-4 and L0 is right: what is left is rounding. The one with the
+    lowest FVU is named. Skipped tokens, across which FVU cannot be compared, come first: they are the
     cause if skipping more leaves nothing wrong, or if L0 alone was wrong and is right when fewer are skipped.
 
     Args:
@@ -384,6 +385,8 @@ def _best(base: _Fit, tried: Sequence[tuple[_Trial, _Fit]], declared, i: int) ->
 def _counts(base: _Fit, alternative: _Fit, declared, i: int) -> bool:
     ratio, lower = _ratio(base, alternative)
     if not (alternative.fvu[i] < EXPLAINS and alternative.l0[i] > 0 and lower[i]):
+        return False
+    if base.fvu[i] < EXACT and not _off(base.l0[i], declared[i]):
         return False
     nearer = False
     if _off(base.l0[i], declared[i]):

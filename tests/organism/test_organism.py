@@ -137,6 +137,13 @@ def test_the_dictionaries_reconstruct_it_but_for_what_is_hidden(organism):
     assert recovered(lacking, 0, *hidden) == pytest.approx(0, abs=1e-4)
 
 
+def test_the_check_at_load_is_quiet(organism):
+    """What is left is rounding, of which some other site always has less."""
+    texts = altruism(BANK, organism.lm.tokenizer).prompts["query"]
+    for checked in (texts, None):
+        assert not jm.check_sae(organism.lm, organism.saes, checked).warnings
+
+
 def test_it_is_kept_and_loaded_as_any_other_model(organism, tmp_path):
     model, dictionaries = save_organism(organism, tmp_path)
     lm, saes = jm.load_model(model), jm.load_saes(dictionaries)

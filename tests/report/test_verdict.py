@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from jaxmech.report import formats
-from jaxmech.report.verdict import STAGES, judge, side_questions
+from jaxmech.report.verdict import STAGES, judge, judge_dictionaries, side_questions
 
 
 @pytest.fixture
@@ -251,3 +251,12 @@ def test_too_few_random_sets_are_no_evidence_of_their_effect(judged):
     change = {"random_sets": 3, "p_random_to_plus": 0.25, "p_random_to_minus": 0.25}
     cause = judged("finding", lambda r, c: r["patching"].update(change))[2]
     assert cause.holds is None and "with 3 random sets p cannot fall below 0.25" in cause.sentence
+
+
+def test_dictionaries_worse_than_the_mean_do_not_fit(run_of):
+    results = copy.deepcopy(run_of("finding")[0].results("fidelity"))
+    assert judge_dictionaries(results).answer == "Yes"
+    for worst in (1.7, float("nan")):
+        results["fvu"]["worst"] = worst
+        claim = judge_dictionaries(results)
+        assert claim.answer == "Not on held-out text" and claim.holds is None
