@@ -20,9 +20,8 @@ from jaxmech.report.style import (
     forest,
 )
 from jaxmech.report.words import Said
+from jaxmech.study.effects import DIRECTIONS
 from jaxmech.study.folder import RunFolder
-
-DIRECTIONS = ("to_plus", "to_minus")
 
 
 def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:

@@ -147,7 +147,7 @@ def _places(cfg: dict[str, Any], folder: str | None, name: str):
 def _model(named: str | None, name: str) -> str | None:
     """The hub's name of the model, which configurations write in several ways."""
     repo = re.search(r"gemma-scope-2-(\w+-(?:pt|it))(?=/|$)", name)
-    if named is None and repo is None:
+    if not named and repo is None:
         return None
     model = (named or f"gemma-3-{cast(re.Match, repo)[1]}").removeprefix("google/").replace("gemma-v3", "gemma-3")
     return "google/" + ("gemma-3-270m" if model == "gemma-3-270m-pt" else model)
