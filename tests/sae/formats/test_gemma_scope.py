@@ -236,7 +236,7 @@ def test_a_copy_of_the_innermost_folder_alone(tmp_path):
     folder = second(tmp_path, tensors, "copied", cfg=config(model_name="gemma-v3-270m-pt"))
     sae = load_sae(folder)
     assert (sae.config.site, sae.config.model) == ("resid_post", "google/gemma-3-270m")
-    unnamed = second(tmp_path / "unnamed", tensors, "copied", cfg=config(model_name=""))
+    unnamed = second(tmp_path, tensors, "copied", repo="mine", cfg=config(model_name=""))
     assert load_sae(unnamed).config.model is None
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match="nothing in it says its site"):
