@@ -8,11 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from scipy import special, stats
-
-from jaxmech.io.arguments import rng_of
 
 _COLUMNS = 2**16
 """Features taken at a time: float64 copies of all of them need not fit into memory."""
@@ -35,31 +32,41 @@ def family_means(values: np.ndarray, families: np.ndarray) -> np.ndarray:
     return sums / np.bincount(index).reshape(-1, *[1] * (sums.ndim - 1))
 
 
-def resample(K: int, R: int, key: jax.Array) -> np.ndarray:
-    """[R,K] indices of families drawn with replacement."""
-    return rng_of(key).integers(0, K, (R, K))
+def mean_effect(means: np.ndarray) -> Effect:
+    """The mean of family means [K], with Student's t interval and its two-sided p; NaN where K is 1.
 
-
-def mean_effect(means: np.ndarray, *, key: jax.Array, R: int = 4000) -> Effect:
-    """The mean of family means [K], a cluster-bootstrap interval and the Wilcoxon signed-rank p (two-sided)."""
-    draws = means[resample(len(means), R, key)].mean(1)
-    p = stats.wilcoxon(means).pvalue if np.any(means != 0) else 1.0
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Effect(float(means.mean()), float(low), float(high), float(p))
-
-
-def ratio_of_sums(numerator: np.ndarray, denominator: np.ndarray, *, key: jax.Array, R: int = 4000) -> Effect:
-    """Sum of `numerator` over sum of `denominator` (family means [K]), families resampled together; p is NaN.
-
-    Pairs whose total effect is small weigh little, where a mean of ratios would let them explode. Resamples whose
-    denominator is exactly 0 have no ratio and are left out; all is NaN where the families' own sum is 0.
+    A percentile bootstrap of 4 to 8 families covers 78 to 90 %, not 95.
     """
-    if denominator.sum() == 0:
+    means = np.asarray(means, float)
+    value, K = means.mean(), len(means)
+    if K < 2:
+        return Effect(float(value), *[float("nan")] * 3)
+    error = means.std(ddof=1) / np.sqrt(K)
+    half = stats.t.ppf(0.975, K - 1) * error
+    p = 2 * stats.t.sf(abs(value) / error, K - 1) if error > 0 else float(value == 0)
+    return Effect(float(value), float(value - half), float(value + half), float(p))
+
+
+def ratio_of_sums(numerator: np.ndarray, denominator: np.ndarray) -> Effect:
+    """Sum of `numerator` over sum of `denominator` (family means [K]), with Fieller's 95 % interval (Fieller 1954,
+    doi:10.1111/j.2517-6161.1954.tb00159.x); p is NaN.
+
+    Pairs whose total effect is small weigh little, where a mean of ratios would let them explode. Where the
+    denominator's own interval holds 0 nothing is excluded: from -inf to inf. All is NaN where its sum is 0 or K is 1.
+    """
+    n, d, K = np.asarray(numerator, float), np.asarray(denominator, float), len(denominator)
+    if K < 2 or d.sum() == 0:
         return Effect(*[float("nan")] * 4)
-    draws = resample(len(numerator), R, key)
-    above, below = numerator[draws].sum(1), denominator[draws].sum(1)
-    low, high = np.percentile(above[below != 0] / below[below != 0], [2.5, 97.5])
-    return Effect(float(numerator.sum() / denominator.sum()), float(low), float(high), float("nan"))
+    ratio, below = n.sum() / d.sum(), d.mean()
+    (var_n, both), (_, var_d) = np.cov(n, d) / K
+    t = stats.t.ppf(0.975, K - 1)
+    g = t**2 * var_d / below**2
+    if g >= 1:
+        return Effect(float(ratio), float("-inf"), float("inf"), float("nan"))
+    slack = var_n - 2 * ratio * both + ratio**2 * var_d - g * (var_n - both**2 / var_d if var_d > 0 else 0.0)
+    half = t / abs(below) * np.sqrt(max(slack, 0.0))
+    centre = ratio - (g * both / var_d if var_d > 0 else 0.0)
+    return Effect(float(ratio), float((centre - half) / (1 - g)), float((centre + half) / (1 - g)), float("nan"))
 
 
 def p_from_null(observed: float, null: np.ndarray) -> float:

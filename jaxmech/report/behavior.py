@@ -61,7 +61,7 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
             "behavior/effects",
         ),
         Table(
-            "The same in numbers. d_z is the mean over families divided by their spread; p is Wilcoxon's over "
+            "The same in numbers. d_z is the mean over families divided by their spread; p is Student's over "
             "family means, two-sided.",
             *cells(
                 effects,

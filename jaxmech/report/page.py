@@ -114,7 +114,7 @@ def statement(config: Mapping[str, Any], said: Said) -> Sequence[str]:
         "by resampling families. Features are chosen on selection families; behaviour, patching and steering are "
         f"measured on test families that took no part in choosing features.{looked_at(config)} Scores come from the "
         "exact distribution over all allowed answers; their total probability is given as valid mass.",
-        "P-values of effects over families (Wilcoxon) and of classes' directness are two-sided. P-values against "
+        "P-values of effects over families (Student's t) and of classes' directness are two-sided. P-values against "
         "random sets, (1 + those at least as large) / (1 + their number), and against random directions, one more draw "
         "from the normal distribution that the random ones come from, are one-sided: the side "
         f"on which the {said.outcome} is larger.",

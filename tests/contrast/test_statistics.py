@@ -64,22 +64,39 @@ def test_p_from_a_normal_null_is_uniform_under_it():
     assert statistics.p_from_normal_null(1.0, np.zeros(5)) == 1.0
 
 
-def test_mean_effect_covers_the_truth():
-    hits = 0
-    for seed in range(100):
-        effect = statistics.mean_effect(
-            np.random.default_rng(seed).normal(1.0, 1.0, 30), key=jax.random.key(seed), R=500
-        )
-        hits += effect.low <= 1.0 <= effect.high
-    assert hits >= 88
+def test_mean_effect_is_scipys_t_test():
+    means = RNG.normal(0.3, 1.0, 7)
+    want = stats.ttest_1samp(means, 0.0)
+    interval = want.confidence_interval(0.95)
+    np.testing.assert_allclose(
+        statistics.mean_effect(means), [means.mean(), interval.low, interval.high, want.pvalue], rtol=1e-10
+    )
+    assert statistics.mean_effect(np.full(5, 2.0)) == (2.0, 2.0, 2.0, 0.0)
+    assert statistics.mean_effect(np.zeros(5)) == (0.0, 0.0, 0.0, 1.0)
+    one = statistics.mean_effect(np.array([3.0]))
+    assert one.value == 3 and np.isnan(one[1:]).all()
+
+
+@pytest.mark.parametrize("K", [6, 8, 16])
+def test_intervals_cover_the_truth(K):
+    """95 % of 4,000 draws, within three standard errors: of a mean, and of a ratio that goes with its denominator."""
+    rng = np.random.default_rng(K)
+    below = rng.normal(1.0, 0.5, (4000, K))
+    above = 0.4 * below + rng.normal(0.0, 0.3, (4000, K))
+    means = [statistics.mean_effect(row) for row in below]
+    ratios = [statistics.ratio_of_sums(n, d) for n, d in zip(above, below, strict=True)]
+    for effects, truth in ((means, 1.0), (ratios, 0.4)):
+        assert np.mean([e.low <= truth <= e.high for e in effects]) == pytest.approx(0.95, abs=3 * 0.00345)
 
 
 def test_ratio_of_sums_is_not_a_mean_of_ratios():
-    effect = statistics.ratio_of_sums(np.array([1.0, 5.0]), np.array([0.001, 10.0]), key=jax.random.key(0))
+    effect = statistics.ratio_of_sums(np.array([1.0, 5.0]), np.array([0.001, 10.0]))
     assert effect.value == pytest.approx(6 / 10.001)
-    some = statistics.ratio_of_sums(np.array([1.0, 0.0, 0.0]), np.array([2.0, 0.0, 0.0]), key=jax.random.key(0))
-    assert (some.value, some.low, some.high) == (0.5, 0.5, 0.5)
-    assert np.isnan(statistics.ratio_of_sums(np.ones(2), np.zeros(2), key=jax.random.key(0)).value)
+    assert (effect.low, effect.high) == (-np.inf, np.inf)  # two families: what is below may be 0
+    assert np.isnan(statistics.ratio_of_sums(np.ones(2), np.array([1.0, -1.0])).value)
+    n, d = RNG.normal(3.0, 1.0, 9), np.full(9, 2.0)  # a denominator that is known: Student's t
+    np.testing.assert_allclose(statistics.ratio_of_sums(n, d)[:3], np.array(statistics.mean_effect(n)[:3]) / 2)
+    np.testing.assert_allclose(statistics.ratio_of_sums(-n, -d)[:3], statistics.ratio_of_sums(n, d)[:3])
 
 
 def test_a_test_without_a_p_value_is_none():

@@ -143,7 +143,7 @@ def test_p_values_are_called_what_they_are(page_of):
         "against random directions, one more draw" in text
         and "are one-sided: the side on which the share given is larger" in text
     )
-    assert "Wilcoxon) and of classes' directness are two-sided" in text and "p = 0.005, one-sided" in text
+    assert "Student's t) and of classes' directness are two-sided" in text and "p = 0.005, one-sided" in text
     assert text.count("two-sided") == 3  # there, and of the two tests over families
     assert "not public" not in text and "worked from the abstract" in text
 

@@ -23,7 +23,7 @@ def run(ctx: Context) -> Outcome:
     behavior, (table, encoded) = ctx.behavior, ctx.encoded
     with progress("behaviour", len(table), unit="prompts") as advance:
         test = allocate(ctx.lm, table, encoded, batch=ctx.config.batch, advance=advance)
-    effects = contrast_effects(test, behavior, key=ctx.key("behavior.intervals"))
+    effects = contrast_effects(test, behavior)
     spread = distributions(test, np.asarray(encoded.values))
     results = {"words": behavior.said()} | summary(test, effects, spread, ctx)
     results["excluded_pairs"] = len(behavior.exclusions)
@@ -43,16 +43,15 @@ def paired_differences(scored: pd.DataFrame, plus: str, minus: str) -> np.ndarra
     return family_means((wide[plus] - wide[minus]).to_numpy(), wide.index.get_level_values("family").to_numpy())
 
 
-def contrast_effects(scored: pd.DataFrame, behavior: Behavior, *, key: jax.Array) -> pd.DataFrame:
-    """The behaviour's own effect ("poles") and every control's: shift in percentage points, interval, Wilcoxon p,
-    d_z."""
+def contrast_effects(scored: pd.DataFrame, behavior: Behavior) -> pd.DataFrame:
+    """The behaviour's own effect ("poles") and every control's: shift in percentage points, interval, p, d_z."""
     rows = []
     for name in (None, *behavior.controls):
         plus, minus = poles(name)
         d = paired_differences(scored, plus, minus)
         if len(d) < 2:
             continue
-        effect = mean_effect(d, key=key)
+        effect = mean_effect(d)
         part = scored[scored["condition"].isin([plus, minus])]
         d_z = d.mean() / d.std(ddof=1) if d.std(ddof=1) > 0 else float("nan")
         rows.append(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
 import pandas as pd
 
@@ -45,7 +44,7 @@ def run(ctx: Context) -> Outcome:
         dict(cut=cut) | class_counts(index.classify(arms["demand"], arms["instruction"], fires, cut=cut))
         for cut in (0.1, 0.2, 0.3, 0.4, 0.5)
     ]
-    behavior = behaviour(items, key=ctx.key("dual_process.behavior"))
+    behavior = behaviour(items)
     results = (
         class_counts(classes["class"]) | behavior | {"items": int(items["item"].nunique()), "cut": c.dual_process.cut}
     )
@@ -103,14 +102,14 @@ def class_counts(classes: Any) -> dict[str, int]:
     return {name: int((np.asarray(classes) == name).sum()) for name in index.CLASSES}
 
 
-def behaviour(items: pd.DataFrame, *, key: jax.Array) -> dict:
+def behaviour(items: pd.DataFrame) -> dict:
     """Whether the model answers the items at all: above chance without a lure, worse with one."""
     demand = items[items["arm"] == "demand"]
     by = demand.pivot_table(index="family", columns="condition", values="p_correct")
-    accuracy = mean_effect(by["no_conflict"].to_numpy() - 0.5, key=key)
-    cost = mean_effect((by["no_conflict"] - by["conflict"]).to_numpy(), key=key)
+    accuracy = mean_effect(by["no_conflict"].to_numpy() - 0.5)
+    cost = mean_effect((by["no_conflict"] - by["conflict"]).to_numpy())
     think = items[items["arm"] == "instruction"].pivot_table(index="family", columns="condition", values="p_correct")
-    gain = mean_effect((think["think"] - think["instinct"]).to_numpy(), key=key)
+    gain = mean_effect((think["think"] - think["instinct"]).to_numpy())
     able, lured = accuracy.low > 0, cost.low > 0
     reasons = [] if able else ["the model is not above chance on items without conflict"]
     reasons += [] if lured else ["conflict does not cost it accuracy"]

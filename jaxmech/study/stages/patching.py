@@ -24,14 +24,13 @@ def run(ctx: Context) -> Outcome:
     features = ctx.folder.table("contrast", "features")
     sets = control_sets(ctx, features)
     bars, null_rows, results = [], [], {}
-    intervals = ctx.key("patching.intervals")  # the same resampled families for all bars, which are compared
     for direction, (base_name, donor_name) in effects.DIRECTIONS.items():
         base, donor = sides[base_name], sides[donor_name]
         model = (ctx.lm.config, ctx.lm.params, base.prompts)
         gap = effects.by_family(donor.g - base.g, base)
 
         def bar(name, kind, g, gap=gap, base=base, direction=direction):
-            effect = ratio_of_sums(effects.by_family(g - base.g, base), gap, key=intervals)
+            effect = ratio_of_sums(effects.by_family(g - base.g, base), gap)
             bars.append(
                 dict(
                     direction=direction,

@@ -36,17 +36,16 @@ def run(ctx: Context) -> Outcome:
     total = effects.sweep_sets(patch, points, base.values, what="total effects")
     direct = effects.sweep_sets(partial(patch_frozen, base=sublayers), points, base.values, what="direct effects")
     total, direct = total - base.g, direct - base.g
-    intervals = ctx.key("proximity.intervals")
     table = pd.DataFrame(
         [
-            dict(set=name, features=len(groups[name])) | effect_row(te, de, base, intervals)
+            dict(set=name, features=len(groups[name])) | effect_row(te, de, base)
             for name, te, de in zip(groups, total, direct, strict=False)
         ]
     )
     n = len(groups)
     features = singles[["layer", "feature", "class"]].assign(total=total[n:].mean(1), direct=direct[n:].mean(1))
     # As for the sets: only where the total effect's interval excludes 0, as a ratio to almost nothing would dominate.
-    rows = [effect_row(te, de, base, intervals) for te, de in zip(total[n:], direct[n:], strict=True)]
+    rows = [effect_row(te, de, base) for te, de in zip(total[n:], direct[n:], strict=True)]
     features["proximity"] = pd.to_numeric(pd.Series([row["pi"] for row in rows], index=features.index))
     results: dict[str, Any] = {
         "sets": {row["set"]: {k: v for k, v in row.items() if k != "set"} for row in table.to_dict("records")}
@@ -58,16 +57,16 @@ def run(ctx: Context) -> Outcome:
     return Outcome(results, {"sets": table, "features": features})
 
 
-def effect_row(total: np.ndarray, direct: np.ndarray, base: effects.Side, key: jax.Array) -> dict:
+def effect_row(total: np.ndarray, direct: np.ndarray, base: effects.Side) -> dict:
     """TE, DE and proximity of one set from per-prompt effects [B]; pi only where TE's interval excludes 0."""
     te, de = effects.by_family(total, base), effects.by_family(direct, base)
-    effect, straight = mean_effect(te, key=key), mean_effect(de, key=key)
+    effect, straight = mean_effect(te), mean_effect(de)
     row = dict(
         total_pp=100 * effect.value, total_low=100 * effect.low, total_high=100 * effect.high,
         direct_pp=100 * straight.value, indirect_pp=100 * (effect.value - straight.value),
     )  # fmt: skip
     if effect.low > 0 or effect.high < 0:
-        ratio = ratio_of_sums(de, te, key=key)
+        ratio = ratio_of_sums(de, te)
         return row | dict(pi=ratio.value, pi_low=ratio.low, pi_high=ratio.high)
     return row | dict(pi=None, pi_low=None, pi_high=None)
 
@@ -98,7 +97,7 @@ def mediation(ctx: Context, groups: dict, base: effects.Side, donor: effects.Sid
     """1 - TE(a | b held at base) / TE(a) for S1 through S2 and the reverse; None unless both classes exist."""
     if not {"s1", "s2"} <= set(groups):
         return None
-    order, out, key = list(groups), {}, ctx.key("proximity.mediation")
+    order, out = list(groups), {}
     for name, mediator in (("s1", "s2"), ("s2", "s1")):
         choices = proximity.mediated_effect(
             ctx.lm.config,
@@ -111,6 +110,6 @@ def mediation(ctx: Context, groups: dict, base: effects.Side, donor: effects.Sid
             base_donor=base.resid,
         )
         held = effects.by_family(effects.expected(choices, base.values) - base.g, base)
-        ratio = ratio_of_sums(held, effects.by_family(total[order.index(name)], base), key=key)
+        ratio = ratio_of_sums(held, effects.by_family(total[order.index(name)], base))
         out[f"{name}_through_{mediator}"] = {"share": 1 - ratio.value, "ci": [1 - ratio.high, 1 - ratio.low]}
     return out

@@ -46,7 +46,7 @@ def run(ctx: Context) -> Outcome:
     inside = (alphas >= low) & (alphas <= high)
     effects = comparators(ctx, neutral, vector)
     slopes = family_slopes(alphas, doses, neutral, inside if inside.sum() >= 2 else np.abs(alphas) <= 1)
-    slope = mean_effect(slopes, key=ctx.key("steering.slope"))
+    slope = mean_effect(slopes)
     specific = specificity(ctx, vector)
     results: dict[Any, Any] = {
         "steered": list(conditions),
@@ -108,10 +108,10 @@ def direction(ctx: Context, features: pd.DataFrame | None = None) -> jax.Array:
 
 def dose_table(prompts: Steered, alphas: np.ndarray, doses: Choices) -> pd.DataFrame:
     """A row per coefficient: mean score with its interval over families, mass, P(0), P(half), P(all)."""
-    rows, key = [], prompts.ctx.key("steering.dose")
+    rows = []
     for alpha, logprobs in zip(alphas, doses.logprobs, strict=True):
         out = with_outcomes(pd.DataFrame(index=prompts.rows), logprobs, np.asarray(prompts.values))
-        effect = mean_effect(prompts.by_family(out["g"].to_numpy()), key=key)
+        effect = mean_effect(prompts.by_family(out["g"].to_numpy()))
         rows.append(
             dict(alpha=alpha, g=effect.value, g_low=effect.low, g_high=effect.high)
             | out[["mass", "p_zero", "p_half", "p_all"]].mean().to_dict()
@@ -234,9 +234,9 @@ def specificity(ctx: Context, vector: jax.Array) -> dict:
         prompts.sweep(np.stack([-np.asarray(vector), np.asarray(vector)]), what="specificity", chunk=2)
     )
     slopes, condition = (g[1] - g[0]) / 2, ctx.encoded[0].loc[prompts.rows, "condition"].to_numpy()
-    out, key = {}, ctx.key("steering.specificity")
+    out = {}
     for name in conditions:
-        effect = mean_effect(slopes[condition == name], key=key)
+        effect = mean_effect(slopes[condition == name])
         out[name.partition(":")[0]] = {
             "slope_pp": 100 * effect.value, "ci": [100 * effect.low, 100 * effect.high],
             "families": int((condition == name).sum()),
