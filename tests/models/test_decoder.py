@@ -222,5 +222,5 @@ def test_padding_takes_no_learned_positions(lm, tokens):
         with pytest.raises(ValueError, match="a text has 17, but the model learned only 12 positions"):
             run()
     cache = forward(config, params, tokens, return_cache=True).cache
-    with pytest.raises(ValueError, match="a text has 13 of them"):
+    with pytest.raises(ValueError, match="a text has 13, but the model learned only 12 positions"):
         forward(config, params, tokens[:, :1], cache=(cache,))
