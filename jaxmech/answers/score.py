@@ -220,10 +220,8 @@ def cache_prefix(
         parts, count = [], len(prefix.tokens)
         for start in range(0, count, batch):
             rows = np.minimum(np.arange(start, start + batch), count - 1)  # filled up: one program for all
-            part, real = (
-                run(prefix.tokens[rows], mask=prefix.mask[rows], edits=acting).cache,
-                np.arange(min(batch, count - start)),
-            )
+            part = run(prefix.tokens[rows], mask=prefix.mask[rows], edits=acting).cache
+            real = np.arange(min(batch, count - start))
             parts.append(jax.tree.map(lambda axis, leaf, real=real: jnp.take(leaf, real, axis), _ROWS, part))
         cache = jax.tree.map(lambda axis, *leaves: jnp.concatenate(leaves, axis), _ROWS, *parts)
     assert cache is not None

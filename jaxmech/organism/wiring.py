@@ -114,39 +114,39 @@ def wire(
 
 def _embedding(rng, wiring: Wiring, vocabulary, codes, frame, own) -> np.ndarray:
     """[V,D]."""
-    at, table = DIRECTIONS, np.zeros((len(vocabulary), WIDTH))
-    table[:, at["const"]] = CONST
-    table[:, at["dense"]] = 1.0
+    table = np.zeros((len(vocabulary), WIDTH))
+    table[:, DIRECTIONS["const"]] = CONST
+    table[:, DIRECTIONS["dense"]] = 1.0
     table[:, len(NAMES) :] = rng.normal(0, 0.3, (len(vocabulary), FILLERS))
     for word, strengths in codes.items():
         row = table[vocabulary[word]]
-        row[len(NAMES) :], row[at["coded"]] = 0.0, 1.0
+        row[len(NAMES) :], row[DIRECTIONS["coded"]] = 0.0, 1.0
         for code, strength in strengths.items():
-            row[at[f"code {code}"]] = strength
+            row[DIRECTIONS[f"code {code}"]] = strength
     if not wiring.stance:
-        table[:, [at[f"code {code}"] for code in ("stance+", "stance-", "one word")]] = 0.0
-    table[[vocabulary[word] for word in frame], at["frame"]] = 1.0
-    table[[vocabulary[word] for word in own], at["own"]] = 1.0
-    table[[vocabulary[digit] for digit in "0123456789"], at["digit"]] = 1.0
-    table[vocabulary["1"], at["one"]] = 1.0
+        table[:, [DIRECTIONS[f"code {code}"] for code in ("stance+", "stance-", "one word")]] = 0.0
+    table[[vocabulary[word] for word in frame], DIRECTIONS["frame"]] = 1.0
+    table[[vocabulary[word] for word in own], DIRECTIONS["own"]] = 1.0
+    table[[vocabulary[digit] for digit in "0123456789"], DIRECTIONS["digit"]] = 1.0
+    table[vocabulary["1"], DIRECTIONS["one"]] = 1.0
     return table
 
 
 def _attention() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """q, k, v [L,D,H,h] and o [L,H,h,D]: layer 0 looks for words with a code, for frame words and for own accounts."""
-    at = DIRECTIONS
     q, k, v = np.zeros((3, LAYERS, WIDTH, HEADS, HEAD_DIM))
     o = np.zeros((LAYERS, HEADS, HEAD_DIM, WIDTH))
-    q[0, at["const"], :, 0] = 1 / CONST
-    k[0, at["coded"], 0, 0] = np.log(200) + 1.5  # what other words still get depends on their number: families differ
-    k[0, at["frame"], 1, 0] = k[0, at["own"], 2, 0] = np.log(200) + 6
+    q[0, DIRECTIONS["const"], :, 0] = 1 / CONST
+    # What other words still get depends on their number: families differ.
+    k[0, DIRECTIONS["coded"], 0, 0] = np.log(200) + 1.5
+    k[0, DIRECTIONS["frame"], 1, 0] = k[0, DIRECTIONS["own"], 2, 0] = np.log(200) + 6
     for slot, code in enumerate(CODES):
-        v[0, at[f"code {code}"], 0, slot] = 1.0
+        v[0, DIRECTIONS[f"code {code}"], 0, slot] = 1.0
     for feature, code in _CARRIED.items():
-        o[0, 0, CODES.index(code), at[feature]] = 1.0
-    o[0, 0, CODES.index("stance+"), at["dense"]] = 0.5
-    v[0, at["frame"], 1, 0] = v[0, at["own"], 2, 0] = 1.0
-    o[0, 1, 0, at["reversed"]] = o[0, 2, 0, at["own asked"]] = 1.0
+        o[0, 0, CODES.index(code), DIRECTIONS[feature]] = 1.0
+    o[0, 0, CODES.index("stance+"), DIRECTIONS["dense"]] = 0.5
+    v[0, DIRECTIONS["frame"], 1, 0] = v[0, DIRECTIONS["own"], 2, 0] = 1.0
+    o[0, 1, 0, DIRECTIONS["reversed"]] = o[0, 2, 0, DIRECTIONS["own asked"]] = 1.0
     return q, k, v, o
 
 
@@ -176,14 +176,14 @@ def _feed_forward(wiring: Wiring) -> tuple[np.ndarray, np.ndarray]:
 
 def _unembedding(wiring: Wiring, vocabulary: Mapping[str, int]) -> np.ndarray:
     """[D,V]: digits rise or fall with the motor features; after a digit a number ends, but for the 0 of 10."""
-    at, table = DIRECTIONS, np.zeros((WIDTH, len(vocabulary)))
-    table[at["const"]] = -12 / CONST
+    table = np.zeros((WIDTH, len(vocabulary)))
+    table[DIRECTIONS["const"]] = -12 / CONST
     shares = {"up": wiring.direct, "up later": 1 - wiring.direct}
     for digit in range(10):
         column, slope = table[:, vocabulary[str(digit)]], (digit - 4.5) / 4.5
-        column[at["const"]], column[at["digit"]] = 0.0, -20.0
+        column[DIRECTIONS["const"]], column[DIRECTIONS["digit"]] = 0.0, -20.0
         for name, share in shares.items():
-            column[at[name]] = wiring.readout * share * slope
-            column[at[name.replace("up", "down")]] = -wiring.readout * share * slope
-    table[at["one"], vocabulary["0"]] = 20 - 6.7
+            column[DIRECTIONS[name]] = wiring.readout * share * slope
+            column[DIRECTIONS[name.replace("up", "down")]] = -wiring.readout * share * slope
+    table[DIRECTIONS["one"], vocabulary["0"]] = 20 - 6.7
     return table

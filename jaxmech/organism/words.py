@@ -49,13 +49,13 @@ def only_in(texts: Iterable[str], others: Iterable[str]) -> set[str]:
       ValueError: a text has no such word, so that a reader of single words cannot tell it from the others.
     """
     known = {piece for text in others for piece in pieces(text)}
-    found = set()
+    telling_words: set[str] = set()
     for text in texts:
         telling = set(pieces(text)) - known
         if not telling:
             raise ValueError(f"the organism cannot tell this question from the others by its words: {text!r}")
-        found |= telling
-    return found
+        telling_words |= telling
+    return telling_words
 
 
 def make_tokenizer(texts: Iterable[str], words: Mapping[str, object]) -> PreTrainedTokenizerFast:
