@@ -15,7 +15,7 @@ from jaxmech.activations.text import require_source
 from jaxmech.behavior.altruism.altruism import games
 from jaxmech.behavior.altruism.dictator import BankConfig
 from jaxmech.behavior.arithmetic import one_digit_sums
-from jaxmech.behavior.behavior import spellings
+from jaxmech.behavior.behavior import Behavior, spellings
 from jaxmech.behavior.dual_process.prompts import build_items
 from jaxmech.behavior.prompts import check_boundary, memoized
 from jaxmech.io.settings import renamed
@@ -51,13 +51,19 @@ def check_study(config: StudyConfig, until: str | None = None) -> None:
     if "text" in stages:
         with renamed({"path": "text.file", "text": "text.file, text.dataset"}):
             require_source(config.text.file, config.text.dataset)
+    own = None if config.behavior == "altruism" else _own_behavior(config)
     if config.dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {config.dtype!r}")
     with renamed({"name_or_path": "model"}):
         model = outline(config.model)
     if "dictionaries" in stages:
         _check_layers(config, model)
-    _check_prompts(config, model, stages)
+    _check_prompts(config, model, stages, own)
+
+
+def _own_behavior(config: StudyConfig) -> Behavior:
+    with renamed({"controls": "words.controls"}):
+        return open_behavior(config, None)
 
 
 def _check_folder(run_dir: str) -> None:
@@ -96,23 +102,20 @@ def _about(key: str) -> Iterator[None]:
         raise ValueError(str(error) if str(error).startswith(key) else f"{key}: {error}") from error
 
 
-def _check_prompts(config: StudyConfig, model: Outline, stages: set[str]) -> None:
+def _check_prompts(config: StudyConfig, model: Outline, stages: set[str], own: Behavior | None) -> None:
     """Checks that every prompt can be written with this tokenizer, and that the text fills a training batch."""
     tokenizer = model.tokenizer()
-    if config.behavior == "altruism":
-        sections = {"families": "transfer.families"} | {
-            f.name: f"bank.{f.name}" for f in dataclasses.fields(BankConfig)
-        }
-    else:
-        sections = {"controls": "words.controls"}
-    with renamed(sections):
-        behavior = open_behavior(config, tokenizer)
-        if "transfer" in stages and config.behavior == "altruism":
-            games(config.transfer.families, tokenizer, seed=config.seed)
-    prompts = behavior.prompts
-    if config.behavior != "altruism":
-        for table in (prompts, *(task.prompts for task in behavior.transfer.values())):
+    if own:
+        behavior = own
+        for table in (own.prompts, *(task.prompts for task in own.transfer.values())):
             _check_written(table, memoized(tokenizer))
+    else:
+        bank = {f.name: f"bank.{f.name}" for f in dataclasses.fields(BankConfig)}
+        with renamed({"families": "transfer.families"} | bank):
+            behavior = open_behavior(config, tokenizer)
+            if "transfer" in stages:
+                games(config.transfer.families, tokenizer, seed=config.seed)
+    prompts = behavior.prompts
 
     def length(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False).input_ids)
