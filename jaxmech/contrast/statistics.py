@@ -47,6 +47,19 @@ def mean_effect(means: np.ndarray) -> Effect:
     return Effect(float(value), float(value - half), float(value + half), float(p))
 
 
+def detectable(means: np.ndarray, power: float = 0.8) -> float:
+    """The smallest mean of family means [K] that a two-sided t-test at 5 % finds with this power, from their spread.
+
+    (t_.975 + t_power) s / sqrt(K), with K - 1 degrees of freedom (Bloom 1995, doi:10.1177/0193841X9501900504); NaN
+    where K is 1.
+    """
+    means = np.asarray(means, float)
+    K = len(means)
+    if K < 2:
+        return float("nan")
+    return float((stats.t.ppf(0.975, K - 1) + stats.t.ppf(power, K - 1)) * means.std(ddof=1) / np.sqrt(K))
+
+
 def ratio_of_sums(numerator: np.ndarray, denominator: np.ndarray) -> Effect:
     """Sum of `numerator` over sum of `denominator` (family means [K]), with Fieller's 95 % interval (Fieller 1954,
     doi:10.1111/j.2517-6161.1954.tb00159.x); p is NaN.
@@ -77,7 +90,7 @@ def p_from_null(observed: float, null: np.ndarray) -> float:
 
 
 def p_from_normal_null(observed: float, null: np.ndarray) -> float:
-    """One-sided p of `observed` as one more draw from the normal distribution that gave `null` [R]: t with R - 1 df.
+    """Two-sided p of `observed` as one more draw from the normal distribution that gave `null` [R]: t with R - 1 df.
 
     For nulls too small to count in, where a rank-based p could not get below 1 / (R + 1). NaN if any of them is.
     """
@@ -87,7 +100,7 @@ def p_from_normal_null(observed: float, null: np.ndarray) -> float:
     spread = null.std(ddof=1) * np.sqrt(1 + 1 / len(null))
     if not spread > 0:
         return 1.0
-    return float(stats.t.sf((observed - null.mean()) / spread, len(null) - 1))
+    return float(2 * stats.t.sf(abs(observed - null.mean()) / spread, len(null) - 1))
 
 
 def paired_t(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -99,10 +99,26 @@ class Features(Edit):
 
     def change(self, x: jax.Array) -> jax.Array:
         z = self.encoder.encode(x)
-        new = self.gain[:, None] * z + self.shift[:, None]
-        change = jnp.einsum("btk,kd->btd", new - z, self.W_dec, precision=_PRECISION)
-        _, scale, _ = normalise(self.encoder.normalize, x)
-        return change if scale is None else change * scale
+        return _decoded(self, x, self.gain[:, None] * z + self.shift[:, None] - z)
+
+
+@struct.dataclass
+class SetFeatures(Edit):
+    """Chosen features take given values, in delta form: x + (target - z) @ W_dec.
+
+    W_dec [L,K,D]; target [L,B,T,K], T may be 1. Where an edit upstream has moved z already, less is left to add.
+    """
+
+    encoder: Gathered | Full
+    W_dec: jax.Array
+    target: jax.Array
+    BY_ROW = BY_TOKEN = ("target",)
+
+    def acts(self) -> jax.Array:
+        return (self.W_dec != 0).any((1, 2))
+
+    def change(self, x: jax.Array) -> jax.Array:
+        return _decoded(self, x, self.target - self.encoder.encode(x))
 
 
 @struct.dataclass
@@ -133,6 +149,13 @@ class PatchParts(Edit):
     def change(self, x: jax.Array) -> jax.Array:
         donor = self.donor[:, None]
         return self.whole * (donor - x) + self.explained * (self.sae(donor) - self.sae(x))
+
+
+def _decoded(edit: Features | SetFeatures, x: jax.Array, difference: jax.Array) -> jax.Array:
+    """What differences of the chosen features [B,T,K] add to x [B,T,D]."""
+    change = jnp.einsum("btk,kd->btd", difference, edit.W_dec, precision=_PRECISION)
+    _, scale, _ = normalise(edit.encoder.normalize, x)
+    return change if scale is None else change * scale
 
 
 def gather(saes: SAE, selection: Selection) -> tuple[Gathered | Full, jax.Array]:
@@ -240,6 +263,19 @@ def features(saes: SAE, selection: Selection, *, gain: Array | float, shift: Arr
     smallest = (W_dec.shape[0], 1, W_dec.shape[1])
     gain, shift = (_over_features(name, value, smallest) for name, value in (("gain", gain), ("shift", shift)))
     return Features(encoder=encoder, W_dec=W_dec, gain=gain, shift=shift, **_placed(saes.config), spans=_checked(spans))
+
+
+def set_features(saes: SAE, selection: Selection, *, target: jax.Array, spans: Spans) -> SetFeatures:
+    """Chosen features take the values `target` [L,B,T,K], T being 1 where all tokens take the same.
+
+    Raises:
+      ValueError: as `features`.
+    """
+    encoder, W_dec = gather(saes, selection)
+    L, K = W_dec.shape[:2]
+    if jnp.ndim(target) != 4 or target.shape[0] != L or target.shape[3] != K:
+        raise ValueError(f"target: expected [L,B,T,K] with {L} layers and {K} features each, got {jnp.shape(target)}")
+    return SetFeatures(encoder=encoder, W_dec=W_dec, target=target, **_placed(saes.config), spans=_checked(spans))
 
 
 def _over_features(name: str, value, smallest: tuple[int, int, int]) -> jax.Array:

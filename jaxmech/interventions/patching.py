@@ -8,6 +8,7 @@ upstream have acted, so that nothing is counted twice and what the dictionary do
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -114,15 +115,18 @@ def patch_parts(
     *,
     saes: SAE,
     donor: jax.Array,
+    layers: Sequence[int] | None = None,
     **options: Any,
 ) -> Choices:
-    """Choices, logprobs [S,B,N], with parts of the residual taken from the donor, at every layer that has a dictionary.
+    """Choices, logprobs [S,B,N], with parts of the residual taken from the donor.
 
     Args:
       parts: [S,2], the shares of the whole and of what the dictionary explains; see `edits.PatchParts`.
+      layers: where; by default every layer that has a dictionary.
     """
     check_donors(config, prompts, donor, saes.config.site)
-    spans = edits.at_last(config.n_layers, prompts.tokens.shape[1], saes.config.layers)
+    layers = saes.config.layers if layers is None else layers
+    spans = edits.at_last(config.n_layers, prompts.tokens.shape[1], layers)
     return sweep(config, params, prompts, PatchShares(saes, donor, spans), parts, **options)
 
 

@@ -1,10 +1,15 @@
-"""Steering: vectors added to the residual stream, swept over coefficients and directions in one program.
+"""Steering: features set to a dose, or vectors added to the residual stream, swept in one program.
 
 `B` denotes prompts, `T` tokens, `L` layers, `D` the residual width, `K` selected features per layer, `S` sweep points.
+
+Set to a dose (`set_to_dose`), coefficient 1 is one gap between the poles, whatever the number of layers at which a
+feature is seen: what an upstream layer has set already, the next one need not. A vector added at every layer
+(`steer`) adds up.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,13 +21,14 @@ from scipy import optimize, stats
 
 from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.score import Choices
-from jaxmech.interventions.edits import Edits, Selection, Spans, add_vector, at_last, everywhere, gather
+from jaxmech.interventions.edits import Edits, Selection, Spans, add_vector, at_last, gather, set_features
+from jaxmech.interventions.patching import check_donors, donor_values
 from jaxmech.interventions.sweep import sweep
 from jaxmech.io.arguments import Array
 from jaxmech.io.reprs import short_repr
 from jaxmech.models.checks import check_tokens
 from jaxmech.models.config import ModelConfig
-from jaxmech.models.decoder import Params, forward
+from jaxmech.models.decoder import Params, Tap, forward
 from jaxmech.sae.module import SAE
 
 
@@ -46,6 +52,68 @@ def steer(
     return sweep(config, params, prompts, AddVector(spans, site), vectors, **options)
 
 
+def set_to_dose(
+    config: ModelConfig,
+    params: Params,
+    prompts: Prompts,
+    alphas: Array,
+    *,
+    saes: SAE,
+    selection: Selection,
+    gap: Array,
+    base: jax.Array,
+    **options: Any,
+) -> Choices:
+    """Choices, logprobs [S,B,N], with the selected features at the decision token set to base + alpha * gap.
+
+    Args:
+      alphas: [S]; 0 changes nothing, to rounding.
+      gap: [L,K], each feature's mean difference between the poles.
+      base: the same prompts' residuals [L,B,D] without steering.
+      options: as for `sweep`.
+    """
+    check_donors(config, prompts, base, saes.config.site)
+    spans = at_last(config.n_layers, prompts.tokens.shape[1])
+    values = donor_values(gather(saes, selection)[0], base)[:, :, None]
+    build = SetToDose(saes, selection, jnp.asarray(gap), values, spans)
+    return sweep(config, params, prompts, build, np.asarray(alphas, np.float32), **options)
+
+
+@struct.dataclass
+class SetToDose:
+    """Edits for a sweep over coefficients: the selected features are set to max(0, values + alpha * gap).
+
+    gap [L,K]; values [L,B,T,K] without steering, T being 1 for the decision token alone.
+    """
+
+    saes: SAE
+    selection: Selection
+    gap: jax.Array
+    values: jax.Array
+    spans: Spans
+
+    __repr__ = short_repr
+
+    def __call__(self, alpha: jax.Array) -> Edits:
+        gap = jnp.where(self.selection.valid, self.gap, 0.0)[:, None, None]
+        target = jnp.maximum(self.values + alpha * gap, 0.0)  # no code is negative
+        return {self.saes.config.site_out: (set_features(self.saes, self.selection, target=target, spans=self.spans),)}
+
+
+@partial(jax.jit, static_argnums=0)
+def values_in_text(
+    config: ModelConfig, params: Params, tokens: Array, *, mask: Array, saes: SAE, selection: Selection
+) -> jax.Array:
+    """The selected features' values [L,B,T,K] at every token of texts [B,T]: what `SetToDose` starts from."""
+    encoder, _ = gather(saes, selection)
+    tap = Tap(saes.config.site, _encode, encoder)
+    return forward(config, params, tokens, mask=mask, taps={"values": tap}, logits="none").taps["values"]
+
+
+def _encode(encoder, x):
+    return encoder.encode(x.astype(jnp.float32))
+
+
 @struct.dataclass
 class AddVector:
     """Edits for a sweep over vectors [L,D]: each is added at `site`."""
@@ -60,26 +128,25 @@ class AddVector:
 
 
 def language_cost(
-    config: ModelConfig, params: Params, tokens: Array, vectors: Array, *, mask: Array
+    config: ModelConfig, params: Params, tokens: Array, edits: Callable[[Any], Edits], points: Any, *, mask: Array
 ) -> tuple[jax.Array, jax.Array]:
-    """What steering at every token costs on text.
+    """What an intervention at every token costs on text.
 
     Args:
       tokens, mask: [B,T] text; the first token of a row is not predicted.
-      vectors: [S,L,D].
+      edits, points: as for `sweep`, such as `AddVector(everywhere(L))` and vectors [S,L,D].
 
     Returns:
       nll [S], mean negative log-likelihood, and kl [S], mean KL(unsteered || steered), both in nats per token.
     """
-    return _language_cost(config, params, *check_tokens(config, tokens, mask), vectors)
+    return _language_cost(config, params, *check_tokens(config, tokens, mask), edits, points)
 
 
 @partial(jax.jit, static_argnums=0)
-def _language_cost(config, params, tokens, mask, vectors):
+def _language_cost(config, params, tokens, mask, build, points):
     counted = mask[:, 1:] & mask[:, :-1]
 
-    def logprobs(vector):
-        edits = None if vector is None else {"resid_post": (add_vector(vector, everywhere(config.n_layers)),)}
+    def logprobs(edits):
         logits = forward(config, params, tokens, mask=mask, edits=edits, logits="all").logits
         assert logits is not None
         return jax.nn.log_softmax(logits[:, :-1])
@@ -89,28 +156,29 @@ def _language_cost(config, params, tokens, mask, vectors):
 
     base = logprobs(None)
 
-    def costs(vector):
-        steered = logprobs(vector)
+    def costs(point):
+        steered = logprobs(build(point))
         nll = -jnp.take_along_axis(steered, tokens[:, 1:, None], axis=-1)[..., 0]
         return mean(nll), mean((jnp.exp(base) * (base - steered)).sum(-1))
 
-    return jax.lax.map(costs, vectors)
+    return jax.lax.map(costs, points)
 
 
-def next_token(config: ModelConfig, params: Params, tokens: Array, vectors: Array, *, mask: Array) -> jax.Array:
-    """The likeliest next token [S,B] of each row with vectors [S,L,D] added at every token."""
-    return _next_token(config, params, *check_tokens(config, tokens, mask), vectors)
+def next_token(
+    config: ModelConfig, params: Params, tokens: Array, edits: Callable[[Any], Edits], points: Any, *, mask: Array
+) -> jax.Array:
+    """The likeliest next token [S,B] of each row under each of S interventions; `edits` and `points` as for `sweep`."""
+    return _next_token(config, params, *check_tokens(config, tokens, mask), edits, points)
 
 
 @partial(jax.jit, static_argnums=0)
-def _next_token(config, params, tokens, mask, vectors):
-    def likeliest(vector):
-        edits = {"resid_post": (add_vector(vector, everywhere(config.n_layers)),)}
-        logits = forward(config, params, tokens, mask=mask, edits=edits).logits
+def _next_token(config, params, tokens, mask, build, points):
+    def likeliest(point):
+        logits = forward(config, params, tokens, mask=mask, edits=build(point)).logits
         assert logits is not None
         return logits.argmax(-1)
 
-    return jax.lax.map(likeliest, vectors)
+    return jax.lax.map(likeliest, points)
 
 
 def dose_response(alphas: np.ndarray, means: np.ndarray) -> dict[str, float]:
@@ -133,16 +201,24 @@ def dose_response(alphas: np.ndarray, means: np.ndarray) -> dict[str, float]:
     }
 
 
-def usable_range(alphas: np.ndarray, usable: np.ndarray) -> tuple[float, float]:
-    """The largest interval of consecutive usable coefficients around 0, (0, 0) when only 0 itself is usable.
+def usable_range(alphas: np.ndarray, cost: np.ndarray) -> tuple[float, float]:
+    """The interval around 0 in which the cost stays within its limit, interpolated linearly between coefficients.
 
     Args:
-      alphas: [S] ascending, 0 among them; usable: [S] bool.
+      alphas: [S] ascending, 0 among them; cost: [S] in units of its limit, so that 1 is the most that is allowed; what
+        it is at 0 does not count.
     """
     zero = int(np.flatnonzero(alphas == 0)[0])
-    low = high = zero
-    while low > 0 and usable[low - 1]:
-        low -= 1
-    while high < len(alphas) - 1 and usable[high + 1]:
-        high += 1
-    return float(alphas[low]), float(alphas[high])
+    cost = np.where(np.isfinite(cost), cost, np.inf)
+    cost[zero] = 0.0
+
+    def reach(side: slice) -> float:
+        a, c = alphas[side], cost[side]
+        over = np.flatnonzero(c > 1)
+        if not len(over):
+            return float(a[-1])
+        i = over[0]
+        step = 0.0 if np.isinf(c[i]) else (1 - c[i - 1]) / (c[i] - c[i - 1])
+        return float(a[i - 1] + step * (a[i] - a[i - 1]))
+
+    return reach(slice(zero, None, -1)), reach(slice(zero, None))

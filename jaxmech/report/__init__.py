@@ -2,6 +2,6 @@
 
 from jaxmech.report.page import write_report
 from jaxmech.report.summary import print_summary, show
-from jaxmech.report.verdict import Claim, judge, side_questions
+from jaxmech.report.verdict import ClaimCard, cards
 
-__all__ = ["Claim", "judge", "print_summary", "show", "side_questions", "write_report"]
+__all__ = ["ClaimCard", "cards", "print_summary", "show", "write_report"]

@@ -34,7 +34,7 @@ from jaxmech.report.style import (
     hatch,
     note,
 )
-from jaxmech.report.verdict import Claim, by_chance
+from jaxmech.report.verdict import ClaimCard, by_chance
 from jaxmech.report.words import Said
 from jaxmech.study.folder import RunFolder
 
@@ -77,7 +77,7 @@ ROWS = 60
 CARDS = 12
 
 
-def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, Any], claim: Claim) -> Section:
+def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, Any], claim: ClaimCard) -> Section:
     r, said = results["contrast"], Said.of(results)
     features = need(folder, "contrast", "features")
     used = need(folder, "contrast", "selected")

@@ -26,11 +26,11 @@ from jaxmech.report.style import (
     count_axis,
     figure,
 )
-from jaxmech.report.verdict import Claim
+from jaxmech.report.verdict import ClaimCard
 from jaxmech.study.folder import RunFolder
 
 
-def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, Any], claim: Claim) -> Section:
+def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, Any], claim: ClaimCard) -> Section:
     r = results["dual_process"]
     table = need(folder, "dual_process", "classes")
     cuts = need(folder, "dual_process", "sensitivity")

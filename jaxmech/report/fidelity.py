@@ -26,7 +26,7 @@ from jaxmech.report.style import (
     SOFT,
     figure,
 )
-from jaxmech.report.verdict import Claim
+from jaxmech.report.verdict import ClaimCard
 from jaxmech.study.folder import RunFolder
 
 SHARES = {
@@ -37,7 +37,7 @@ SHARES = {
 """Shares by layer, under the names that results.json has."""
 
 
-def section(folder: RunFolder, fit: Claim) -> Section:
+def section(folder: RunFolder, fit: ClaimCard) -> Section:
     layers = need(folder, "fidelity", "layers")
     index: Any = layers["fvu"].idxmax()
     worst = layers.loc[index]

@@ -14,7 +14,7 @@ from jaxmech.io.files import whole
 from jaxmech.report import behavior, contrast, dual_process, fidelity, methods, patching, proximity, steering, transfer
 from jaxmech.report.blocks import level
 from jaxmech.report.formats import NBSP
-from jaxmech.report.verdict import STAGES, judge, judge_dictionaries, side_questions
+from jaxmech.report.verdict import STAGES, cards
 from jaxmech.report.words import Said
 from jaxmech.study.folder import RunFolder
 
@@ -54,10 +54,10 @@ def write_report(folder: RunFolder, manifest: Mapping[str, Any]) -> Path:
 def render(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
     """The page as HTML."""
     config = manifest["config"]
-    results = {stage: folder.results(stage) for stage in STAGES}
+    results = {stage: folder.results(stage) for stage in (*STAGES, "fidelity")}
     said = Said.of(results)
-    fit = judge_dictionaries(folder.results("fidelity"))
-    claims, asides = judge(results, config), [*side_questions(results), fit]
+    told = cards(results, config)
+    claims, asides = told[:4], told[4:]
     parts = [
         behavior.section(folder, results),
         contrast.section(folder, results, config, claims[1]),
@@ -66,7 +66,7 @@ def render(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
         proximity.section(folder, results, asides[1]),
         steering.section(folder, results),
         transfer.section(folder, results, config, claims[3]),
-        fidelity.section(folder, fit),
+        fidelity.section(folder, asides[2]),
         methods.section(folder, results, manifest, statement(config, said)),
     ]
     for part in parts:
@@ -111,19 +111,16 @@ def statement(config: Mapping[str, Any], said: Said) -> Sequence[str]:
         *([said.about] if said.about else []),
         "A family is one set of prompts that share a wording; the family, not the prompt, is the unit of inference. "
         "Intervals are 95 %, "
-        "by resampling families. Features are chosen on selection families; behaviour, patching and steering are "
+        "Student's t over families. Features are chosen on selection families; behaviour, patching and steering are "
         f"measured on test families that took no part in choosing features.{looked_at(config)} Scores come from the "
         "exact distribution over all allowed answers; their total probability is given as valid mass.",
-        "P-values of effects over families (Student's t) and of classes' directness are two-sided. P-values against "
-        "random sets, (1 + those at least as large) / (1 + their number), and against random directions, one more draw "
-        "from the normal distribution that the random ones come from, are one-sided: the side "
-        f"on which the {said.outcome} is larger.",
-        "An effect counts only if its interval excludes 0 on the expected side and its control gives p < 0.05; for "
-        "several tasks, after Holm's correction. “Do they cause it?” is answered yes only if, besides, no "
-        "other control moves the answer by more than half of the behaviour's shift, random directions of the same norm "
-        "do not steer as far, steering moves the controls that it should and leaves the others, and the same task "
-        "moves without any example of the behaviour. Where the behaviour fails its gate, later claims are withheld and "
-        "their numbers still shown.",
+        "P-values of effects over families (Student's t), of classes' directness and of steering are two-sided; those "
+        "of patching against random sets and directions, (1 + those at least as large) / (1 + their number), are "
+        "one-sided: the side towards the donor. What an effect is compared with has its norm at every layer.",
+        "A question is answered yes only if all the conditions listed under it hold. One that fails is named in the "
+        "answer. One that could not have been found, families differing as they do, leaves the answer open, with the "
+        "smallest effect that would have been found in four of five such studies. Without a behaviour later answers "
+        "are withheld and their numbers still shown.",
         f"Model: {model}. {terms}",
         "Every figure can be redrawn from the Parquet table named below it, under stages/ in the run folder.",
     )

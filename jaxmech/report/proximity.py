@@ -22,14 +22,14 @@ from jaxmech.report.style import (
     hatch,
     note,
 )
-from jaxmech.report.verdict import Claim
+from jaxmech.report.verdict import ClaimCard
 from jaxmech.report.words import Said
 from jaxmech.study.folder import RunFolder
 
 PROXIMITY_RANGE = (-0.5, 1.5)
 
 
-def section(folder: RunFolder, results: Mapping[str, Any], claim: Claim) -> Section:
+def section(folder: RunFolder, results: Mapping[str, Any], claim: ClaimCard) -> Section:
     r, said = results["proximity"], Said.of(results)
     sets = need(folder, "proximity", "sets")
     features = need(folder, "proximity", "features")

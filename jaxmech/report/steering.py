@@ -56,21 +56,19 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
     dose = need(folder, "steering", "dose")
     others = need(folder, "steering", "comparators")
     zero = float(dose.loc[dose["alpha"] == 0, "g"].iloc[0])
-    if low < high:
-        ends = [float(dose.loc[dose["alpha"] == alpha, "g"].iloc[0]) for alpha in usable]
-        lead = (
-            f"Inside the usable range, coefficients {span(*usable)}, the {said.outcome} goes from "
-            f"{percent(ends[0], 1)} to {percent(ends[1], 1)} "
-            f"({points(r['effect_in_range_pp'])}; unsteered {percent(zero, 1)}), {points(r['slope_pp'])} "
-            f"per unit (95 % interval {interval(r['slope_ci'])})."
-        )
-    else:
-        lead = (
-            "There is no usable range: every coefficient tried but 0 passes a limit on perplexity, KL, "
-            "arithmetic or valid mass. "
-            f"Read over ±1 nevertheless, the slope is {points(r['slope_pp'])} per unit (95 % interval "
-            f"{interval(r['slope_ci'])})."
-        )
+    costs = (
+        f"Coefficients {span(*usable)} stay within the limits on perplexity, KL, arithmetic and valid mass; over those "
+        f"tried in that range the {said.outcome} changes by {points(r['effect_in_range_pp'])}."
+        if low < high
+        else "There is no usable range: every coefficient but 0 passes a limit on perplexity, KL, arithmetic or valid "
+        "mass."
+    )
+    lead = (
+        f"The features are set to what they are plus a dose of their own gap between {said.plus} and {said.minus}, at "
+        "every layer after the layers below have acted, so that coefficient 1 is one gap. It moves the "
+        f"{said.outcome} by {points(r['at_one_pp'])} (95 % interval {interval(r['at_one_ci'])}; half the difference "
+        f"between coefficients 1 and −1). {costs}"
+    )
     shape = r.get("dose_response") or {}
     monotone = (
         f" Spearman {number(shape['spearman'])}, isotonic R² {number(shape['isotonic_r2'])} within it." if shape else ""
@@ -105,8 +103,8 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
             Figure(
                 "specificity",
                 draw_specificity(r["specificity"], said),
-                f"Specificity: the {said.outcome} on the neutral prompts of controls, some of which should move as "
-                f"the behaviour does, and others not at all: {listing(says)}.",
+                f"Specificity: the {said.outcome} on the neutral prompts of controls at coefficient 1, some of which "
+                f"should move as the behaviour does, and others stay within a third of it: {listing(says)}.",
                 "steering/results.json",
                 wide=True,
             )
@@ -141,7 +139,7 @@ def costs_caption(dose: pd.DataFrame) -> str:
     out = [coefficient(alpha) for alpha in dose.loc[~dose["usable"].astype(bool), "alpha"]]
     said = f"Too costly: {listing(out)}." if out else "No coefficient tried is too costly."
     return (
-        "What steering costs on neutral text and on sums that follow three worked ones, steered at every token; above "
+        "What the same doses cost on text and on sums that follow three worked ones, set at every token; above "
         "the line a coefficient is not usable. "
         f"{said} Triangles lie beyond the axis; valid mass is that of the prompts."
     )
@@ -157,14 +155,11 @@ def comparators_caption(r: Mapping[str, Any], others: pd.DataFrame) -> str:
     ]
     compared = [f"{name} {points(value)}" for name, value in (r.get("comparators_pp") or {}).items()]
     text = (
-        f"Directions of the same norm at coefficient 1: the selected features {points(r['slope_at_one_pp'])}; "
+        f"Directions of the norm that coefficient 1 writes: the selected features {points(r['slope_at_one_pp'])}; "
         f"{listing(ranges)} pp "
-        f"(one-sided {p_value(r['p_random'])} against feature sets"
-    )
-    text += (
-        f", {p_value(r['p_random_directions'])} against directions)."
-        if r.get("p_random_directions") is not None
-        else ")."
+        f"(two-sided {p_value(r['p_random'])} against feature sets, which reach {percent(r['random_ratio'])} of the "
+        f"norm; {p_value(r['p_random_directions'])} against directions, {p_value(r['p_random_kl'])} brought to the same KL "
+        "divergence on text). Effects are half the difference between either sign, so that plain degradation cancels."
     )
     return text + (f" For comparison: {listing(compared)}." if compared else "")
 

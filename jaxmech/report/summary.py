@@ -9,20 +9,23 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from jaxmech.report.verdict import STAGES, Claim, judge, judge_dictionaries, side_questions
+from jaxmech.report.verdict import STAGES, ClaimCard, cards
 from jaxmech.study.folder import RunFolder, read_json
 
 COLOURS = {"yes": "green", "no": "red", "partly": "yellow", "open": "yellow", "withheld": "dim"}
 
 
-def print_summary(claims: Sequence[Claim], console: Console) -> None:
-    """Prints each claim: its mark, the question, the answer, and the sentence with its numbers."""
+def print_summary(claims: Sequence[ClaimCard], console: Console) -> None:
+    """Prints each claim: its mark, the question, the answer, the sentence with its numbers, and the conditions."""
     for claim in claims:
         style = COLOURS[claim.status]
         console.print(
             Text.assemble((f"{claim.mark} ", f"bold {style}"), (claim.title, "bold"), "  ", (claim.answer, style))
         )
-        console.print(Padding(Text(claim.sentence), (0, 0, 1, 2)), highlight=False)
+        console.print(Padding(Text(claim.sentence), (0, 0, 0, 2)), highlight=False)
+        for fact in claim.facts:
+            console.print(Padding(Text(f"{fact.mark or ' '} {fact.label}: {fact.text}"), (0, 0, 0, 4)), highlight=False)
+        console.print()
 
 
 def show(path: str | Path, console: Console | None = None) -> None:
@@ -35,9 +38,8 @@ def show(path: str | Path, console: Console | None = None) -> None:
     if not (path / "manifest.json").is_file():
         raise ValueError(f"{path} holds no finished run (no manifest.json); start it with: jaxmech run CONFIG")
     folder = RunFolder(path)
-    results = {stage: folder.results(stage) for stage in STAGES}
+    results = {stage: folder.results(stage) for stage in (*STAGES, "fidelity")}
     config = read_json(path / "manifest.json")["config"]
-    asides = [*side_questions(results), judge_dictionaries(folder.results("fidelity"))]
     console.print()
-    print_summary([*judge(results, config), *asides], console)
+    print_summary(cards(results, config), console)
     console.print(Text.assemble("Report: ", (str(path / "report.html"), "bold")), soft_wrap=True)

@@ -20,7 +20,7 @@ from jaxmech.report.style import (
     figure,
     forest,
 )
-from jaxmech.report.verdict import Claim
+from jaxmech.report.verdict import ClaimCard
 from jaxmech.report.words import Said
 from jaxmech.study.folder import RunFolder
 
@@ -41,7 +41,7 @@ TASK_SYMBOLS = (
 )
 
 
-def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, Any], claim: Claim) -> Section:
+def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, Any], claim: ClaimCard) -> Section:
     said = Said.of(results)
     title = f"Other {said.tasks}"
     if not results["transfer"]:
@@ -58,7 +58,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
         "expected_sign": ("expected", lambda v: {1: "up", -1: "down"}.get(v, "open")),
         "families": ("families", text),
         "baseline": ("unsteered score", percent),
-        "slope_pp": ("slope, pp", fixed(1)),
+        "slope_pp": ("change, pp", fixed(1)),
         "low_pp": ("low", fixed(1)),
         "high_pp": ("high", fixed(1)),
         "p_random": ("p, random", short_p),
@@ -70,9 +70,9 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
         Figure(
             "tasks",
             draw_tasks(table),
-            "Slope of each score, with 95 % intervals over families, beside 1.96 standard deviations of what "
-            f"{config['transfer']['random_directions']} random directions of the same norm do at coefficient 1 (band). "
-            f"{beyond} of {len(table)} lie outside their band. P-values are one-sided.",
+            "What coefficient 1 does to each score, half the difference to −1, with 95 % intervals over families, "
+            f"beside 1.96 standard deviations of what {config['transfer']['random_directions']} random directions of the same "
+            f"norm do (band). {beyond} of {len(table)} lie outside their band. P-values are two-sided.",
             "transfer/tasks",
         ),
         Figure(
@@ -112,7 +112,7 @@ def draw_tasks(table: pd.DataFrame) -> go.Figure:
         )
         for label, row in zip(labels, each_row(table), strict=True)
     ]
-    out = forest(rows, x="score change, pp per unit")
+    out = forest(rows, x="score change at coefficient 1, pp")
     band = go.Bar(
         y=labels,
         x=3.92 * table["null_sd_pp"],

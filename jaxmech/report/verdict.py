@@ -1,17 +1,11 @@
-"""The verdict: from a study's numbers to four claims in plain words, and two side questions. Pure; no tables, no files.
-
-A claim holds (True), does not (False), or is left open (None): withheld, partly shown, or not decidable. What is said
-comes from the numbers alone, so the page and the terminal say the same.
-"""
+"""The verdict in words: each claim of `jaxmech.study.claims` as a card, with its conditions and their numbers. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxmech.behavior.behavior import Control
 from jaxmech.report.formats import (
-    NBSP,
     interval,
     known,
     listing,
@@ -21,38 +15,34 @@ from jaxmech.report.formats import (
     plural,
     points,
     readable,
-    significant,
     span,
 )
 from jaxmech.report.words import Said
-
-LEVEL = 0.05
-"""p and FDR below this count; intervals are 95 %."""
-
-CONFOUND = 0.5
-"""A control that moves the answer by more than this share of the behaviour's own shift may be what was found."""
+from jaxmech.study.claims import STAGES as JUDGED
+from jaxmech.study.claims import Claim, Condition, judge
 
 MARKS = {"yes": "✓", "no": "✗", "partly": "◐", "open": "?", "withheld": "–"}
+MET = {True: "✓", False: "✗", None: "?"}
 
 STAGES = ("behavior", "contrast", "dual_process", "patching", "attribution", "proximity", "steering", "transfer")
-"""The stages whose results are judged."""
+"""The stages whose results the page shows."""
 
 
 class Fact(NamedTuple):
-    """A number behind a claim, formatted."""
+    """A condition, or another number behind a card, formatted."""
 
     label: str
     text: str
+    mark: str = ""
 
 
-class Claim(NamedTuple):
-    """title: the question; answer: a few words; status: a key of `MARKS`; facts: number, interval, control, p."""
+class ClaimCard(NamedTuple):
+    """title: the question; answer: a few words; status: a key of `MARKS`; facts: the conditions."""
 
     title: str
-    holds: bool | None
-    sentence: str
     answer: str
     status: str
+    sentence: str
     facts: tuple[Fact, ...] = ()
 
     @property
@@ -60,173 +50,155 @@ class Claim(NamedTuple):
         return MARKS[self.status]
 
 
-def judge(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Claim]:
-    """The four claims: behaviour, features, cause, transfer.
+def cards(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[ClaimCard]:
+    """A card for each claim: behaviour, features, cause, transfer, System 1 and 2, proximity; then the dictionaries'.
 
     Args:
-      results: a mapping from each of `STAGES` to its results.
+      results: a mapping from each of `STAGES`, and "fidelity", to its results.
       config: the study's settings.
     """
-    said = Said.of(results)
-    behaviour = judge_behaviour(results["behavior"], said)
-    later = [
-        judge_features(results["contrast"], config, said),
-        judge_cause(results, exploratory(results["contrast"])),
-        judge_transfer(results["transfer"], said, exploratory(results["contrast"])),
-    ]
-    return [behaviour, *(later if behaviour.holds else map(withhold, later))]
-
-
-def side_questions(results: Mapping[str, Any]) -> list[Claim]:
-    """Two readings beside the four claims: System 1 and System 2, and nearness to the output."""
-    claims = [
-        judge_dual_process(results["dual_process"]),
-        judge_proximity(results["proximity"], results["dual_process"]["defined"]),
-    ]
-    return claims if results["behavior"]["gate"] else [withhold(claim) for claim in claims]
-
-
-def judge_dictionaries(r: Mapping[str, Any]) -> Claim:
-    """Whether the dictionaries fit the model as they are declared, from the results of stage fidelity."""
-    title = "Do the dictionaries fit the model?"
-    count, warnings = r["check"]["dictionaries"], r["check"]["warnings"]
-    facts = (
-        ("variance unexplained", f"{percent(r['fvu']['mean'])}, at worst {percent(r['fvu']['worst'])}"),
-        ("with warnings", f"{len(warnings)} of {count}"),
-    )
-    if not warnings and not r["fvu"]["worst"] < 1:
-        sentence = (
-            "When they were loaded they fitted as declared, but on held-out text the worst of them leaves "
-            f"{percent(r['fvu']['worst'])} of the variance unexplained: giving the mean would be better."
-        )
-        return claim(title, "partly", "Not on held-out text", sentence, *facts)
-    if not warnings:
-        sentence = (
-            "On general text they are as sparse as declared where that is known, explain more than the mean does, and "
-            "do no better when read at another site or layer."
-        )
-        return claim(title, "yes", "Yes", sentence, *facts)
-    more = f" {len(warnings) - 1} more are in the section on dictionaries." if len(warnings) > 1 else ""
-    sentence = f"What follows from features holds for them as they were used. {warnings[0]}{more}"
-    answer = f"{len(warnings)} of {count} may not"
-    return claim(title, "no" if len(warnings) == count else "partly", answer, sentence, *facts)
-
-
-def claim(title: str, status: str, answer: str, sentence: str, *facts: tuple[str, str]) -> Claim:
-    holds = {"yes": True, "no": False}.get(status)
-    return Claim(title, holds, sentence, answer, status, tuple(Fact(*fact) for fact in facts))
-
-
-def withhold(one: Claim) -> Claim:
-    """The same numbers without the conclusion."""
-    sentence = f"Withheld, because there is no behaviour to explain. Measured all the same: {one.sentence}"
-    return one._replace(holds=None, status="withheld", answer="Withheld", sentence=sentence)
-
-
-def exploratory(selection: Mapping[str, Any]) -> bool:
-    """Whether the features in use were taken by budget, not by the rule."""
-    return selection["mode"] != "rule"
-
-
-def judge_behaviour(r: Mapping[str, Any], said: Said) -> Claim:
-    title = "Is there a behaviour?"
-    gating = {name: control for name, control in r["controls"].items() if control["gate"]}
-    facts = (
-        ("shift", points(r["shift_pp"])),
-        ("95 % interval", f"{interval(r['ci'])} pp"),
-        *(
-            (said.contrast(name).lower(), f"{points(control['shift_pp'])} ({interval(control['ci'])})")
-            for name, control in gating.items()
+    said, claims = Said.of(results), judge({stage: results[stage] for stage in JUDGED}, config)
+    told = {
+        "behavior": ("Is there a behaviour?", behaviour(results["behavior"], said)),
+        "features": ("Which features go with it?", features(results["contrast"], config, said)),
+        "cause": ("Do they cause it?", cause(results, said)),
+        "transfer": (f"Does it carry over to other {said.tasks}?", transfer(results["transfer"], said)),
+        "dual_process": (
+            "Are they heuristic (System 1) or deliberative (System 2)?",
+            dual_process(results["dual_process"]),
         ),
-        ("test", f"{p_value(r.get('p'))} (two-sided), {plural(r['families'], 'family', 'families')}"),
-    )
-    seen = (
-        f"{said.setting}{the(said)} is {percent(r['mean_plus'], 1)} where the {said.varies} is {said.plus} and "
-        f"{percent(r['mean_minus'], 1)} where it is {said.minus}: a shift of "
-        f"{points(r['shift_pp'])} (95 % interval {interval(r['ci'])}). "
-        f"{''.join(control_moves(said.contrast(name), control) for name, control in gating.items())}"
-        f"Valid answers hold {percent(r['mass'])} of the probability.{strongest_control(r, said)}"
-    )
-    if r["gate"]:
-        return claim(title, "yes", "Yes", seen, *facts)
-    failed = [spell(reason) for reason, met in r["gate_reasons"].items() if not met]
-    sentence = f"{seen} This fails the gate: {listing(failed)} {'is' if len(failed) == 1 else 'are'} not met."
-    return claim(title, "no", "No behaviour to explain", sentence, *facts)
-
-
-def the(said: Said) -> str:
-    """The outcome at the beginning of a sentence, or after the setting."""
-    return f"{'the' if said.setting else 'The'} {said.outcome}"
-
-
-def control_moves(label: str, one: Mapping[str, Any]) -> str:
-    size = one["size_pp"]
-    single = f" on average, by {number(size, 1)}{NBSP}pp either way in a single family" if known(size) else ""
-    return f"{label}: a shift of {points(one['shift_pp'])}{single}. "
-
-
-def strongest_control(r: Mapping[str, Any], said: Said) -> str:
-    """The control that moves the answer most: what the behaviour may be confounded with."""
-    shares = control_shares(r, said)
-    if not shares:
-        return ""
-    name = max(shares, key=lambda k: shares[k])
-    ruled = said.controls[name].rules_out
-    warning = f", so that it is not ruled out {ruled}" if shares[name] > CONFOUND and ruled else ""
-    moved = points(r["controls"][name]["shift_pp"])
-    return f" Of the other controls, {said.contrast(name).lower()} moves it most, by {moved}{warning}."
-
-
-def control_shares(r: Mapping[str, Any], said: Said) -> dict[str, float]:
-    """Control -> the size of its shift as a share of the behaviour's, of those that should not move and are not in the
-    gate."""
-    shifts = {
-        name: control["shift_pp"]
-        for name, control in r["controls"].items()
-        if not control["gate"] and not said.controls[name].moves and known(control["shift_pp"])
+        "proximity": ("Do System 2 features act nearer to the output?", proximity(results["proximity"])),
     }
-    return {k: abs(shift / r["shift_pp"]) if r["shift_pp"] else float("inf") for k, shift in shifts.items()}
+    made = [card(title, claims[name], sentence, said) for name, (title, sentence) in told.items()]
+    return [*made, dictionaries(results["fidelity"])]
 
 
-def spell(reason: str) -> str:
-    return f"“{reason.replace('>=', '≥').replace('<=', '≤').replace(' x ', ' × ').replace('-', '−')}”"
+def card(title: str, claim: Claim, sentence: str, said: Said) -> ClaimCard:
+    facts = tuple(
+        Fact(label(condition, said), measured(condition), MET[condition.met]) for condition in claim.conditions
+    )
+    status = {"yes": "yes", "no": "no", "cannot be told": "open", "withheld": "withheld"}[claim.answer]
+    if claim.withheld:
+        sentence = (
+            f"Withheld, because no behaviour is shown that features could carry. Measured all the same: {sentence}"
+        )
+    return ClaimCard(title, headline(claim, said), status, sentence, facts)
 
 
-def judge_features(r: Mapping[str, Any], config: Mapping[str, Any], said: Said) -> Claim:
-    title = "Which features go with it?"
+def headline(claim: Claim, said: Said) -> str:
+    """The answer, with the conditions that stand in its way."""
+    if claim.answer in ("yes", "withheld"):
+        return claim.answer.capitalize()
+    lacking = claim.failed or claim.undecided
+    named = [label(condition, said, short=True) for condition in lacking[:3]]
+    if len(lacking) > 3:
+        named[2:] = [f"{len(lacking) - 2} more"]
+    return f"{'Not shown' if claim.failed else 'Cannot be told'}: {listing(named)}"
+
+
+LABELS = {
+    "shift": "shift",
+    "semantic": "meaning, not worked examples",
+    "mass": "valid answers",
+    "mass alike": "valid answers, alike for both",
+    "selected": "features by the full rule",
+    "null": "false ones expected",
+    "dictionaries": "dictionaries that may not fit",
+    "second seed": "found again by a second seed",
+    "by the rule": "chosen by the rule",
+    "steering": "steered by one gap",
+    "classed": "features of either system",
+    "within layers": "System 2 − System 1, within layers",
+}
+
+
+def label(condition: Condition, said: Said, *, short: bool = False) -> str:
+    """A condition's name for a reader; short: as part of a headline."""
+    name, about = condition.name, condition.about
+    if name in LABELS:
+        return LABELS[name]
+    if name == "patching":
+        return f"patched {said.towards(about)}"
+    if name == "behaves":
+        return readable(about).lower() if about else "the model does the items"
+    if name == "home task":
+        return "the task without examples"
+    if name == "other task":
+        return f"another {said.tasks.removesuffix('s')}" if short or not about else readable(about)
+    control = said.contrast(about).lower()
+    return {
+        "small control": f"{control}: small",
+        "exceeds control": f"more than {control}",
+        "held out": control,
+        "exceeds patched control": f"patched: more than from {control}",
+        "moves too": f"{control}: moves",
+        "stays": f"{control}: stays",
+    }[name]
+
+
+def measured(condition: Condition) -> str:
+    """A condition's number, its interval, its p; what would have been found, where nothing was decided."""
+    value, digits, scale = condition.value, 1, 1.0
+    if condition.unit == "pp":
+        text = points(value)
+    elif condition.unit == "share":
+        text, digits, scale = percent(value, 1 if known(value) and abs(value) < 0.1 else 0), 0, 100.0
+    elif condition.unit == "count":
+        text = f"{int(value):,}" if known(value) else ""
+    else:
+        text, digits = number(value), 2
+    parts = [text if known(value) else ""]
+    if condition.ci is not None and known(condition.ci[0]):
+        parts[0] += f" ({interval(condition.ci, digits, scale=scale)})"
+    if known(condition.p):
+        parts.append(p_value(condition.p))
+    if condition.note:
+        parts.append(condition.note)
+    if condition.met is None and known(condition.detectable):
+        least = percent(condition.detectable) if condition.unit == "share" else points(condition.detectable).lstrip("+")
+        parts.append(f"only {least} or more would have been found")
+    return ", ".join(part for part in parts if part)
+
+
+def behaviour(r: Mapping[str, Any], said: Said) -> str:
+    seen = (
+        f"{said.setting}{'the' if said.setting else 'The'} {said.outcome} is {percent(r['mean_plus'], 1)} where the "
+        f"{said.varies} is {said.plus} and {percent(r['mean_minus'], 1)} where it is {said.minus}: a shift of "
+        f"{points(r['shift_pp'])} over {plural(r['families'], 'family', 'families')}."
+    )
+    if not r["parts"]:
+        return seen
+    semantic, mapping = (r["parts"][name] for name in ("semantic", "mapping"))
+    return (
+        f"{seen} With worked examples turned round, {points(semantic['pp'])} ({interval(semantic['ci'])}) stays: what "
+        f"the words mean. {points(mapping['pp'])} ({interval(mapping['ci'])}) turns round with the examples: a "
+        "mapping from words to answers that they teach."
+    )
+
+
+def features(r: Mapping[str, Any], config: Mapping[str, Any], said: Said) -> str:
     layers = [int(layer) for layer in r["by_layer"]]
     where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {min(layers)} to {max(layers)}"
-    facts = (
-        ("by the full rule", f"{r['selected']:,} of {r['features_total']:,}"),
-        ("share of all features", f"{significant(100 * r['share'])} %"),
-        ("relabelled at random", by_chance(r, config)),
-        ("in use", f"{r['used']:,}, {where}"),
-    )
-    if not exploratory(r):
-        finding = (
+    if r["mode"] == "rule":
+        return (
             f"{plural(r['selected'], 'feature')} of {r['features_total']:,} ({percent(r['share'], 3)}) "
             f"{'passes' if r['selected'] == 1 else 'pass'} every criterion, in {where}. With {said.plus} and "
-            f"{said.minus} relabelled at random by family, the same rule selects {by_chance(r, config)}"
+            f"{said.minus} relabelled at random by family, the same rule selects {by_chance(r, config)}."
         )
-        # What R draws did not show once may still come once in R.
-        fdr = max(r["fdr"], 1 / (config["selection"]["relabelings"] * r["selected"])) if known(r["fdr"]) else None
-        if known(fdr) and fdr <= LEVEL:
-            return claim(title, "yes", plural(r["selected"], "feature"), f"{finding}.", *facts)
-        sentence = f"{finding}: up to {percent(fdr)} of those found may be false."
-        return claim(title, "partly", f"{plural(r['selected'], 'feature')}, uncertain", sentence, *facts)
-    share = percent(config["selection"]["budget"], 3)
-    budget = f"the {plural(r['used'], 'feature')} with the largest |t| ({share} of all), in {where}"
+    budget = (
+        f"the {plural(r['used'], 'feature')} with the largest |t| "
+        f"({percent(config['selection']['budget'], 3)} of all), "
+        f"in {where}"
+    )
     if r["selected"] == 0:
-        sentence = (
+        return (
             f"No feature of {r['features_total']:,} passes every criterion. What follows uses {budget}, and is "
             "exploratory: these features were taken by budget, not by a test."
         )
-        return claim(title, "no", "No feature by the full rule; exploratory set", sentence, *facts)
-    sentence = (
+    return (
         f"As configured, the study uses a budget, not the rule: {budget}; {r['budget_and_rule']} of them pass every "
         f"criterion, as do {r['selected']} features in all. What follows is exploratory."
     )
-    return claim(title, "partly", "A budget, exploratory", sentence, *facts)
 
 
 def by_chance(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -237,263 +209,114 @@ def by_chance(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     return f"{number(r['expected_false'], 2)} on average over {draws} (at most {r['expected_false_max']})"
 
 
-def above(pair: Sequence[float | None], p: float | None) -> bool:
-    """Whether an interval lies above 0 and its p counts."""
-    return known(pair[0]) and pair[0] > 0 and known(p) and p < LEVEL
-
-
-def shortfall(pair: Sequence[float | None], p: float | None, sets: int) -> str:
-    """Why an effect does not count; too few random sets are no evidence that they do as well."""
-    if not known(pair[0]) or not known(pair[1]):
-        return "is undefined"
-    if pair[1] < 0:
-        return "goes the wrong way"
-    if pair[0] <= 0:
-        return "has an interval that includes 0"
-    if 1 / (sets + 1) >= LEVEL:
-        return f"cannot be told from random: with {sets} random sets p cannot fall below {1 / (sets + 1):.2f}"
-    return f"is not larger than matched random sets give ({p_value(p)})"
-
-
-def judge_cause(results: Mapping[str, Any], explore: bool) -> Claim:
-    """Three tests, two of patching and one of steering; "Yes" only where nothing else would explain all three."""
-    title, said = "Do they cause it?", Said.of(results)
+def cause(results: Mapping[str, Any], said: Said) -> str:
     patching, steering = results["patching"], results["steering"]
-    parts, facts, sets = [], [], patching["random_sets"]
-    missing = {}  # which of the three tests falls short, and why
-    for direction in ("to_plus", "to_minus"):
-        value, ci = patching[f"recovered_{direction}"], patching[f"recovered_{direction}_ci"]
-        random, p = patching[f"random_{direction}"], patching[f"p_random_{direction}"]
-        where = said.towards(direction)
-        parts.append(
-            f"{percent(value)} of the shift {where} (95 % interval {interval(ci, 0, scale=100)}; matched "
-            "random sets "
-            f"{percent(random)}, {p_value(p)})"
-        )
-        facts.append(
-            (
-                f"patched {where}",
-                f"{percent(value)} ({interval(ci, 0, scale=100)}), {p_value(p)}",
-            )
-        )
-        if not above(ci, p):
-            missing[direction] = f"patching {where} {shortfall(ci, p, sets)}"
-    slope, ci, p, (low, high) = (steering[key] for key in ("slope_pp", "slope_ci", "p_random", "usable_range"))
-    usable = low < high
-    facts += [
-        ("steered, per unit", f"{points(slope)} ({interval(ci)}), {p_value(p)}"),
-        ("usable coefficients", span(low, high) if usable else "none but 0"),
+    shares = [
+        f"{percent(patching[f'recovered_{direction}'])} of the shift {said.towards(direction)} (the whole residual "
+        f"there {percent(patching[f'bars_{direction}']['whole residual'])}, the dictionaries' error alone "
+        f"{percent(patching[f'bars_{direction}']['reconstruction error only'])})"
+        for direction in ("to_plus", "to_minus")
     ]
-    if not above(ci, p):
-        missing["steering"] = f"steering {shortfall(ci, p, sets)}"
-    elif not usable:
-        missing["steering"] = "steering has no usable range: every coefficient tried but 0 costs too much"
-    doubts = []
-    if len(missing) < 3:  # else there is no effect to doubt
-        doubts += [*confounds(results["behavior"], said), *as_good_at_random(steering), *unspecific(steering, said)]
-        doubts += no_home_effect(results["transfer"])
-    status = "no" if len(missing) == 3 else "partly" if missing or doubts else "yes"
-    answer = {"yes": "Yes", "no": "Not shown", "partly": "In part"}[status]
-    reasons = "; ".join([*missing.values(), *doubts])
-    held = f"inside the usable range {span(low, high)}" if usable else "read over ±1, outside any usable range"
-    sentence = (
-        f"{f'{answer}: {reasons}. ' if reasons else ''}"
-        f"Set to the other pole's values, the features carry {parts[0]} and {parts[1]}. Steered along them on "
-        f"{' and '.join(map(said.pole, steering['steered']))} prompts, the {said.outcome} changes by "
-        f"{points(slope)} per unit of coefficient ({interval(ci)}), {held}; "
-        f"against random feature sets of the same norm at coefficient 1, {p_value(p)}. These p-values are one-sided."
+    low, high = steering["usable_range"]
+    held = (
+        f"coefficients {span(low, high)} stay within the limits of cost" if low < high else "no coefficient but 0 does"
     )
-    if explore:
-        sentence += " The set was taken by budget, so this is exploratory."
-    return claim(title, status, answer + (", exploratory" if explore and status != "no" else ""), sentence, *facts)
+    alone = (
+        f"Alone, {patching['movers']} of {plural(patching['movers'] + patching['passengers'], 'feature')} "
+        f"{'moves' if patching['movers'] == 1 else 'move'} the answer; the others are passengers. "
+    )
+    exploratory = "" if results["contrast"]["mode"] == "rule" else " The set was taken by budget: this is exploratory."
+    return (
+        f"Set to the other pole's values, the features carry {shares[0]} and {shares[1]}. {alone}Set to a dose of one "
+        f"gap either way on {' and '.join(map(said.pole, steering['steered']))} prompts, they move the {said.outcome} "
+        f"by {points(steering['at_one_pp'])}; {held}.{exploratory}"
+    )
 
 
-def confounds(behaviour: Mapping[str, Any], said: Said) -> list[str]:
-    """Controls that move the answer nearly as the behaviour does: what the features carry may be that."""
-    shares = control_shares(behaviour, said)
-    moved = [
-        f"“{said.contrast(name).lower()}” moves the answer by {points(behaviour['controls'][name]['shift_pp'])}, "
-        f"{percent(share)} of the {said.varies}'s shift, so that the features may carry that"
-        for name, share in shares.items()
-        if share > CONFOUND
-    ]
-    return moved + [untried(name, said) for name in needed(said, moves=False) if name not in shares]
-
-
-def needed(said: Said, *, moves: bool) -> list[str]:
-    """Controls without which no cause is claimed."""
-    return [name for name, control in said.controls.items() if control.needed and control.moves == moves]
-
-
-def untried(name: str, said: Said) -> str:
-    return f"“{said.contrast(name).lower()}” was not tried{open_to(said.controls[name])}"
-
-
-def open_to(control: Control) -> str:
-    """What a control that came out otherwise leaves open."""
-    return f", so that it is not ruled out {control.rules_out}" if control.rules_out else ""
-
-
-def as_good_at_random(steering: Mapping[str, Any]) -> list[str]:
-    """Whether random directions of the same norm steer as far; random sets of features are the other control."""
-    p = steering.get("p_random_directions")
-    if not known(p):
-        return ["no random directions of the same norm were steered along"]
-    return [] if p < LEVEL else [f"random directions of the same norm do as well ({p_value(p)})"]
-
-
-def unspecific(steering: Mapping[str, Any], said: Said) -> list[str]:
-    """Controls that steering should move and does not, and others that it moves."""
-    conditions, doubts = steering.get("specificity") or {}, []
-    for name, control in said.controls.items():
-        low, high = conditions.get(name, {}).get("ci", (None, None))
-        if not known(low) or not known(high):
-            doubts += [untried(name, said)] if name in needed(said, moves=True) else []
-        elif control.moves and low <= 0:
-            doubts.append(
-                f"under “{said.contrast(name).lower()}” the {said.outcome} "
-                f"{'goes down' if high < 0 else 'does not go up'} ({slope_text(conditions[name])})"
-                f"{open_to(control)}"
-            )
-        elif not control.moves and not low <= 0 <= high:
-            doubts.append(
-                f"“{said.contrast(name).lower()}” moves as well ({slope_text(conditions[name])}){open_to(control)}"
-            )
-    return doubts
-
-
-def slope_text(one: Mapping[str, Any]) -> str:
-    return f"{points(one['slope_pp'])} per unit, {interval(one['ci'])}"
-
-
-def no_home_effect(tasks: Mapping[str, Any]) -> list[str]:
-    """Whether the behaviour's own task moves without examples of it: else it is the examples that are steered."""
-    task = next((task for task in tasks.values() if isinstance(task, Mapping) and task.get("home")), None)
-    if task is None:
-        return ["the same task was not tried in prompts without any example of the behaviour"]
-    seen = f"the same task without examples of the behaviour ({points(task['slope'])}, {interval(task['ci'])})"
-    if not off_zero(task, 1):
-        return [f"{seen} {'goes the other way' if off_zero(task, -1) else 'does not move'}"]
-    if not (known(task["p_random"]) and task["p_random"] < LEVEL):
-        return [f"{seen} moves no more than along random directions ({p_value(task['p_random'])})"]
-    return []
-
-
-def judge_transfer(r: Mapping[str, Any], said: Said, explore: bool) -> Claim:
-    """Transfer: tasks other than the home task that move the expected way, off zero and beyond random directions."""
-    title = f"Does it carry over to other {said.tasks}?"
-    tasks = {name: task for name, task in r.items() if isinstance(task, Mapping) and "slope" in task}
-    others = {name: g for name, g in tasks.items() if not g["home"]}
-    signed = {name: g for name, g in others.items() if g["expected_sign"]}
-    moved = [name for name, g in signed.items() if off_zero(g, g["expected_sign"])]
-    wrong = [name for name, g in signed.items() if off_zero(g, -g["expected_sign"])]
-    confirmed = [name for name in moved if known(tasks[name]["p_holm"]) and tasks[name]["p_holm"] < LEVEL]
-    best = max(signed, key=lambda name: abs(signed[name]["slope"] or 0.0), default=None)
-    facts = [
-        ("move as expected", f"{len(moved)} of {len(signed)}, interval off 0"),
-        ("beyond random directions", f"{len(confirmed)} of {len(signed)}, Holm p < {LEVEL}"),
-    ]
-    if best is not None:
-        g = signed[best]
-        facts.append(
-            (
-                task_name(best, g),
-                f"{points(g['slope'])} ({interval(g['ci'])}), {p_value(g['p_holm'])} (Holm)",
-            )
-        )
-    if moved:
-        verb = "moves" if len(moved) == 1 else "move"
-        sentence = (
-            f"With the same direction, {len(moved)} of {len(signed)} other {said.tasks} {verb} as expected with an "
-            f"interval off 0 ({listing([slope_of(name, signed[name]) for name in moved])}); "
-            f"{len(confirmed) or 'none'} of them also {'moves' if len(confirmed) < 2 else 'move'} more than under "
-            "random directions after Holm's correction."
-        )
-    else:
-        sentence = (
-            f"With the same direction, none of {len(signed)} other {said.tasks} moves as expected with an interval "
-            "off 0."
-        )
-    if wrong:
-        sentence += f" Against expectation: {listing([slope_of(name, signed[name]) for name in wrong])}."
+def transfer(r: Mapping[str, Any], said: Said) -> str:
+    others = {name: task for name, task in r.items() if isinstance(task, Mapping) and not task.get("home", True)}
+    signed = {name: task for name, task in others.items() if task["expected_sign"]}
     if not signed:
-        return claim(title, "open", "Not tested", f"No other {said.tasks} with an expected sign were tried.", *facts)
-    also = ", exploratory" if explore else ""
-    if explore:
-        sentence += " The direction is that of a set taken by budget, so this is exploratory."
-    if len(confirmed) == len(signed):
-        return claim(title, "yes", "Yes" + also, sentence, *facts)
-    if confirmed:
-        return claim(title, "partly", f"To {len(confirmed)} of {len(signed)} {said.tasks}{also}", sentence, *facts)
-    return claim(title, "no", "Not shown", sentence, *facts)
+        return f"No other {said.tasks} with an expected sign were tried."
+    moved = [name for name, task in signed.items() if off_zero(task, task["expected_sign"])]
+    wrong = [name for name, task in signed.items() if off_zero(task, -task["expected_sign"])]
+    sentence = (
+        f"Set to the same doses, {len(moved) or 'none'} of {len(signed)} other {said.tasks} "
+        f"{'moves' if len(moved) == 1 else 'move'} as expected with an interval off 0"
+        f"{f' ({effects(moved, signed)})' if moved else ''}."
+    )
+    return sentence + (f" Against expectation: {effects(wrong, signed)}." if wrong else "")
 
 
-def off_zero(game: Mapping[str, Any], sign: float) -> bool:
-    low, high = game["ci"]
+def effects(names: Sequence[str], tasks: Mapping[str, Any]) -> str:
+    return listing([f"{task_name(name, tasks[name]).lower()} {points(tasks[name]['slope'])}" for name in names])
+
+
+def off_zero(task: Mapping[str, Any], sign: float) -> bool:
+    low, high = task["ci"]
     return known(low) and known(high) and (low > 0 if sign > 0 else high < 0)
-
-
-def slope_of(name: str, game: Mapping[str, Any]) -> str:
-    return f"{task_name(name, game).lower()} {points(game['slope'])}"
 
 
 def task_name(name: str, task: Mapping[str, Any]) -> str:
     return task.get("label") or readable(name)
 
 
-def judge_dual_process(r: Mapping[str, Any]) -> Claim:
-    title = "Are they heuristic (System 1) or deliberative (System 2)?"
+def dual_process(r: Mapping[str, Any]) -> str:
     if not r["defined"]:
         reason = f" ({r['reason']})" if r.get("reason") else ""
-        sentence = (
+        return (
             f"The index is undefined: the model itself does not behave on the reasoning items{reason}, so an index of "
             "its features would mean nothing."
         )
-        return claim(title, "open", "Undefined", sentence)
     counts = {kind: r[kind] for kind in ("s1", "s2", "mixed", "neither", "silent")}
-    total = sum(counts.values())
-    sentence = (
-        f"Of {plural(total, 'feature')}, {counts['s1']} {verb(counts['s1'])} with System 1 and {counts['s2']} with "
-        f"System 2; {counts['mixed']} mixed, {counts['neither']} neither, {counts['silent']} silent on the items."
+    return (
+        f"Of {plural(sum(counts.values()), 'feature')}, {counts['s1']} go with System 1 and {counts['s2']} with System "
+        f"2; {counts['mixed']} mixed, {counts['neither']} neither, {counts['silent']} silent on the items."
     )
-    facts = [(readable(kind), str(count)) for kind, count in counts.items()]
-    if counts["s1"] and counts["s2"]:
-        return claim(title, "yes", "Both kinds", sentence, *facts)
-    if counts["s1"] or counts["s2"]:
-        return claim(title, "partly", "Only System 1" if counts["s1"] else "Only System 2", sentence, *facts)
-    return claim(title, "no", "Neither", sentence, *facts)
 
 
-def verb(count: int) -> str:
-    return "goes" if count == 1 else "go"
-
-
-def judge_proximity(r: Mapping[str, Any], defined: bool) -> Claim:
-    title = "Do System 2 features act nearer to the output?"
-    effect = r["sets"]["all"]
+def proximity(r: Mapping[str, Any]) -> str:
+    effect, test = r["sets"]["all"], r["s2_minus_s1_within_layers"]
     if known(effect["pi"]):
         near = (
             f"Of the whole set's effect ({points(effect['total_pp'])}), {percent(effect['pi'])} is direct "
-            f"(95 % interval {interval((effect['pi_low'], effect['pi_high']), 0, scale=100)}). "
+            f"(95 % interval {interval((effect['pi_low'], effect['pi_high']), 0, scale=100)})."
         )
     else:
         near = (
             f"The whole set's total effect ({points(effect['total_pp'])}) has an interval that includes 0, so its "
-            "direct share is undefined. "
+            "direct share is undefined."
         )
-    test = r["s2_minus_s1_within_layers"]
-    facts = [
-        ("direct share", percent(effect["pi"])),
-        ("S2 − S1 within layers", number(test["difference"])),
-    ]
-    if not defined:
-        return claim(title, "open", "Cannot be told", f"{near}S2 against S1: the index is undefined.", *facts)
     if not test["layers"]:
-        return claim(title, "open", "Cannot be told", f"{near}S2 against S1: {test['verdict']}.", *facts)
-    facts.append(("permutation", f"{p_value(test['p'])}, {plural(test['layers'], 'layer')}"))
-    sentence = (
-        f"{near}Within layers, System 2 features are {number(abs(test['difference']))} "
-        f"{'more' if test['difference'] > 0 else 'less'} direct than System 1 features ({p_value(test['p'])})."
+        return f"{near} System 2 against System 1: {test['verdict']}."
+    more = "more" if test["difference"] > 0 else "less"
+    return (
+        f"{near} Within layers, System 2 features are {number(abs(test['difference']))} {more} direct than System 1 "
+        f"features."
     )
-    holds = known(test["p"]) and test["p"] < LEVEL and test["difference"] > 0
-    return claim(title, "yes" if holds else "no", "Yes" if holds else "Not shown", sentence, *facts)
+
+
+def dictionaries(r: Mapping[str, Any]) -> ClaimCard:
+    """Whether the dictionaries fit the model as they are declared, from the results of stage fidelity."""
+    title = "Do the dictionaries fit the model?"
+    count, warnings = r["check"]["dictionaries"], r["check"]["warnings"]
+    facts = (
+        Fact("variance unexplained", f"{percent(r['fvu']['mean'])}, at worst {percent(r['fvu']['worst'])}"),
+        Fact("with warnings", f"{len(warnings)} of {count}"),
+    )
+    if not warnings and not r["fvu"]["worst"] < 1:
+        sentence = (
+            "When they were loaded they fitted as declared, but on held-out text the worst of them leaves "
+            f"{percent(r['fvu']['worst'])} of the variance unexplained: giving the mean would be better."
+        )
+        return ClaimCard(title, "Not on held-out text", "partly", sentence, facts)
+    if not warnings:
+        sentence = (
+            "On general text they are as sparse as declared where that is known, explain more than the mean does, and "
+            "do no better when read at another site or layer."
+        )
+        return ClaimCard(title, "Yes", "yes", sentence, facts)
+    more = f" {len(warnings) - 1} more are in the section on dictionaries." if len(warnings) > 1 else ""
+    sentence = f"What follows from features holds for them as they were used. {warnings[0]}{more}"
+    status = "no" if len(warnings) == count else "partly"
+    return ClaimCard(title, f"{len(warnings)} of {count} may not", status, sentence, facts)

@@ -25,7 +25,7 @@ def _at_least(settings: object, **least: float) -> None:
             raise ValueError(f"{name}: expected {what}, got {got}")
 
 
-def _enough_directions(settings: SteeringSettings | TransferSettings) -> None:
+def _enough_directions(settings: PatchingSettings | SteeringSettings | TransferSettings) -> None:
     if (count := settings.random_directions) < 2:
         raise ValueError(f"random_directions: a null needs at least 2 directions, got {count}")
 
@@ -33,6 +33,11 @@ def _enough_directions(settings: SteeringSettings | TransferSettings) -> None:
 def _ascending(name: str, values: Sequence[float]) -> None:
     if list(values) != sorted(set(values)) or 0.0 not in values or len(values) < 3:
         raise ValueError(f"{name}: expected at least three ascending numbers with 0 among them, got {list(values)}")
+
+
+def _with_one(name: str, values: Sequence[float]) -> None:
+    if not {-1.0, 1.0} <= set(values):
+        raise ValueError(f"{name}: expected -1 and 1 among them, at which directions are compared, got {list(values)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,13 +153,17 @@ class DualProcessSettings(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class PatchingSettings(Checked):
-    """Feature sets matched to the selection, in patching and in steering."""
+    """Feature sets matched to the selection, in patching and in steering; random directions of the selection's norm;
+    selected features, strongest first, that are patched one by one."""
 
     random_sets: int = 199
+    random_directions: int = 99
+    singles: int = 64
 
     def __post_init__(self):
         super().__post_init__()
-        _at_least(self, random_sets=1)
+        _at_least(self, random_sets=1, singles=1)
+        _enough_directions(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,15 +191,17 @@ class ProximitySettings(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class SteeringSettings(Checked):
-    """Coefficients; random directions of the same norm; one-digit sums on which steering must not cost accuracy."""
+    """Coefficients, 1 being one gap between the poles; random directions of the same norm; one-digit sums on which
+    steering may not change the accuracy."""
 
-    alphas: list[float] = dataclasses.field(default_factory=lambda: [-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0])
-    random_directions: int = 100
+    alphas: list[float] = dataclasses.field(default_factory=lambda: [step / 2 for step in range(-8, 9)])
+    random_directions: int = 99
     sums: int = 33
 
     def __post_init__(self):
         super().__post_init__()
         _ascending("alphas", self.alphas)
+        _with_one("alphas", self.alphas)
         _at_least(self, sums=1)
         _enough_directions(self)
 
@@ -208,8 +219,7 @@ class TransferSettings(Checked):
         _ascending("alphas", self.alphas)
         _at_least(self, families=1)
         _enough_directions(self)
-        if 1.0 not in self.alphas:
-            raise ValueError(f"alphas: expected 1 among them, at which directions are compared, got {self.alphas}")
+        _with_one("alphas", self.alphas)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,12 +22,15 @@ DIRECTIONS = {"to_plus": ("minus", "plus"), "to_minus": ("plus", "minus")}
 """Direction of a patch -> (condition that is patched, condition of the donor)."""
 
 
+Pairs = list[tuple[int, int]]
+"""(layer, feature) of a set."""
+
 CHUNK = 8
 """Sweep points in one call of a compiled sweep: enough to hide the call, few enough that padding costs little."""
 
 
 class Side(NamedTuple):
-    """One pole of the test families, a pair per family: everything before the decision token is in the cache.
+    """Prompts of the test families, one per family and condition: all before the decision token is in the cache.
 
     rows [B] of the prompt table; families [B]; prompts; values [B,N]; g [B]; resid [L,B,D].
     """
@@ -40,13 +43,26 @@ class Side(NamedTuple):
     resid: jax.Array
 
 
-def side(ctx: Context, condition: str) -> Side:
-    """Runs one prompt per family of a condition."""
-    rows = ctx.rows(condition, per_family=1)
+def side(ctx: Context, *conditions: str) -> Side:
+    """Runs one prompt per family and condition."""
+    rows = np.concatenate([ctx.rows(name, per_family=1) for name in conditions])
+    if not len(rows):
+        raise ValueError(f"the test families have no prompt of {', '.join(conditions)}")
     prompts, values = take(ctx.encoded[1], rows)
+    return run_side(ctx, rows, ctx.families(rows), prompts, values)
+
+
+def run_side(ctx: Context, rows: np.ndarray, families: np.ndarray, prompts: Prompts, values: jax.Array) -> Side:
     prompts = before_last(ctx.lm.config, ctx.lm.params, prompts)
     base = run_decision(ctx.lm.config, ctx.lm.params, prompts, site=ctx.saes.config.site)
-    return Side(rows, ctx.families(rows), prompts, values, np.asarray(base.choices.expected(values)), base.resid)
+    return Side(rows, families, prompts, values, np.asarray(base.choices.expected(values)), base.resid)
+
+
+def of_families(of: Side, families: np.ndarray) -> Side:
+    """The side of some families only, one prompt each."""
+    kept = np.flatnonzero(np.isin(of.families, families))
+    prompts = of.prompts.of(kept)
+    return Side(of.rows[kept], of.families[kept], prompts, of.values[kept], of.g[kept], of.resid[:, kept])
 
 
 def expected(choices: Choices, values: Any) -> np.ndarray:
@@ -54,7 +70,7 @@ def expected(choices: Choices, values: Any) -> np.ndarray:
     return np.asarray(choices.expected(values))
 
 
-def stack_selections(ctx: Context, sets: list[list[tuple[int, int]]]) -> edits.Selection:
+def stack_selections(ctx: Context, sets: list[Pairs]) -> edits.Selection:
     """Feature sets as one `Selection` with the sweep axis in front, [S,L,K].
 
     K is what the whole selection needs, and at least 4, so that sweeps over sets of any size share one program.
@@ -66,7 +82,7 @@ def stack_selections(ctx: Context, sets: list[list[tuple[int, int]]]) -> edits.S
     return edits.select_sets(sets, L, int(width))
 
 
-def pairs_of(features: pd.DataFrame) -> list[tuple[int, int]]:
+def pairs_of(features: pd.DataFrame) -> Pairs:
     return [(int(a), int(b)) for a, b in zip(features["layer"], features["feature"], strict=True)]
 
 

@@ -16,6 +16,7 @@ from jinja2 import UndefinedError
 from jaxmech.io.lock import sole_user
 from jaxmech.io.progress import console
 from jaxmech.io.version import __version__
+from jaxmech.study import claims
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.folder import RunFolder, digest, read_json, way_out, write_json
 from jaxmech.study.keys import STAGES, Stage, stage_keys, with_ancestors
@@ -122,6 +123,9 @@ def finish(config: StudyConfig, folder: RunFolder, report: Callable[..., Path] |
         return
     records: dict[str, Any] = {stage.name: folder.key(stage.name) for stage in STAGES}
     results = {_SECTIONS.get(stage.name, stage.name): folder.results(stage.name) for stage in STAGES}
+    results["claims"] = claims.as_json(
+        claims.judge(results | {"contrast": results["selection"]}, dataclasses.asdict(config))
+    )
     results["stages"] = {name: record["seconds"] for name, record in records.items()}
     manifest = {
         "study": study_hash(config, folder),

@@ -52,7 +52,8 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "patching": {
         "bars": ("direction", "name", "kind", "recovered", "low", "high", "change_pp"),
-        "null": ("direction", "recovered"),
+        "null": ("direction", "null", "recovered"),
+        "singles": (*_FEATURE, "change_pp", "low_pp", "high_pp", "p", "p_holm", "passenger"),
     },
     "attribution": {
         "attribution": (*_FEATURE, "selected", "live", "attribution", "integrated"),
@@ -66,13 +67,13 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
         "features": (*_FEATURE, "class", "total", "direct", "proximity"),
     },
     "steering": {
-        "dose": ("alpha", "g", "g_low", "g_high", *_EDGES, "perplexity", "kl", "accuracy", "usable"),
+        "dose": ("alpha", "g", "g_low", "g_high", *_EDGES, "perplexity", "kl", "accuracy", "cost", "usable"),
         "comparators": ("name", "kind", "slope_pp"),
     },
     "transfer": {
         "tasks": (
             "task", "label", "expected_sign", "home", "families", "baseline", "slope_pp", "low_pp", "high_pp", "p",
-            "p_random", "p_holm", "null_sd_pp", "mass", "human",
+            "p_random", "p_holm", "null_sd_pp", "detectable_pp", "mass", "human",
         ),
         "curves": ("task", "alpha", "score", "mass"),
         "prompts": ("task", "family", "prefix", "query"),

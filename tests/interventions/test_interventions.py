@@ -9,7 +9,7 @@ import jaxmech as jm
 from jaxmech.answers import score
 from jaxmech.answers.trie import build_tries
 from jaxmech.interventions import controls, patching, steering
-from jaxmech.interventions.edits import Replace, add_vector, at_last, merge, select
+from jaxmech.interventions.edits import Replace, add_vector, at_last, everywhere, merge, select
 from jaxmech.interventions.proximity import base_sublayers, direct_effects, mediated_effect, within_layer_difference
 from jaxmech.interventions.sweep import run_chunk
 from jaxmech.models.decoder import forward
@@ -99,7 +99,9 @@ def test_steering_sweep_equals_single_runs_and_traces_once(lm, runs):
 def test_language_cost_against_a_loop(lm, tokens):
     v = 2 * jax.random.normal(jax.random.key(1), (2, 4, 32)).at[0].set(0.0)
     mask = jnp.ones_like(tokens, bool).at[0, 8:].set(False)
-    nll, kl = steering.language_cost(lm.config, lm.params, tokens, v, mask=mask)
+    nll, kl = steering.language_cost(
+        lm.config, lm.params, tokens, steering.AddVector(everywhere(lm.config.n_layers)), v, mask=mask
+    )
     assert abs(float(kl[0])) < 1e-6 and float(kl[1]) > 0
     logp = jax.nn.log_softmax(forward(lm.config, lm.params, tokens, mask=mask, logits="all").logits)
     want = [-logp[b, t, tokens[b, t + 1]] for b in range(3) for t in range(11) if mask[b, t + 1]]

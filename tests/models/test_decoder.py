@@ -10,7 +10,8 @@ import pytest
 
 from jaxmech.activations.stream import ActivationStream
 from jaxmech.interventions.edits import Replace, add_vector, everywhere
-from jaxmech.interventions.steering import language_cost, next_token
+from jaxmech.interventions.edits import everywhere
+from jaxmech.interventions.steering import AddVector, language_cost, next_token
 from jaxmech.models import block, decoder
 from jaxmech.models.decoder import Tap, forward, init_params
 from jaxmech.models.generate import generate
@@ -186,8 +187,8 @@ def test_tokens_are_ids_of_the_vocabulary(lm, bad, message):
     for run in (
         lambda t: forward(lm.config, lm.params, t),
         lambda t: generate(lm.config, lm.params, t, max_new_tokens=1),
-        lambda t: language_cost(lm.config, lm.params, t, np.zeros((1, 4, 32)), mask=None),
-        lambda t: next_token(lm.config, lm.params, t, np.zeros((1, 4, 32)), mask=None),
+        lambda t: language_cost(lm.config, lm.params, t, AddVector(everywhere(4)), np.zeros((1, 4, 32)), mask=None),
+        lambda t: next_token(lm.config, lm.params, t, AddVector(everywhere(4)), np.zeros((1, 4, 32)), mask=None),
     ):
         with pytest.raises(ValueError, match=f"^tokens: .*{message}"):
             run(bad)
@@ -215,8 +216,8 @@ def test_padding_takes_no_learned_positions(lm, tokens):
     for run in (
         lambda: forward(config, params, padded),
         lambda: forward(config, params, padded, mask=np.ones(padded.shape, int)),
-        lambda: language_cost(config, params, padded, np.zeros((1, 4, 32)), mask=None),
-        lambda: next_token(config, params, padded, np.zeros((1, 4, 32)), mask=None),
+        lambda: language_cost(config, params, padded, AddVector(everywhere(4)), np.zeros((1, 4, 32)), mask=None),
+        lambda: next_token(config, params, padded, AddVector(everywhere(4)), np.zeros((1, 4, 32)), mask=None),
         lambda: ActivationStream(config, params, padded, mask=None, layers=(0,)),
     ):
         with pytest.raises(ValueError, match="a text has 17, but the model learned only 12 positions"):

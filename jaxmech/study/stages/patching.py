@@ -1,110 +1,244 @@
-"""Stage patching: do the selected features carry the behaviour, both ways, more than matched random ones?"""
+"""Stage patching: do the selected features carry the behaviour, both ways, more than anything of the same norm?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
 from jaxmech.behavior.behavior import poles
-from jaxmech.contrast.statistics import Effect, p_from_null, ratio_of_sums
-from jaxmech.interventions import controls, patching
+from jaxmech.contrast.statistics import Effect, holm, mean_effect, p_from_null, ratio_of_sums
+from jaxmech.interventions import controls, edits, patching
+from jaxmech.interventions.sweep import sweep
+from jaxmech.io.progress import progress
 from jaxmech.study import effects
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 
+LEAST_RATIO = 0.8
+"""Of the selection's norm: sets that reach less of it are no comparison, and give no p."""
+
+LEAST_SHARE = 0.01
+"""Of the gap: a feature alone that moves less is a passenger, however surely it does."""
+
+
+class Patch(NamedTuple):
+    """Base takes the donor's values. gap [K] by family; norm [L,B] of what the selection adds."""
+
+    name: str
+    base: effects.Side
+    donor: effects.Side
+    gap: np.ndarray
+    norm: jax.Array
+
 
 def run(ctx: Context) -> Outcome:
-    """Recovered share of the gap for the selection, reference bars and controls, in both directions."""
-    saes = ctx.saes
+    """Recovered share of the gap for the selection, bars of reference, and controls of the same norm, both ways."""
     sides = {name: effects.side(ctx, name) for name in poles()}
-    features = ctx.folder.table("contrast", "features")
-    sets = control_sets(ctx, features)
-    bars, null_rows, results = [], [], {}
-    for direction, (base_name, donor_name) in effects.DIRECTIONS.items():
-        base, donor = sides[base_name], sides[donor_name]
-        model = (ctx.lm.config, ctx.lm.params, base.prompts)
-        gap = effects.by_family(donor.g - base.g, base)
-
-        def bar(name, kind, g, gap=gap, base=base, direction=direction):
-            effect = ratio_of_sums(effects.by_family(g - base.g, base), gap)
-            bars.append(
-                dict(
-                    direction=direction,
-                    name=name,
-                    kind=kind,
-                    recovered=effect.value,
-                    low=effect.low,
-                    high=effect.high,
-                    change_pp=100 * float((g - base.g).mean()),
-                )
-            )
-            return effect
-
-        points = effects.stack_selections(
-            ctx, [effects.pairs_of(ctx.selected), *sets["control_selected"], *sets["random"]]
-        )
-        patch = partial(patching.patch_features, *model, saes=saes, donor=donor.resid)
-        g = effects.sweep_sets(patch, points, base.values, what=f"patching {direction}")
-        observed = bar("selected features", "effect", g[0])
-        first = 1 + len(sets["control_selected"])
-        for control in g[1:first]:
-            bar("control-selected features", "control", control)
-        gap_total = float(gap.sum())
-        null = np.array([effects.by_family(row - base.g, base).sum() / gap_total for row in g[first:]])
-        null_rows.append(pd.DataFrame(dict(direction=direction, recovered=null)))
-        bars.append(
-            dict(
-                direction=direction, name="matched random features", kind="control", recovered=float(null.mean()),
-                low=float(np.percentile(null, 2.5)), high=float(np.percentile(null, 97.5)),
-                change_pp=100 * float((g[first:] - base.g).mean()),
-            )
-        )  # fmt: skip
-        references(ctx, base, donor, bar)
-        results[f"recovered_{direction}"] = observed.value
-        results[f"recovered_{direction}_ci"] = [observed.low, observed.high]
-        results[f"p_random_{direction}"] = p_from_null(observed.value, null)
-        results[f"random_{direction}"] = float(null.mean())
+    sets = control_sets(ctx)
+    tables: dict[str, list[pd.DataFrame]] = {"bars": [], "null": []}
+    results: dict[str, Any] = {}
+    moved = []
+    for direction, (base, donor) in effects.DIRECTIONS.items():
+        patch = make_patch(ctx, direction, sides[base], sides[donor])
+        bars, alone = bars_of(ctx, patch, sets["control_selected"])
+        null, ratio = null_of(ctx, patch, sets["random"])
+        tables["bars"].append(bars)
+        tables["null"].append(null)
+        moved.append((1 if direction == "to_plus" else -1) * alone)
+        results |= direction_results(direction, bars, null, ratio)
     # Both directions have to beat their own random sets, so the larger p counts for the stage.
     results["p_random"] = max(results[f"p_random_{d}"] for d in effects.DIRECTIONS)
-    results["random_sets"], results["families"] = len(sets["random"]), len(sides["plus"].rows)
-    return Outcome(results, {"bars": pd.DataFrame(bars), "null": pd.concat(null_rows, ignore_index=True)})
+    results["random_sets"], results["families"] = len(sets["random"]), len(set(sides["plus"].families))
+    single = singles(ctx, np.mean(moved, axis=0), sides)
+    results["passengers"] = int(single["passenger"].sum())
+    results["movers"] = int((~single["passenger"]).sum())
+    other = other_words(ctx, sides)
+    results["held_out"], results["cross"] = other["moves"], other["confounds"]
+    return Outcome(results, {name: pd.concat(t, ignore_index=True) for name, t in tables.items()} | {"singles": single})
 
 
-def references(ctx: Context, base: effects.Side, donor: effects.Side, bar: Callable[..., Effect]) -> None:
-    """Reference bars: the whole residual, all features, the error alone, the mean difference, a sham donor."""
+def make_patch(ctx: Context, name: str, base: effects.Side, donor: effects.Side) -> Patch:
+    spans = edits.at_last(ctx.lm.config.n_layers, base.prompts.tokens.shape[1])
+    edit = patching.patch_edit(ctx.saes, ctx.selection(), donor=donor.resid, spans=spans)[ctx.saes.config.site_out][0]
+    norm = jnp.linalg.norm(controls.added(ctx.lm.config, ctx.lm.params, base.prompts, edit), axis=-1)
+    return Patch(name, base, donor, effects.by_family(donor.g - base.g, base), norm)
+
+
+def recovered(patch: Patch, g: np.ndarray) -> Effect:
+    """Share of the gap that patched outcomes g [B] recover."""
+    return ratio_of_sums(effects.by_family(g - patch.base.g, patch.base), patch.gap)
+
+
+def bar(patch: Patch, name: str, kind: str, g: np.ndarray) -> dict:
+    effect = recovered(patch, g)
+    change = 100 * float((g - patch.base.g).mean())
+    return dict(
+        direction=patch.name, name=name, kind=kind, recovered=effect.value, low=effect.low, high=effect.high,
+        change_pp=change,
+    )  # fmt: skip
+
+
+def bars_of(ctx: Context, patch: Patch, control: list[effects.Pairs]) -> tuple[pd.DataFrame, np.ndarray]:
+    """Bars of the selection and of reference, and the change [K,n] that each selected feature alone makes."""
+    singles = [[pair] for pair in effects.pairs_of(single_features(ctx))]
+    g = patched(ctx, patch, [effects.pairs_of(ctx.selected), *control, *singles], what=f"patching {patch.name}")
+    rows = [bar(patch, "selected features", "effect", g[0])]
+    rows += [bar(patch, "control-selected features", "control", row) for row in g[1 : 1 + len(control)]]
+    alone = np.stack([effects.by_family(row - patch.base.g, patch.base) for row in g[1 + len(control) :]], axis=1)
+    return pd.DataFrame(rows + references(ctx, patch)), alone
+
+
+def patched(ctx: Context, patch: Patch, sets: list[effects.Pairs], *, what: str) -> np.ndarray:
+    """Expected scores [S,B] with each set at the donor's values."""
+    run = partial(
+        patching.patch_features, ctx.lm.config, ctx.lm.params, patch.base.prompts, saes=ctx.saes,
+        donor=patch.donor.resid,
+    )  # fmt: skip
+    return effects.sweep_sets(run, effects.stack_selections(ctx, sets), patch.base.values, what=what)
+
+
+def references(ctx: Context, patch: Patch) -> list[dict]:
+    """At the selection's own layers: the whole residual, all features, the error, the mean difference; a sham donor."""
     config, params, saes = ctx.lm.config, ctx.lm.params, ctx.saes
+    base, layers = patch.base, sorted({int(layer) for layer in ctx.selected["layer"]})
     parts = {"whole residual": (1.0, 0.0), "all features": (0.0, 1.0), "reconstruction error only": (1.0, -1.0)}
     choices = patching.patch_parts(
-        config, params, base.prompts, jnp.array(list(parts.values())), saes=saes, donor=donor.resid
-    )
-    for name, g in zip(parts, effects.expected(choices, base.values), strict=True):
-        bar(name, "reference", g)
+        config, params, base.prompts, jnp.array(list(parts.values())), saes=saes, donor=patch.donor.resid,
+        layers=layers,
+    )  # fmt: skip
+    rows = [
+        bar(patch, name, "reference", g) for name, g in zip(parts, effects.expected(choices, base.values), strict=True)
+    ]
     direction = jnp.asarray(ctx.folder.arrays("contrast")["mean_difference"])
     unit = direction / jnp.maximum(jnp.linalg.norm(direction, axis=-1, keepdims=True), 1e-9)
-    mask = jnp.zeros(config.n_layers, bool).at[jnp.asarray(saes.config.layers)].set(True)
+    mask = jnp.zeros(config.n_layers, bool).at[jnp.asarray(layers)].set(True)
     choices = patching.patch_vectors(
-        config, params, base.prompts, unit[None], donor=donor.resid, layers=mask, site=saes.config.site
+        config, params, base.prompts, unit[None], donor=patch.donor.resid, layers=mask, site=saes.config.site
     )
-    bar("mean-difference direction", "reference", effects.expected(choices, base.values)[0])
-    sham = jnp.roll(base.resid, 1, axis=1)  # the next family's prompt of the same pole
-    points = effects.stack_selections(ctx, [effects.pairs_of(ctx.selected)])
-    choices = patching.patch_features(config, params, base.prompts, points, saes=saes, donor=sham, chunk=effects.CHUNK)
-    bar("sham donor, same pole", "control", effects.expected(choices, base.values)[0])
+    rows.append(bar(patch, "mean-difference direction", "reference", effects.expected(choices, base.values)[0]))
+    sham = patch._replace(donor=base._replace(resid=jnp.roll(base.resid, 1, axis=1)))  # the next family's, same pole
+    g = patched(ctx, sham, [effects.pairs_of(ctx.selected)], what="sham donor")
+    return [*rows, bar(patch, "sham donor, same pole", "control", g[0])]
 
 
-def control_sets(ctx: Context, features: pd.DataFrame) -> dict:
+def null_of(ctx: Context, patch: Patch, random: list[effects.Pairs]) -> tuple[pd.DataFrame, float]:
+    """What matched sets and random directions recover at the selection's norm, and the norm that the sets achieve."""
+    config, params, base = ctx.lm.config, ctx.lm.params, patch.base
+    spans = edits.at_last(config.n_layers, base.prompts.tokens.shape[1])
+    matched = controls.AddMatched(ctx.saes, patch.donor.resid, base.resid, patch.norm, spans)
+    sets = effects.stack_selections(ctx, random)
+    count, width = ctx.config.patching.random_directions, config.width(ctx.saes.config.site_out)
+    noise = jax.random.normal(ctx.key(f"patching.directions.{patch.name}"), (count, config.n_layers, width))
+    direction = controls.AddDirection(patch.norm, spans, ctx.saes.config.site_out)
+    rows = []
+    for name, build, points in (("matched sets", matched, sets), ("random directions", direction, noise)):
+        total = len(jax.tree.leaves(points)[0])
+        with progress(f"{name}, {patch.name}", total, unit="points") as advance:
+            choices = sweep(config, params, base.prompts, build, points, chunk=effects.CHUNK, advance=advance)
+        for g in effects.expected(choices, base.values):
+            share = float(effects.by_family(g - base.g, base).sum() / patch.gap.sum())
+            rows.append(dict(direction=patch.name, null=name, recovered=share))
+    return pd.DataFrame(rows), float(np.median(matched.achieved(sets)))
+
+
+def direction_results(direction: str, bars: pd.DataFrame, null: pd.DataFrame, ratio: float) -> dict[str, Any]:
+    """The numbers of results.json for one direction."""
+    by: Any = bars.set_index("name")
+    drawn = {name: part["recovered"].to_numpy() for name, part in null.groupby("null")}
+    value = float(by.loc["selected features", "recovered"])
+    p = p_from_null(value, drawn["matched sets"]) if ratio >= LEAST_RATIO else float("nan")
+    return {
+        f"recovered_{direction}": value,
+        f"recovered_{direction}_ci": [float(by.loc["selected features", side]) for side in ("low", "high")],
+        f"p_random_{direction}": p,
+        f"random_{direction}": float(drawn["matched sets"].mean()),
+        f"random_ratio_{direction}": ratio,
+        f"p_directions_{direction}": p_from_null(value, drawn["random directions"]),
+        f"bars_{direction}": {
+            name: float(by.loc[name, "recovered"])
+            for name in ("whole residual", "all features", "reconstruction error only", "mean-difference direction")
+        },
+    }
+
+
+def single_features(ctx: Context) -> pd.DataFrame:
+    return ctx.selected.head(ctx.config.patching.singles)
+
+
+def singles(ctx: Context, moved: np.ndarray, sides: dict[str, effects.Side]) -> pd.DataFrame:
+    """Each selected feature alone: the mean over both directions of what it moves towards the donor, Holm over all.
+
+    Args:
+      moved: [K,n], families and features.
+    """
+    frame = single_features(ctx)[["layer", "feature"]].copy()
+    each = [mean_effect(column) for column in moved.T]
+    gap = 100 * abs(float(effects.by_family(sides["plus"].g - sides["minus"].g, sides["plus"]).mean()))
+    frame["change_pp"] = [100 * effect.value for effect in each]
+    frame["low_pp"] = [100 * effect.low for effect in each]
+    frame["high_pp"] = [100 * effect.high for effect in each]
+    frame["p"] = [effect.p for effect in each]
+    frame["p_holm"] = holm(frame["p"].to_numpy())
+    frame["passenger"] = ~((frame["p_holm"] < 0.05) & (frame["change_pp"] >= LEAST_SHARE * gap))
+    return frame.reset_index(drop=True)
+
+
+def other_words(ctx: Context, sides: dict[str, effects.Side]) -> dict[str, dict]:
+    """The selection patched between other pairs: of words that should move as well, and of what it may be instead.
+
+    Returns:
+      moves: control -> recovered share of its own gap, both ways taken together. confounds: control -> recovered share
+      of the control's own gap (`own`), and of the behaviour's gap from the control's donors (`poles`, minus taking the
+      control's plus and the reverse); `excess`: by family, what the behaviour's own donors move beyond the control's.
+    """
+    out: dict[str, dict] = {"moves": {}, "confounds": {}}
+    for name in ctx.behavior.paired("test"):
+        control = ctx.behavior.controls[name]
+        if control.flips:
+            continue
+        pair = {pole: effects.side(ctx, condition) for pole, condition in zip(poles(), poles(name), strict=True)}
+        own = both_ways(ctx, pair, pair, what=name)
+        if control.moves:
+            out["moves"][name] = own["recovered"]
+        elif control.gate:
+            kept = {pole: effects.of_families(side, pair["plus"].families) for pole, side in sides.items()}
+            crossed, same = both_ways(ctx, kept, pair, what=f"from {name}"), both_ways(ctx, kept, kept, what="own")
+            excess = mean_effect(same["moved"] - crossed["moved"])
+            out["confounds"][name] = {
+                "own": own["recovered"], "poles": crossed["recovered"],
+                "excess_pp": 100 * excess.value, "excess_ci": [100 * excess.low, 100 * excess.high],
+            }  # fmt: skip
+    return out
+
+
+def both_ways(ctx: Context, base: dict[str, effects.Side], donor: dict[str, effects.Side], *, what: str) -> dict:
+    """Minus prompts with the donors' plus values, plus prompts with their minus values: recovered share of the bases'
+    gap, and the change by family towards the donor [K]."""
+    gap = effects.by_family(base["plus"].g - base["minus"].g, base["plus"])
+    moved = []
+    for pole, other, sign in (("minus", "plus", 1), ("plus", "minus", -1)):
+        patch = Patch(what, base[pole], donor[other], gap, jnp.zeros(()))
+        g = patched(ctx, patch, [effects.pairs_of(ctx.selected)], what=f"patching {what}")[0]
+        moved.append(sign * effects.by_family(g - base[pole].g, base[pole]))
+    change = np.mean(moved, axis=0)
+    share = ratio_of_sums(change, gap)
+    return {"moved": change, "recovered": {"value": share.value, "ci": [share.low, share.high]}}
+
+
+def control_sets(ctx: Context) -> dict[str, list[effects.Pairs]]:
     """Random sets matched to the selection, and the features that a control would have selected at the same layers."""
+    features = ctx.folder.table("contrast", "features")
     layers, F = ctx.saes.config.layers, ctx.saes.config.d_sae
     grid = lambda column: features[column].to_numpy().reshape(len(layers), F)  # noqa: E731
-    fires = np.maximum(grid("fires_plus"), grid("fires_minus"))
     chosen = effects.pairs_of(ctx.selected)
     random = controls.matched_sets(
         chosen,
-        fires=fires,
+        fires=np.maximum(grid("fires_plus"), grid("fires_minus")),
         strength=grid("strength"),
         layers=layers,
         sets=ctx.config.patching.random_sets,

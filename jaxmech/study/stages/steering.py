@@ -1,4 +1,4 @@
-"""Stage steering: does the feature direction move the outcome by dose, in a usable range, more than others?"""
+"""Stage steering: do the features, set to a dose, move the outcome more than others, at what cost, and only that?"""
 
 from __future__ import annotations
 
@@ -9,109 +9,110 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from jaxmech.answers.score import Choices, before_last
+from jaxmech.answers.score import Choices
 from jaxmech.answers.trie import answer_ids
 from jaxmech.behavior.arithmetic import one_digit_sums
 from jaxmech.behavior.behavior import poles
-from jaxmech.behavior.scoring import take, with_outcomes
-from jaxmech.contrast.statistics import family_means, mean_effect, p_from_normal_null, p_from_null
-from jaxmech.interventions import steering
-from jaxmech.interventions.controls import matched_sets, random_directions
+from jaxmech.behavior.scoring import with_outcomes
+from jaxmech.contrast.statistics import Effect, detectable, family_means, mean_effect, p_from_null
+from jaxmech.interventions import controls, edits, steering
+from jaxmech.interventions.patching import donor_values
 from jaxmech.interventions.sweep import in_chunks
-from jaxmech.io.arguments import Array, rng_of
+from jaxmech.io.arguments import rng_of
 from jaxmech.io.progress import progress
 from jaxmech.models.language_model import LanguageModel
 from jaxmech.models.text import encode_prompts
-from jaxmech.sae.collect import run_decision
+from jaxmech.study import effects
 from jaxmech.study.context import Context
-from jaxmech.study.effects import CHUNK, expected, pairs_of
+from jaxmech.study.effects import CHUNK, Side, expected
 from jaxmech.study.folder import Outcome
+
+EQUIVALENCE = 1 / 3
+"""Of the effect at coefficient 1: what may not move has to stay within it, by its 90 % interval."""
+
+KL_ROWS = 2
+"""Rows of text on which directions are brought to the same KL divergence."""
 
 
 def run(ctx: Context) -> Outcome:
-    """Dose-response on neutral prompts, usable range, comparators at matched norm, and what must not move."""
+    """Dose-response on neutral prompts, usable range, comparators of the same norm and KL, and what must not move."""
     alphas = np.asarray(ctx.config.steering.alphas)
-    vector = direction(ctx)
     # Where a behaviour has no neutral prompts, those of both poles are steered.
     conditions = ("neutral",) if len(ctx.rows("neutral")) else poles()
-    neutral = Steered(ctx, *conditions)
-    doses = neutral.sweep(alphas[:, None, None] * np.asarray(vector), what="steering")
-    dose = dose_table(neutral, alphas, doses)
-    cost = costs(ctx, vector, alphas)
-    baseline = dose.loc[dose["alpha"] == 0, "mass"].iloc[0]
-    usable = (dose["mass"].to_numpy() >= 0.95 * baseline) & cost["usable"].to_numpy()
-    usable |= alphas == 0
-    low, high = steering.usable_range(alphas, usable)
-    inside = (alphas >= low) & (alphas <= high)
-    effects = comparators(ctx, neutral, vector)
-    slopes = family_slopes(alphas, doses, neutral, inside if inside.sum() >= 2 else np.abs(alphas) <= 1)
-    slope = mean_effect(slopes)
-    specific = specificity(ctx, vector)
+    steered = effects.side(ctx, *conditions)
+    doses = dose(ctx, steered, alphas, what="steering")
+    table = dose_table(steered, alphas, doses)
+    cost = costs(ctx, alphas)
+    lost_mass = (1 - table["mass"] / table.loc[table["alpha"] == 0, "mass"].iloc[0]) / 0.05
+    cost["cost"] = np.maximum(cost["cost"], lost_mass)
+    low, high = steering.usable_range(alphas, cost["cost"].to_numpy())
+    cost["usable"] = (alphas >= low) & (alphas <= high)
+    inside = cost["usable"].to_numpy()
+    slope = mean_effect(family_slopes(alphas, doses, steered, inside if inside.sum() >= 2 else np.abs(alphas) <= 1))
+    g = dict(zip(alphas, expected(doses, steered.values), strict=True))
+    halves = effects.by_family((g[1.0] - g[-1.0]) / 2, steered)
+    at_one = mean_effect(halves)
+    written = written_at_one(ctx, steered)
+    compared, comparison = comparators(ctx, steered, at_one.value, written, float(cost.loc[alphas == 1, "kl"].iloc[0]))
     results: dict[Any, Any] = {
         "steered": list(conditions),
+        "at_one_pp": 100 * at_one.value,
+        "at_one_ci": [100 * at_one.low, 100 * at_one.high],
+        "at_one_p": at_one.p,
+        "detectable_pp": 100 * detectable(halves),
         "slope_pp": 100 * slope.value,
         "slope_ci": [100 * slope.low, 100 * slope.high],
         "usable_range": [low, high],
-        "effect_in_range_pp": 100 * float(dose["g"][inside].iloc[-1] - dose["g"][inside].iloc[0]),
-        "dose_response": {k: v for k, v in steering.dose_response(alphas[inside], dose["g"][inside].to_numpy()).items()}
-        if inside.sum() >= 3
+        "effect_in_range_pp": 100 * float(table["g"][inside].iloc[-1] - table["g"][inside].iloc[0]),
+        "dose_response": steering.dose_response(alphas[inside], table["g"][inside].to_numpy())
+        if inside.sum() >= 5
         else None,
-        **effects.attrs,
-        "specificity": specific,
-        "families": len(set(ctx.families(neutral.rows))),
-        "norm_share": norm_share(ctx, vector, neutral),
+        **comparison,
+        "specificity": specificity(ctx, at_one),
+        "families": len(set(steered.families)),
+        "norm_share": norm_share(steered, written[0]),
     }
-    tables = {"dose": dose.merge(cost, on="alpha"), "comparators": effects.reset_index(drop=True)}
-    tables["comparators"].attrs = {}
-    return Outcome(results, tables, {"direction": np.asarray(vector)})
+    return Outcome(
+        results, {"dose": table.merge(cost, on="alpha"), "comparators": compared},
+        {"direction": np.asarray(written[0].mean(1))},
+    )  # fmt: skip
 
 
-class Steered:
-    """Prompts of some conditions of the test families, one per family, to be steered at the decision token."""
-
-    def __init__(self, ctx: Context, *conditions: str):
-        self.ctx, self.rows = ctx, np.concatenate([ctx.rows(name, per_family=1) for name in conditions])
-        if not len(self.rows):
-            raise ValueError(f"steering: the test families have no prompt of {', '.join(conditions)}")
-        prompts, self.values = take(ctx.encoded[1], self.rows)
-        self.prompts = before_last(ctx.lm.config, ctx.lm.params, prompts)
-
-    def sweep(self, vectors: Array, *, what: str, chunk: int = CHUNK) -> Choices:
-        """Choices, logprobs [S,B,N], for vectors [S,L,D]."""
-        lm, site = self.ctx.lm, self.ctx.saes.config.site_out
-        with progress(what, len(vectors), unit="points") as advance:
-            return steering.steer(
-                lm.config,
-                lm.params,
-                self.prompts,
-                np.asarray(vectors, np.float32),
-                site=site,
-                chunk=chunk,
-                advance=advance,
-            )
-
-    def expected(self, choices: Choices) -> np.ndarray:
-        return expected(choices, self.values)
-
-    def by_family(self, values: np.ndarray) -> np.ndarray:
-        """Means within families of values [B]: where both poles are steered, a family has two prompts."""
-        return family_means(values, self.ctx.families(self.rows))
-
-
-def direction(ctx: Context, features: pd.DataFrame | None = None) -> jax.Array:
-    """v_l = sum_j mean(dz_j) D_j of the selected features (or some of them), [L,D], from the selection families."""
-    features = ctx.selected if features is None else features
+def gap_of(ctx: Context, features: pd.DataFrame) -> tuple[edits.Selection, np.ndarray]:
+    """The features as a selection, and each one's mean difference between the poles [L,K]."""
     selection = ctx.selection(features)
-    return steering.feature_direction(ctx.saes, selection, jnp.asarray(ctx.per_feature(selection, features, "dz")))
+    return selection, ctx.per_feature(selection, features, "dz")
 
 
-def dose_table(prompts: Steered, alphas: np.ndarray, doses: Choices) -> pd.DataFrame:
+def dose(ctx: Context, side: Side, alphas: np.ndarray, *, what: str, features: pd.DataFrame | None = None) -> Choices:
+    """Choices, logprobs [S,B,N], with the selected features (or some) of the side set to each of the doses."""
+    selection, gap = gap_of(ctx, ctx.selected if features is None else features)
+    with progress(what, len(alphas), unit="points") as advance:
+        return steering.set_to_dose(
+            ctx.lm.config, ctx.lm.params, side.prompts, alphas, saes=ctx.saes, selection=selection, gap=gap,
+            base=side.resid, chunk=CHUNK, advance=advance,
+        )  # fmt: skip
+
+
+def written_at_one(ctx: Context, side: Side) -> tuple[jax.Array, jax.Array]:
+    """What coefficients 1 and -1 add at the decision token, [L,B,D] each."""
+    selection, gap = gap_of(ctx, ctx.selected)
+    spans = edits.at_last(ctx.lm.config.n_layers, side.prompts.tokens.shape[1])
+    values = donor_values(edits.gather(ctx.saes, selection)[0], side.resid)[:, :, None]
+    build = steering.SetToDose(ctx.saes, selection, jnp.asarray(gap), values, spans)
+    add = partial(controls.added, ctx.lm.config, ctx.lm.params, side.prompts)
+    plus, minus = (add(build(jnp.float32(alpha))[ctx.saes.config.site_out][0]) for alpha in (1.0, -1.0))
+    return plus, minus
+
+
+def dose_table(side: Side, alphas: np.ndarray, doses: Choices) -> pd.DataFrame:
     """A row per coefficient: mean score with its interval over families, mass, P(0), P(half), P(all)."""
     rows = []
     for alpha, logprobs in zip(alphas, doses.logprobs, strict=True):
-        out = with_outcomes(pd.DataFrame(index=prompts.rows), logprobs, np.asarray(prompts.values))
-        effect = mean_effect(prompts.by_family(out["g"].to_numpy()))
+        out = with_outcomes(pd.DataFrame(index=side.rows), logprobs, np.asarray(side.values))
+        effect = mean_effect(effects.by_family(out["g"].to_numpy(), side))
         rows.append(
             dict(alpha=alpha, g=effect.value, g_low=effect.low, g_high=effect.high)
             | out[["mass", "p_zero", "p_half", "p_all"]].mean().to_dict()
@@ -119,33 +120,45 @@ def dose_table(prompts: Steered, alphas: np.ndarray, doses: Choices) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def family_slopes(alphas: np.ndarray, doses: Choices, prompts: Steered, inside: np.ndarray) -> np.ndarray:
-    """Least-squares slope of the score per unit of alpha, by family, [B]."""
-    return prompts.by_family(np.polyfit(alphas[inside], prompts.expected(doses)[inside], 1)[0])
+def family_slopes(alphas: np.ndarray, doses: Choices, side: Side, inside: np.ndarray) -> np.ndarray:
+    """Least-squares slope of the score per unit of alpha, by family, [K]."""
+    return effects.by_family(np.polyfit(alphas[inside], expected(doses, side.values)[inside], 1)[0], side)
 
 
-def costs(ctx: Context, vector: jax.Array, alphas: np.ndarray) -> pd.DataFrame:
-    """Perplexity and KL on neutral text and arithmetic accuracy, steered at every token; whether all stay in bounds.
+def costs(ctx: Context, alphas: np.ndarray) -> pd.DataFrame:
+    """Perplexity and KL on text and accuracy on sums, the features set to the same doses at every token.
 
-    Bounds: perplexity + 10 %, KL 0.1 nat per token, accuracy - 2 points.
+    Column cost: the largest in units of its limit: perplexity + 10 %, KL 0.1 nat per token, accuracy 2 points either
+    way, since a direction that improves arithmetic is not specific either.
     """
     c, lm = ctx.config, ctx.lm
     arrays = ctx.folder.arrays("text")
     tokens, mask = arrays["heldout_tokens"][: c.fidelity.rows], arrays["heldout_mask"][: c.fidelity.rows].astype(bool)
-    vectors = (alphas[:, None, None] * np.asarray(vector)).astype(np.float32)
-    model, size = (lm.config, lm.params), 3
+    points, size = alphas.astype(np.float32), 3
     with progress("cost on text", len(alphas), unit="points") as advance:
-        cost = partial(steering.language_cost, *model, tokens, mask=mask)
-        nll, kl = in_chunks(cost, vectors, size=size, advance=advance)
+        build = dose_everywhere(ctx, tokens, mask)
+        cost = partial(steering.language_cost, lm.config, lm.params, tokens, build, mask=mask)
+        nll, kl = in_chunks(cost, points, size=size, advance=advance)
     questions, answers = arithmetic(lm, c.steering.sums, key=ctx.key("steering.sums"))
     with progress("cost on arithmetic", len(alphas), unit="points") as advance:
-        likeliest = partial(steering.next_token, *model, questions[0], mask=questions[1])
-        predicted = in_chunks(likeliest, vectors, size=size, advance=advance)
+        build = dose_everywhere(ctx, *questions)
+        likeliest = partial(steering.next_token, lm.config, lm.params, questions[0], build, mask=questions[1])
+        predicted = in_chunks(likeliest, points, size=size, advance=advance)
     accuracy = (predicted == answers).mean(1)
     zero = int(np.flatnonzero(alphas == 0)[0])
     perplexity = np.exp(nll)
-    usable = (perplexity <= 1.1 * perplexity[zero]) & (kl <= 0.1) & (accuracy >= accuracy[zero] - 0.02 - 1e-9)
-    return pd.DataFrame(dict(alpha=alphas, perplexity=perplexity, kl=kl, accuracy=accuracy, usable=usable))
+    off = np.abs(accuracy - accuracy[zero])
+    cost = np.maximum.reduce([(perplexity / perplexity[zero] - 1) / 0.1, kl / 0.1, (off - 1e-9) / 0.02])
+    return pd.DataFrame(dict(alpha=alphas, perplexity=perplexity, kl=kl, accuracy=accuracy, cost=cost))
+
+
+def dose_everywhere(ctx: Context, tokens: Any, mask: Any) -> steering.SetToDose:
+    """The doses at every token of a text."""
+    selection, gap = gap_of(ctx, ctx.selected)
+    values = steering.values_in_text(
+        ctx.lm.config, ctx.lm.params, tokens, mask=mask, saes=ctx.saes, selection=selection
+    )
+    return steering.SetToDose(ctx.saes, selection, jnp.asarray(gap), values, edits.everywhere(ctx.lm.config.n_layers))
 
 
 def arithmetic(lm: LanguageModel, items: int, *, key: jax.Array) -> tuple[tuple[jax.Array, jax.Array], np.ndarray]:
@@ -157,88 +170,152 @@ def arithmetic(lm: LanguageModel, items: int, *, key: jax.Array) -> tuple[tuple[
     return encode_prompts(lm, texts), np.asarray(answers)
 
 
-def comparators(ctx: Context, neutral: Steered, vector: jax.Array) -> pd.DataFrame:
-    """Slopes of other directions at the same norm per layer: mean difference, random ones, random feature sets, S1, S2.
+def comparators(
+    ctx: Context, side: Side, observed: float, written: tuple[jax.Array, jax.Array], kl: float
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Other directions with the norm that coefficients 1 and -1 write at every layer, and the same random ones brought
+    to the same KL divergence on text.
 
-    Each is steered by one unit of coefficient and compared with no steering; attrs holds the p-values.
+    Effects are antisymmetric, (g(+v) - g(-v)) / 2: what merely degrades the model cancels. P-values are two-sided.
+
+    Returns:
+      A row per direction, and the results.
     """
-    c, saes = ctx.config, ctx.saes
-    features = ctx.folder.table("contrast", "features")
-    layers, F = saes.config.layers, saes.config.d_sae
-    fires = features[["fires_plus", "fires_minus"]].max(axis=1).to_numpy().reshape(len(layers), F)
-    strength = features["strength"].to_numpy().reshape(len(layers), F)
-    sets = matched_sets(
-        pairs_of(ctx.selected),
-        fires=fires,
-        strength=strength,
-        layers=layers,
-        sets=c.patching.random_sets,
-        key=ctx.key("steering.sets"),
-    )
-    lookup = features.set_index(["layer", "feature"])
-    named = [("selected features", "effect", vector)]
-    mean_difference = jnp.asarray(ctx.folder.arrays("contrast")["mean_difference"])
-    named.append(("mean difference", "comparator", match_norm(mean_difference, vector)))
+    up, down = (jnp.linalg.norm(part, axis=-1).mean(1) for part in written)  # [L]
+    named = named_directions(ctx, side, np.asarray(written[0].mean(1)))
+    null = {"matched random features": matched_directions(ctx), "random directions": random_like(ctx, written[0])}
+    vectors = np.concatenate([np.stack([v for *_, v in named]), *null.values()])
+    unit = unit_rows(vectors)
+    change = antisymmetric(ctx, side, unit, up, down, what="comparators").mean(1)
+    names = [(n, k) for n, k, _ in named] + [(name, "null") for name, drawn in null.items() for _ in range(len(drawn))]
+    rows = [dict(name="selected features", kind="effect", slope_pp=100 * observed)]
+    rows += [dict(name=n, kind=k, slope_pp=100 * c) for (n, k), c in zip(names, change, strict=True)]
+    first = len(vectors) - len(null["random directions"])
+    scale = same_kl(ctx, unit[first:], up, kl)
+    at_kl = antisymmetric(ctx, side, unit[first:] * scale[:, None, None], up, down, what="at the same KL").mean(1)
+    rows += [dict(name="random directions, same KL", kind="null", slope_pp=100 * c) for c in at_kl]
+    prompting = prompted(ctx)
+    if prompting is not None:
+        rows.append(dict(name="prompting", kind="comparator", slope_pp=100 * prompting))
+    frame = pd.DataFrame(rows)
+    drawn = {name: np.abs(part["slope_pp"].to_numpy()) for name, part in frame[frame["kind"] == "null"].groupby("name")}
+    size = 100 * abs(observed)
+    reached = np.linalg.norm(unit[len(named) : first], axis=-1) > 0  # [S,L]: at which layers a set differs at all
+    ratio = np.sqrt((reached * np.asarray(up) ** 2).sum(1) / np.sum(np.asarray(up) ** 2))
+    return frame, {
+        "slope_at_one_pp": 100 * observed,
+        "random_ratio": float(np.median(ratio)),
+        "p_random": p_from_null(size, drawn["matched random features"]) if np.median(ratio) >= 0.8 else float("nan"),
+        "p_random_directions": p_from_null(size, drawn["random directions"]),
+        "p_random_kl": p_from_null(size, drawn["random directions, same KL"]),
+        "comparators_pp": frame[frame["kind"] == "comparator"].set_index("name")["slope_pp"].to_dict(),
+    }
+
+
+def antisymmetric(ctx: Context, side: Side, unit: np.ndarray, up: Any, down: Any, *, what: str) -> np.ndarray:
+    """(g(+v) - g(-v)) / 2 by family [S,K], for directions [S,L,D] times the norms [L] that either sign has."""
+    vectors = np.concatenate([unit * np.asarray(up)[:, None], -unit * np.asarray(down)[:, None]]).astype(np.float32)
+    with progress(what, len(vectors), unit="points") as advance:
+        choices = steering.steer(
+            ctx.lm.config, ctx.lm.params, side.prompts, vectors, site=ctx.saes.config.site_out, chunk=CHUNK,
+            advance=advance,
+        )  # fmt: skip
+    g = expected(choices, side.values)
+    return np.stack([family_means(row, side.families) for row in (g[: len(unit)] - g[len(unit) :]) / 2])
+
+
+def named_directions(ctx: Context, side: Side, direction: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
+    """(name, kind, [L,D]) of the directions that the selection is set beside. direction: what coefficient 1 writes."""
+    mean_difference = ctx.folder.arrays("contrast")["mean_difference"]
+    named = [("what it writes, added as a vector", direction), ("mean difference", mean_difference)]
     classes = ctx.folder.table("dual_process", "classes")
     for name in ("s1", "s2"):
         part = classes[classes["class"] == name]
         if len(part):
-            part_vector = direction(ctx, ctx.selected.merge(part[["layer", "feature"]], on=["layer", "feature"]))
-            named.append((f"{name.upper()} features only", "comparator", match_total_norm(part_vector, vector)))
-    for chosen in sets:
-        frame = lookup.loc[chosen].reset_index()
-        named.append(("matched random features", "null", match_norm(direction(ctx, frame), vector)))
-    for noise in random_directions(vector, key=ctx.key("steering.directions"), count=c.steering.random_directions):
-        named.append(("random directions", "null", noise))
-    vectors = np.stack([np.zeros_like(vector), *(np.asarray(v) for *_, v in named)])
-    g = neutral.expected(neutral.sweep(vectors, what="comparators"))
-    slopes = g[1:] - g[0]
-    frame = pd.DataFrame(
-        [dict(name=n, kind=k, slope_pp=100 * s.mean()) for (n, k, _), s in zip(named, slopes, strict=True)]
+            chosen = ctx.selected.merge(part[["layer", "feature"]], on=["layer", "feature"])
+            named.append((f"{name.upper()} features only", summed(ctx, chosen)))
+    for name in ctx.behavior.gating("test"):
+        plus, minus = (effects.side(ctx, condition).resid for condition in poles(name))
+        other = np.asarray((plus - minus).mean(1))
+        named.append((f"{name} direction", other))
+        along = unit_rows(other)
+        named.append((f"without its {name} part", direction - (direction * along).sum(-1, keepdims=True) * along))
+    return [(name, "comparator", vector) for name, vector in named]
+
+
+def summed(ctx: Context, features: pd.DataFrame) -> np.ndarray:
+    """sum_j mean(dz_j) D_j of features, [L,D]."""
+    selection, gap = gap_of(ctx, features)
+    return np.asarray(steering.feature_direction(ctx.saes, selection, jnp.asarray(gap)))
+
+
+def matched_directions(ctx: Context) -> np.ndarray:
+    """The directions [S,L,D] of random feature sets matched to the selection."""
+    features, saes = ctx.folder.table("contrast", "features"), ctx.saes
+    layers, F = saes.config.layers, saes.config.d_sae
+    sets = controls.matched_sets(
+        effects.pairs_of(ctx.selected),
+        fires=features[["fires_plus", "fires_minus"]].max(axis=1).to_numpy().reshape(len(layers), F),
+        strength=features["strength"].to_numpy().reshape(len(layers), F),
+        layers=layers,
+        sets=ctx.config.patching.random_sets,
+        key=ctx.key("steering.sets"),
     )
-    observed: Any = frame.loc[0, "slope_pp"]
-    null = {name: part["slope_pp"].to_numpy() for name, part in frame[frame["kind"] == "null"].groupby("name")}
-    frame.attrs = {
-        "slope_at_one_pp": observed,
-        "p_random": p_from_null(observed, null["matched random features"]),
-        "p_random_directions": p_from_normal_null(observed, null["random directions"]),
-        "comparators_pp": frame[frame["kind"] == "comparator"].set_index("name")["slope_pp"].to_dict(),
-    }
-    return frame
+    lookup = features.set_index(["layer", "feature"])
+    return np.stack([summed(ctx, lookup.loc[chosen].reset_index()) for chosen in sets])
 
 
-def match_norm(v: jax.Array, like: jax.Array) -> jax.Array:
-    """v with the norm of `like` at every layer; zero where either is zero."""
-    norm = jnp.linalg.norm(v, axis=-1, keepdims=True)
-    return jnp.where(norm > 0, v / jnp.maximum(norm, 1e-12), 0.0) * jnp.linalg.norm(like, axis=-1, keepdims=True)
+def random_like(ctx: Context, written: jax.Array) -> np.ndarray:
+    key, count = ctx.key("steering.directions"), ctx.config.steering.random_directions
+    return np.asarray(jax.random.normal(key, (count, len(written), written.shape[-1])))
 
 
-def match_total_norm(v: jax.Array, like: jax.Array) -> jax.Array:
-    """v scaled as a whole to the norm of `like`: for sets that live at other layers."""
-    return v * jnp.linalg.norm(like) / jnp.maximum(jnp.linalg.norm(v), 1e-12)
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [..., D] with norm 1; zeros stay zeros."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.where(length > 1e-9, vectors / np.maximum(length, 1e-9), 0.0)
 
 
-def norm_share(ctx: Context, vector: jax.Array, neutral: Steered) -> float:
-    """The largest norm a layer gets at coefficient 1, as a share of the median residual norm there."""
-    resid = run_decision(ctx.lm.config, ctx.lm.params, neutral.prompts, site=ctx.saes.config.site).resid
-    return float((jnp.linalg.norm(vector, axis=-1) / jnp.median(jnp.linalg.norm(resid, axis=-1), axis=1)).max())
+def same_kl(ctx: Context, unit: np.ndarray, norm: jax.Array, kl: float) -> np.ndarray:
+    """What brings each direction [S,L,D] of a norm [L] to a KL divergence on text, [S]: KL grows with the square."""
+    lm, arrays = ctx.lm, ctx.folder.arrays("text")
+    tokens, mask = arrays["heldout_tokens"][:KL_ROWS], arrays["heldout_mask"][:KL_ROWS].astype(bool)
+    build = steering.AddVector(edits.everywhere(lm.config.n_layers), ctx.saes.config.site_out)
+    with progress("KL of random directions", len(unit), unit="points") as advance:
+        cost = partial(steering.language_cost, lm.config, lm.params, tokens, build, mask=mask)
+        _, drawn = in_chunks(cost, (unit * np.asarray(norm)[:, None]).astype(np.float32), size=3, advance=advance)
+    return np.clip(np.sqrt(max(kl, 0.0) / np.maximum(drawn, 1e-12)), 0.0, 10.0)
 
 
-def specificity(ctx: Context, vector: jax.Array) -> dict:
-    """Slope of the score, in percentage points, on the neutral prompts of each control that has some."""
-    conditions = [f"{name}:neutral" for name in ctx.behavior.controls if len(ctx.rows(f"{name}:neutral"))]
-    if not conditions:
-        return {}
-    prompts = Steered(ctx, *conditions)
-    g = prompts.expected(
-        prompts.sweep(np.stack([-np.asarray(vector), np.asarray(vector)]), what="specificity", chunk=2)
-    )
-    slopes, condition = (g[1] - g[0]) / 2, ctx.encoded[0].loc[prompts.rows, "condition"].to_numpy()
-    out = {}
-    for name in conditions:
-        effect = mean_effect(slopes[condition == name])
-        out[name.partition(":")[0]] = {
-            "slope_pp": 100 * effect.value, "ci": [100 * effect.low, 100 * effect.high],
-            "families": int((condition == name).sum()),
+def prompted(ctx: Context) -> float | None:
+    """Half the behaviour's own shift: what the words do, from the middle to either pole."""
+    plus, minus = (effects.side(ctx, condition) for condition in poles())
+    return float((effects.by_family(plus.g, plus).mean() - effects.by_family(minus.g, minus).mean()) / 2)
+
+
+def norm_share(side: Side, written: jax.Array) -> float:
+    """The largest mean norm that coefficient 1 writes at a layer, as a share of the median residual norm there."""
+    norm = jnp.linalg.norm(written, axis=-1).mean(1)
+    return float((norm / jnp.median(jnp.linalg.norm(side.resid, axis=-1), axis=1)).max())
+
+
+def specificity(ctx: Context, at_one: Effect) -> dict:
+    """Effect of coefficient 1, in percentage points, on the neutral prompts of each control that has some.
+
+    equivalent: whether the 90 % interval lies within a third of the effect on neutral prompts either way.
+    """
+    margin, out = EQUIVALENCE * abs(at_one.value), {}
+    for name in ctx.behavior.controls:
+        if not len(ctx.rows(f"{name}:neutral")):
+            continue
+        side = effects.side(ctx, f"{name}:neutral")
+        g = expected(dose(ctx, side, np.array([-1.0, 1.0]), what=f"specificity, {name}"), side.values)
+        halves = effects.by_family((g[1] - g[0]) / 2, side)
+        effect, K = mean_effect(halves), len(halves)
+        reach = stats.t.ppf(0.95, K - 1) * halves.std(ddof=1) / np.sqrt(K) if K > 1 else float("nan")
+        out[name] = {
+            "slope_pp": 100 * effect.value, "ci": [100 * effect.low, 100 * effect.high], "families": K,
+            "margin_pp": 100 * margin, "ci90": [100 * (effect.value - reach), 100 * (effect.value + reach)],
+            "equivalent": bool(abs(effect.value) + reach <= margin), "detectable_pp": 100 * detectable(halves),
         }  # fmt: skip
     return out

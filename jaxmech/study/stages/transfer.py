@@ -1,59 +1,62 @@
-"""Stage transfer: the frozen direction in other tasks."""
+"""Stage transfer: the features, set to the same doses, in other tasks."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.answers.score import before_last
 from jaxmech.behavior.scoring import encode_table, take
-from jaxmech.contrast.statistics import holm, mean_effect, p_from_normal_null
-from jaxmech.interventions import steering
-from jaxmech.interventions.controls import random_directions
-from jaxmech.io.progress import progress
+from jaxmech.contrast.statistics import detectable, holm, mean_effect, p_from_normal_null
 from jaxmech.study import effects
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
+from jaxmech.study.stages.steering import antisymmetric, dose, unit_rows, written_at_one
 
 
 def run(ctx: Context) -> Outcome:
-    """Slope of each task's score over the coefficient, its interval over families, and a random-direction null."""
-    c, tasks = ctx.config, ctx.tasks
+    """Effect of coefficient 1 in each task, its interval over families, and random directions of the same norm."""
+    tasks = ctx.tasks
     if not tasks:
         return Outcome({})
-    alphas = np.asarray(c.transfer.alphas)
-    vector = np.asarray(ctx.folder.arrays("steering")["direction"])
-    noise = np.asarray(
-        random_directions(vector, key=ctx.key("transfer.directions"), count=c.transfer.random_directions)
-    )
-    vectors = np.concatenate([alphas[:, None, None] * vector, noise]).astype(np.float32)
-    table, scores, mass = played(ctx, vectors)
-    S = len(alphas)
+    alphas = np.asarray(ctx.config.transfer.alphas)
+    side, table = played(ctx)
+    choices = dose(ctx, side, alphas, what="transfer")
+    scores, mass = effects.expected(choices, side.values), np.asarray(choices.mass)
+    halves = (scores[alphas == 1][0] - scores[alphas == -1][0]) / 2
+    drawn = random_changes(ctx, side)
     rows, curves = [], []
     for name, task in tasks.items():
         own = (table["task"] == name).to_numpy()
-        g, m = scores[:, own], mass[:S, own]
-        effect = mean_effect(np.polyfit(alphas, g[:S], 1)[0])
-        # Against random directions: the change from no steering to coefficient 1, the same for all.
-        change = float((g[:S][alphas == 1] - g[:S][alphas == 0]).mean())
-        null = (g[S:] - g[:S][alphas == 0]).mean(1)
+        effect = mean_effect(halves[own])
+        null = drawn[:, own].mean(1)
         rows.append(
             dict(
                 task=name, label=task.label, expected_sign=task.expected_sign, home=task.home, families=int(own.sum()),
-                baseline=float(g[:S][alphas == 0].mean()), slope_pp=100 * effect.value, low_pp=100 * effect.low,
-                high_pp=100 * effect.high, p=effect.p, p_random=p_from_normal_null(change, null),
-                null_sd_pp=100 * float(null.std()), mass=float(m[alphas == 0].mean()), human=task.human,
+                baseline=float(scores[alphas == 0][0, own].mean()), slope_pp=100 * effect.value,
+                low_pp=100 * effect.low, high_pp=100 * effect.high, p=effect.p,
+                p_random=p_from_normal_null(effect.value, null), null_sd_pp=100 * float(null.std()),
+                detectable_pp=100 * detectable(halves[own]), mass=float(mass[alphas == 0][0, own].mean()),
+                human=task.human,
             )
         )  # fmt: skip
-        curves.append(pd.DataFrame(dict(task=name, alpha=alphas, score=g[:S].mean(1), mass=m.mean(1))))
+        curves.append(
+            pd.DataFrame(dict(task=name, alpha=alphas, score=scores[:, own].mean(1), mass=mass[:, own].mean(1)))
+        )
     summary = pd.DataFrame(rows)
     summary["p_holm"] = holm(summary["p_random"].to_numpy())
-    results = {
+    results: dict[Any, Any] = {
         row["task"]: {
             "slope": row["slope_pp"], "ci": [row["low_pp"], row["high_pp"]],
             **{
                 name: row[name]
-                for name in ("label", "p_random", "p_holm", "baseline", "mass", "expected_sign", "home", "families")
+                for name in (
+                    "label", "p_random", "p_holm", "baseline", "mass", "expected_sign", "home", "families",
+                    "detectable_pp",
+                )
             },
         }
         for row in summary.to_dict("records")
@@ -62,20 +65,17 @@ def run(ctx: Context) -> Outcome:
     return Outcome(results, {"tasks": summary, "curves": pd.concat(curves, ignore_index=True), "prompts": prompts})
 
 
-def played(ctx: Context, vectors: np.ndarray) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """All tasks' prompts, one per family, with expected score and mass [S,B] for vectors [S,L,D]."""
-    tasks = [task.prompts.assign(task=name) for name, task in ctx.tasks.items()]
-    table = pd.concat(tasks, ignore_index=True)
-    prompts, values = take(encode_table(ctx.lm, table), np.arange(len(table)))
-    prompts = before_last(ctx.lm.config, ctx.lm.params, prompts)
-    with progress("transfer", len(vectors), unit="points") as advance:
-        choices = steering.steer(
-            ctx.lm.config,
-            ctx.lm.params,
-            prompts,
-            vectors,
-            site=ctx.saes.config.site_out,
-            chunk=effects.CHUNK,
-            advance=advance,
-        )
-    return table, effects.expected(choices, values), np.asarray(choices.mass)
+def played(ctx: Context) -> tuple[effects.Side, pd.DataFrame]:
+    """All tasks' prompts, one per family, and their table."""
+    table = pd.concat([task.prompts.assign(task=name) for name, task in ctx.tasks.items()], ignore_index=True)
+    rows = np.arange(len(table))
+    prompts, values = take(encode_table(ctx.lm, table), rows)
+    return effects.run_side(ctx, rows, rows, prompts, values), table
+
+
+def random_changes(ctx: Context, side: effects.Side) -> np.ndarray:
+    """(g(+v) - g(-v)) / 2 along random directions, [S,B], with the norm that coefficients 1 and -1 write."""
+    up, down = (jnp.linalg.norm(part, axis=-1).mean(1) for part in written_at_one(ctx, side))
+    shape = ctx.config.transfer.random_directions, len(side.resid), ctx.lm.config.width(ctx.saes.config.site_out)
+    noise = np.asarray(jax.random.normal(ctx.key("transfer.directions"), shape))
+    return antisymmetric(ctx, side, unit_rows(noise), up, down, what="random directions")

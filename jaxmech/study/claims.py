@@ -1,0 +1,304 @@
+"""What a study may claim: each claim is a table of necessary conditions, judged from the stages' results alone. Pure.
+
+A claim is answered "yes" only if all its conditions hold. A condition that fails makes it "no"; one that could not have
+been found, given how much families differ, makes it "cannot be told", never "no". Without a behaviour every later claim
+is "withheld": its conditions are still judged and shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxmech.behavior.behavior import Control
+
+LEVEL = 0.05
+"""p-values below this count; intervals are 95 %."""
+
+MASS_DIFFERENCE = 0.1
+"""How far the mass on valid answers may differ between the poles."""
+
+POWERED = 1.4
+"""Half-widths of an interval that are found in four of five cases: (1.96 + 0.84) / 1.96."""
+
+HALF = 0.5
+"""A share of the gap that patching has to be able to find before it says that there is none."""
+
+STAGES = ("behavior", "fidelity", "contrast", "dual_process", "patching", "proximity", "steering", "transfer")
+"""The stages whose results are judged."""
+
+
+class Condition(NamedTuple):
+    """One necessary condition.
+
+    met: True, False, or None where the test could not have told. value, ci: what was measured, in `unit` ("pp",
+    "share", "count", "index" or ""); p: against its control; detectable: the smallest effect that would have been
+    found; about: the control or task that it is of; note: why, where a number does not say it.
+    """
+
+    name: str
+    met: bool | None
+    value: float | None = None
+    ci: Sequence[float | None] | None = None
+    unit: str = "pp"
+    p: float | None = None
+    detectable: float | None = None
+    about: str = ""
+    note: str = ""
+
+
+class Claim(NamedTuple):
+    """name; its conditions; whether it is withheld, there being no behaviour."""
+
+    name: str
+    conditions: tuple[Condition, ...]
+    withheld: bool = False
+
+    @property
+    def answer(self) -> str:
+        """ "yes", "no", "cannot be told" or "withheld"."""
+        met = [condition.met for condition in self.conditions]
+        if self.withheld:
+            return "withheld"
+        return "no" if False in met else "cannot be told" if None in met else "yes"
+
+    @property
+    def failed(self) -> tuple[Condition, ...]:
+        return tuple(condition for condition in self.conditions if condition.met is False)
+
+    @property
+    def undecided(self) -> tuple[Condition, ...]:
+        return tuple(condition for condition in self.conditions if condition.met is None)
+
+
+def judge(results: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Claim]:
+    """Every claim, by name: behavior, features, cause, transfer, dual_process, proximity.
+
+    Args:
+      results: a mapping from each of `STAGES` to its results.
+      config: the study's settings.
+    """
+    tables: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], list[Condition]]] = {
+        "behavior": behavior, "features": features, "cause": cause, "transfer": transfer,
+        "dual_process": dual_process, "proximity": proximity,
+    }  # fmt: skip
+    claims = {name: Claim(name, tuple(table(results, config))) for name, table in tables.items()}
+    if claims["behavior"].answer == "yes":
+        return claims
+    return {name: claim._replace(withheld=name != "behavior") for name, claim in claims.items()}
+
+
+def as_json(claims: Mapping[str, Claim]) -> dict[str, Any]:
+    """As results.json keeps them: name -> answer and conditions."""
+    return {
+        name: {"answer": claim.answer, "conditions": [condition._asdict() for condition in claim.conditions]}
+        for name, claim in claims.items()
+    }
+
+
+def known(*values: float | None) -> bool:
+    return all(value is not None and value == value for value in values)
+
+
+def off_zero(name: str, of: Mapping[str, Any], *, value: str = "value", ci: str = "ci", scale: float, **more: Any):
+    """A condition that an interval lies above 0. Undecided where it includes 0 and an effect of `scale`, in the same
+    unit, would not have been found."""
+    measured, (low, high), detectable = of[value], of[ci], of.get("detectable_pp")
+    if not known(detectable) and known(low, high):
+        detectable = POWERED * (high - low) / 2
+    met: bool | None
+    if not known(measured, low, high):
+        met = None
+    elif low > 0:
+        met = True
+    elif high < 0:
+        met = False
+    else:
+        met = False if high < scale or (known(detectable) and detectable <= scale) else None
+    return Condition(name, met, measured, (low, high), detectable=detectable, **more)
+
+
+def behavior(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Condition]:
+    """The shift; what of it is meaning, not worked examples; its controls; the mass on valid answers."""
+    r, gate = results["behavior"], config["gate"]
+    shift, out = r["shift_pp"], []
+    of = {"value": shift, "ci": r["ci"], "detectable_pp": r["detectable_pp"]}
+    out.append(at_least("shift", of, gate["shift_pp"]))
+    if r["parts"]:
+        semantic = r["parts"]["semantic"]
+        out.append(at_least("semantic", semantic | {"value": semantic["pp"]}, gate["semantic_pp"]))
+    for name, control in r["controls"].items():
+        if not control["gate"]:
+            continue
+        oriented = Control(**r["words"]["controls"][name]).oriented
+        size = control["shift_pp"] if oriented else control["size_pp"]
+        met = bool(abs(size) <= gate["control_ratio"] * abs(shift)) if known(size) else None
+        out.append(Condition("small control", met, size, control["ci"] if oriented else None, about=name))
+        if oriented:
+            excess = {"value": control["excess_pp"], "ci": control["excess_ci"]}
+            excess["detectable_pp"] = control["excess_detectable_pp"]
+            out.append(off_zero("exceeds control", excess, scale=abs(shift), about=name))
+    out.append(Condition("mass", bool(r["mass"] >= gate["mass"]), r["mass"], unit="share"))
+    difference = r["mass_difference"]["pp"] / 100
+    out.append(Condition("mass alike", bool(abs(difference) <= MASS_DIFFERENCE), difference, unit="share"))
+    return out
+
+
+def at_least(name: str, of: Mapping[str, Any], least: float) -> Condition:
+    """A condition that an effect is at least so large and its interval above 0."""
+    condition = off_zero(name, of, scale=least)
+    if condition.met and condition.value < least:
+        return condition._replace(met=None if known(of["ci"][1]) and of["ci"][1] >= 2 * least else False)
+    return condition
+
+
+def features(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Condition]:
+    """The rule selects some, more than by chance, in dictionaries that fit and that are not one draw."""
+    r, fit = results["contrast"], results["fidelity"]
+    chosen = r["mode"] == "rule" and r["selected"] > 0
+    out = [Condition("selected", bool(chosen), r["selected"], unit="count")]
+    fdr = r["fdr"]
+    out.append(
+        Condition("null", bool(fdr <= LEVEL) if known(fdr) else None if chosen else False, fdr, unit="share",
+                  p=r.get("null_p"))
+    )  # fmt: skip
+    warned = len(fit["check"]["warnings"])
+    fits = not warned and bool(fit["fvu"]["worst"] < 1)
+    out.append(Condition("dictionaries", fits, warned, unit="count"))
+    published = bool(config["dictionaries"]["path"])
+    again = r.get("again")
+    if not published:
+        met = None if not again else bool(again["share"] >= 0.7)
+        note = "" if again else "not tried with a second seed"
+        out.append(Condition("second seed", met, again["share"] if again else None, unit="share", note=note))
+    return out
+
+
+def cause(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Condition]:
+    """Patching both ways and steering, beyond sets and directions of the same norm; other words; what must move, what
+    must not; the task itself without examples of the behaviour."""
+    patching, steering, tasks = results["patching"], results["steering"], results["transfer"]
+    out = by_rule(results)
+    for direction in ("to_plus", "to_minus"):
+        share = {"value": patching[f"recovered_{direction}"], "ci": patching[f"recovered_{direction}_ci"]}
+        ps = [patching[f"p_random_{direction}"], patching[f"p_directions_{direction}"]]
+        sizes = [patching["random_sets"], config["patching"]["random_directions"]]
+        out.append(beyond(off_zero("patching", share, scale=HALF, unit="share", about=direction), ps, sizes))
+    effect = {"value": steering["at_one_pp"], "ci": steering["at_one_ci"], "detectable_pp": steering["detectable_pp"]}
+    half = abs(results["behavior"]["shift_pp"]) / 2
+    count = config["steering"]["random_directions"]
+    ps = [steering[name] for name in ("p_random", "p_random_directions", "p_random_kl")]
+    out.append(beyond(off_zero("steering", effect, scale=half), ps, [patching["random_sets"], count, count]))
+    for name, share in patching["held_out"].items():
+        out.append(off_zero("held out", share, scale=HALF, unit="share", about=name))
+    for name, crossed in patching["cross"].items():
+        if Control(**results["behavior"]["words"]["controls"][name]).oriented:
+            excess = {"value": crossed["excess_pp"], "ci": crossed["excess_ci"]}
+            out.append(off_zero("exceeds patched control", excess, scale=half, about=name))
+    return [*out, *specific(results), home(tasks, half)]
+
+
+def by_rule(results: Mapping[str, Any]) -> list[Condition]:
+    """A set taken by budget can show what to look at, and is no test."""
+    return [] if results["contrast"]["mode"] == "rule" else [Condition("by the rule", None, note="taken by budget")]
+
+
+def beyond(condition: Condition, ps: Sequence[float], sizes: Sequence[int]) -> Condition:
+    """Besides its interval, p-values that have to fall below the level; undecided where they could not."""
+    worst = max((p for p in ps if known(p)), default=None)
+    condition = condition._replace(p=worst)
+    if condition.met is not True:
+        return condition
+    if not all(known(p) for p in ps):
+        return condition._replace(met=None, note="no random sets of the same norm to compare with")
+    if any(1 / (size + 1) >= LEVEL for size in sizes):
+        return condition._replace(met=None, note=f"{min(sizes)} random ones are too few to tell")
+    return condition._replace(met=bool(worst is not None and worst < LEVEL))
+
+
+def specific(results: Mapping[str, Any]) -> list[Condition]:
+    """Controls that steering should move and that it should leave alone."""
+    steering, controls = results["steering"], results["behavior"]["words"]["controls"]
+    half, out = abs(steering["at_one_pp"]) / 2, []
+    for name, fields in controls.items():
+        control, measured = Control(**fields), steering["specificity"].get(name)
+        if measured is None:
+            if control.needed and control.moves and name not in results["patching"]["held_out"]:
+                out.append(Condition("moves too", None, about=name, note="not tried"))
+            continue
+        effect = {"value": measured["slope_pp"], "ci": measured["ci"], "detectable_pp": measured["detectable_pp"]}
+        if control.moves:
+            out.append(off_zero("moves too", effect, scale=half, about=name))
+            continue
+        low, high = measured["ci90"]
+        outside = known(low, high) and (low > measured["margin_pp"] or high < -measured["margin_pp"])
+        met = True if measured["equivalent"] else False if outside else None
+        out.append(Condition("stays", met, measured["slope_pp"], (low, high), about=name,
+                             detectable=measured["detectable_pp"]))  # fmt: skip
+    return out
+
+
+def tasks_of(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The other tasks that have a result."""
+    return {name: task for name, task in results.items() if isinstance(task, Mapping) and "slope" in task}
+
+
+def moves_as_expected(name: str, task: str, r: Mapping[str, Any], *, scale: float, p: str) -> Condition:
+    """A condition that a task moves in its expected direction, more than along random directions."""
+    sign = r["expected_sign"] or 1
+    low, high = sorted(sign * end for end in r["ci"]) if known(*r["ci"]) else (None, None)
+    of = {"value": sign * r["slope"], "ci": (low, high), "detectable_pp": r["detectable_pp"]}
+    condition = off_zero(name, of, scale=scale, about=task)._replace(value=r["slope"], ci=r["ci"], p=r[p])
+    if condition.met is True and not known(r[p]):
+        return condition._replace(met=None)
+    return condition._replace(met=bool(r[p] < LEVEL)) if condition.met is True else condition
+
+
+def home(results: Mapping[str, Any], scale: float) -> Condition:
+    """Whether the behaviour's own task moves without examples of it: else it is the examples that are steered."""
+    found = next(((name, task) for name, task in tasks_of(results).items() if task["home"]), None)
+    if found is None:
+        return Condition("home task", None, note="not tried")
+    return moves_as_expected("home task", *found, scale=scale, p="p_random")
+
+
+def transfer(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Condition]:
+    """At least one task that is not the behaviour's own, after Holm's correction over all."""
+    half = abs(results["steering"]["at_one_pp"]) / 2
+    tried = [
+        moves_as_expected("task", name, task, scale=half, p="p_holm")
+        for name, task in tasks_of(results["transfer"]).items()
+        if not task["home"] and task["expected_sign"]
+    ]
+    if not tried:
+        return [*by_rule(results), Condition("other task", None, note="not tried")]
+    met = [condition.met for condition in tried]
+    best = max(tried, key=lambda c: (c.met is True, c.met is None, abs(c.value or 0.0)))
+    moved = sum(m is True for m in met)
+    return [*by_rule(results), best._replace(name="other task", note=f"{moved} of {len(tried)}")]
+
+
+def dual_process(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Condition]:
+    """The model behaves on the items, and some feature belongs to a system."""
+    r = results["dual_process"]
+    out = [
+        Condition("behaves", c["met"] if known(c["value"]) else None, c["value"], c["ci"], unit="share", about=name)
+        for name, c in r.get("conditions", {}).items()
+    ]
+    if not r["defined"]:
+        # An index of features says nothing where the model itself does not do the items.
+        return [c._replace(met=None) if c.met is False else c for c in out] or [
+            Condition("behaves", None, note=r.get("reason") or "")
+        ]
+    classed = r["s1"] + r["s2"]
+    return [*out, Condition("classed", classed > 0, classed, unit="count")]
+
+
+def proximity(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Condition]:
+    """System 2 features are more direct than System 1 features of the same layers."""
+    test = results["proximity"]["s2_minus_s1_within_layers"]
+    if not results["dual_process"]["defined"] or not test["layers"]:
+        why = "no layer holds both kinds" if results["dual_process"]["defined"] else "the index is undefined"
+        return [Condition("within layers", None, note=why)]
+    met = bool(test["p"] < LEVEL and test["difference"] > 0) if known(test["p"], test["difference"]) else None
+    return [Condition("within layers", met, test["difference"], unit="index", p=test["p"])]
