@@ -100,13 +100,13 @@ class SetToDose:
         return {self.saes.config.site_out: (set_features(self.saes, self.selection, target=target, spans=self.spans),)}
 
 
-@partial(jax.jit, static_argnums=0)
 def values_in_text(
     config: ModelConfig, params: Params, tokens: Array, *, mask: Array, saes: SAE, selection: Selection
 ) -> jax.Array:
     """The selected features' values [L,B,T,K] at every token of texts [B,T]: what `SetToDose` starts from."""
     encoder, _ = gather(saes, selection)
     tap = Tap(saes.config.site, _encode, encoder)
+    tokens, mask = check_tokens(config, tokens, mask)
     return forward(config, params, tokens, mask=mask, taps={"values": tap}, logits="none").taps["values"]
 
 

@@ -44,7 +44,8 @@ def section(folder: RunFolder, fit: ClaimCard) -> Section:
     lead = (
         f"The dictionaries leave {percent(layers['fvu'].mean())} of the variance unexplained on average, at worst "
         f"{percent(worst['fvu'])} in layer {worst['layer']:g}, with {number(layers['l0'].mean(), 0)} "
-        f"features active per token. {'' if fit.holds else 'Not all of them fit this model as they are declared.'}"
+        "features active per token."
+        f"{'' if fit.status == 'yes' else ' Not all of them fit this model as they are declared.'}"
     )
     histogram = need(folder, "fidelity", "density")
     names = {"fvu": "held-out text"} | ({"fvu_decision": "decision tokens"} if "fvu_decision" in layers else {})

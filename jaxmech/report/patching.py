@@ -77,7 +77,7 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
             "singles",
             draw_singles(singles),
             f"Each feature alone, both ways taken together: {r['movers']} of {len(singles)} move the answer towards "
-            "the donor after Holm's correction and by at least 1 % of the shift. The others are passengers: they go with "
+            "the donor after Holm's correction, by at least 1 % of the shift. The others are passengers: they go with "
             "the behaviour and do not carry it.",
             "patching/singles",
         )

@@ -158,8 +158,8 @@ def comparators_caption(r: Mapping[str, Any], others: pd.DataFrame) -> str:
         f"Directions of the norm that coefficient 1 writes: the selected features {points(r['slope_at_one_pp'])}; "
         f"{listing(ranges)} pp "
         f"(two-sided {p_value(r['p_random'])} against feature sets, which reach {percent(r['random_ratio'])} of the "
-        f"norm; {p_value(r['p_random_directions'])} against directions, {p_value(r['p_random_kl'])} brought to the same KL "
-        "divergence on text). Effects are half the difference between either sign, so that plain degradation cancels."
+        f"norm; {p_value(r['p_random_directions'])} against directions, {p_value(r['p_random_kl'])} where these have "
+        "the same KL divergence on text). Effects are half the difference between either sign: degradation cancels."
     )
     return text + (f" For comparison: {listing(compared)}." if compared else "")
 

@@ -71,8 +71,8 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
             "tasks",
             draw_tasks(table),
             "What coefficient 1 does to each score, half the difference to −1, with 95 % intervals over families, "
-            f"beside 1.96 standard deviations of what {config['transfer']['random_directions']} random directions of the same "
-            f"norm do (band). {beyond} of {len(table)} lie outside their band. P-values are two-sided.",
+            f"beside 1.96 standard deviations of what {config['transfer']['random_directions']} random directions of "
+            f"the same norm do (band). {beyond} of {len(table)} lie outside their band. P-values are two-sided.",
             "transfer/tasks",
         ),
         Figure(

@@ -100,10 +100,10 @@ def known(*values: float | None) -> bool:
     return all(value is not None and value == value for value in values)
 
 
-def off_zero(name: str, of: Mapping[str, Any], *, value: str = "value", ci: str = "ci", scale: float, **more: Any):
+def off_zero(name: str, of: Mapping[str, Any], *, scale: float, **more: Any) -> Condition:
     """A condition that an interval lies above 0. Undecided where it includes 0 and an effect of `scale`, in the same
     unit, would not have been found."""
-    measured, (low, high), detectable = of[value], of[ci], of.get("detectable_pp")
+    measured, (low, high), detectable = of["value"], of["ci"], of.get("detectable_pp")
     if not known(detectable) and known(low, high):
         detectable = POWERED * (high - low) / 2
     met: bool | None
@@ -147,8 +147,9 @@ def behavior(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Cond
 def at_least(name: str, of: Mapping[str, Any], least: float) -> Condition:
     """A condition that an effect is at least so large and its interval above 0."""
     condition = off_zero(name, of, scale=least)
-    if condition.met and condition.value < least:
-        return condition._replace(met=None if known(of["ci"][1]) and of["ci"][1] >= 2 * least else False)
+    measured, high = of["value"], of["ci"][1]
+    if condition.met and measured < least:
+        return condition._replace(met=None if high >= 2 * least else False)
     return condition
 
 

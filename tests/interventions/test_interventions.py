@@ -1,5 +1,7 @@
 """Patching, attribution, steering and proximity against plain loops, finite differences and identities."""
 
+from operator import itemgetter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +98,78 @@ def test_steering_sweep_equals_single_runs_and_traces_once(lm, runs):
         np.testing.assert_allclose(got, score.score(lm.config, lm.params, p, edits=edits)[0].logprobs, atol=1e-4)
 
 
+def test_a_dose_sets_features_once_however_many_layers_see_them(lm, saes, runs):
+    """By hand: at layer 1 push by the dose, run on, and at layer 3 push by what is still missing there."""
+    p, base = runs["base"]
+    chosen = select([(1, 3), (3, 5)], 4, 2)
+    gap = np.zeros((4, 2), np.float32)
+    gap[1, 0], gap[3, 0] = 2.0, -1.5
+    alphas = np.array([-1.0, 0.0, 0.5, 2.0])
+    run = lambda a: (
+        steering.set_to_dose(  # noqa: E731
+            lm.config, lm.params, p, a, saes=saes, selection=chosen, gap=gap, base=base.resid, chunk=2
+        ).logprobs
+    )
+    got = run(alphas)
+    np.testing.assert_allclose(got[1], base.choices.logprobs, atol=2e-5)
+    before = run_chunk._cache_size()
+    run(np.array([3.0, -3.0, 0.1]))
+    assert run_chunk._cache_size() == before
+    for alpha, want in zip(alphas, got, strict=True):
+        pushes = None
+        for layer, feature in ((1, 3), (3, 5)):
+            resid = base.resid
+            if pushes is not None:
+                resid = score.score(lm.config, lm.params, p, edits=pushes, taps=("resid_post",))[1].taps["resid_post"][
+                    :, :, 0
+                ]
+            sae = saes.at(layer)
+            target = jnp.maximum(sae.encode(base.resid[layer])[:, feature] + alpha * gap[layer, 0], 0)
+            missing = target - sae.encode(resid[layer])[:, feature]
+            push = jnp.zeros((4, 2, 32)).at[layer].set(missing[:, None] * sae.params["W_dec"][feature])
+            pushes = merge(pushes, {"resid_post": (add_vector(push, at_last(4, 1, (layer,))),)})
+        np.testing.assert_allclose(want, score.score(lm.config, lm.params, p, edits=pushes)[0].logprobs, atol=1e-4)
+
+
+def test_what_an_edit_adds_is_what_it_adds_after_those_below(lm, saes, runs):
+    (p, _), (_, donor) = runs["base"], runs["donor"]
+    chosen = [(1, 3), (1, 7), (3, 5)]
+    added = controls.added(lm.config, lm.params, p, one_layer(lm, saes, chosen, donor.resid))
+    assert not np.asarray(added[jnp.array([0, 2])]).any()
+    edits = {"resid_post": (add_vector(added, at_last(4, 1)),)}
+    want = patching.patch_features(lm.config, lm.params, p, sets(chosen), saes=saes, donor=donor.resid).logprobs[0]
+    np.testing.assert_allclose(score.score(lm.config, lm.params, p, edits=edits)[0].logprobs, want, atol=1e-4)
+
+
+def test_matched_sets_and_directions_have_the_norm_asked_for(lm, saes, runs):
+    (_, base), (_, donor) = runs["base"], runs["donor"]
+    norm = jnp.zeros((4, 2)).at[jnp.array([1, 3])].set(jnp.array([[1.5, 0.5], [2.0, 0.25]]))
+    differ = np.abs(np.stack([saes.at(i).encode(donor.resid[i]) - saes.at(i).encode(base.resid[i]) for i in (1, 3)]))
+    features = differ.min(1).argmax(1)
+    spans = at_last(4, 1)
+    matched = controls.AddMatched(saes, donor.resid, base.resid, norm, spans)
+    both, first = [(1, int(features[0])), (3, int(features[1]))], [(1, int(features[0]))]
+    chosen = sets(both, first, [])
+    for point, layers in ((0, (1, 3)), (1, (1,)), (2, ())):
+        vector = matched(jax.tree.map(itemgetter(point), chosen))["resid_post"][0].vector
+        held = jnp.zeros(4, bool).at[jnp.array(layers, int)].set(True)
+        np.testing.assert_allclose(jnp.linalg.norm(vector, axis=-1), jnp.where(held[:, None], norm, 0), rtol=1e-5)
+    share = np.linalg.norm(norm[1]) / np.linalg.norm(norm)
+    np.testing.assert_allclose(matched.achieved(chosen), [1.0, share, 0.0], rtol=1e-5)
+    # One feature alone, rescaled, points along its own decoder row.
+    vector = matched(jax.tree.map(itemgetter(1), chosen))["resid_post"][0].vector[1]
+    row = saes.at(1).params["W_dec"][features[0]]
+    np.testing.assert_allclose(jnp.abs(vector @ row) / jnp.linalg.norm(row), norm[1], rtol=1e-4)
+    direction = controls.AddDirection(norm, spans)(jax.random.normal(jax.random.key(0), (4, 32)))
+    np.testing.assert_allclose(jnp.linalg.norm(direction["resid_post"][0].vector, axis=-1), norm, rtol=1e-5)
+
+
+def test_usable_range_is_interpolated_between_coefficients():
+    alphas = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    assert steering.usable_range(alphas, np.array([9.0, 0.5, 0.3, 0.5, 0.9])) == pytest.approx((-1 - 0.5 / 8.5, 2.0))
+    assert steering.usable_range(alphas, np.array([9.0, 2.0, 5.0, np.inf, 0.1])) == (-0.5, 0.0)
+
+
 def test_language_cost_against_a_loop(lm, tokens):
     v = 2 * jax.random.normal(jax.random.key(1), (2, 4, 32)).at[0].set(0.0)
     mask = jnp.ones_like(tokens, bool).at[0, 8:].set(False)
@@ -164,4 +238,4 @@ def test_dose_response_and_usable_range():
     d = steering.dose_response(alphas, 0.3 + 0.1 * alphas)
     assert d["slope"] == pytest.approx(0.1) and d["spearman"] == pytest.approx(1.0)
     assert d["isotonic_r2"] == pytest.approx(1.0) and d["asymmetry"] == pytest.approx(0.0, abs=1e-9)
-    assert steering.usable_range(alphas, np.array([True, False, True, True, True])) == (0.0, 2.0)
+    assert steering.usable_range(alphas, np.array([0.0, np.inf, 0.0, 0.0, 0.0])) == (0.0, 2.0)
