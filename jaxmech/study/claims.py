@@ -103,7 +103,8 @@ def known(*values: float | None) -> bool:
 def off_zero(name: str, of: Mapping[str, Any], *, scale: float, **more: Any) -> Condition:
     """A condition that an interval lies above 0. Undecided where it includes 0 and an effect of `scale`, in the same
     unit, would not have been found."""
-    measured, (low, high), detectable = of["value"], of["ci"], of.get("detectable_pp")
+    measured, (low, high) = of["value"], of["ci"]
+    detectable: Any = of.get("detectable_pp")
     if not known(detectable) and known(low, high):
         detectable = POWERED * (high - low) / 2
     met: bool | None

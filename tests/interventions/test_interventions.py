@@ -105,11 +105,12 @@ def test_a_dose_sets_features_once_however_many_layers_see_them(lm, saes, runs):
     gap = np.zeros((4, 2), np.float32)
     gap[1, 0], gap[3, 0] = 2.0, -1.5
     alphas = np.array([-1.0, 0.0, 0.5, 2.0])
-    run = lambda a: (
-        steering.set_to_dose(  # noqa: E731
-            lm.config, lm.params, p, a, saes=saes, selection=chosen, gap=gap, base=base.resid, chunk=2
+
+    def run(doses):
+        return steering.set_to_dose(
+            lm.config, lm.params, p, doses, saes=saes, selection=chosen, gap=gap, base=base.resid, chunk=2
         ).logprobs
-    )
+
     got = run(alphas)
     np.testing.assert_allclose(got[1], base.choices.logprobs, atol=2e-5)
     before = run_chunk._cache_size()

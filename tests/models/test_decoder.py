@@ -10,7 +10,6 @@ import pytest
 
 from jaxmech.activations.stream import ActivationStream
 from jaxmech.interventions.edits import Replace, add_vector, everywhere
-from jaxmech.interventions.edits import everywhere
 from jaxmech.interventions.steering import AddVector, language_cost, next_token
 from jaxmech.models import block, decoder
 from jaxmech.models.decoder import Tap, forward, init_params
