@@ -47,6 +47,17 @@ def mean_effect(means: np.ndarray) -> Effect:
     return Effect(float(value), float(value - half), float(value + half), float(p))
 
 
+def detectable(means: np.ndarray, *, power: float = 0.8) -> float:
+    """The smallest true mean that family means [K] like these would show, in their unit: (t_{.975} + t_{power}) sd /
+    sqrt(K) with K - 1 degrees of freedom, two-sided at 5 % (Bloom 1995, doi:10.1177/0193841X9501900504); NaN where K
+    is 1.
+    """
+    means = np.asarray(means, float)
+    if (K := len(means)) < 2:
+        return float("nan")
+    return float(stats.t.ppf([0.975, power], K - 1).sum() * means.std(ddof=1) / np.sqrt(K))
+
+
 def ratio_of_sums(numerator: np.ndarray, denominator: np.ndarray) -> Effect:
     """Sum of `numerator` over sum of `denominator` (family means [K]), with Fieller's 95 % interval (Fieller 1954,
     doi:10.1111/j.2517-6161.1954.tb00159.x); p is NaN.
