@@ -183,7 +183,8 @@ def control_shares(r: Mapping[str, Any], said: Said) -> dict[str, float]:
     shifts = {
         name: control["shift_pp"]
         for name, control in r["controls"].items()
-        if not control["gate"] and not said.controls[name].moves and known(control["shift_pp"])
+        if not (control["gate"] or said.controls[name].moves or said.controls[name].flips)
+        and known(control["shift_pp"])
     }
     return {k: abs(shift / r["shift_pp"]) if r["shift_pp"] else float("inf") for k, shift in shifts.items()}
 
@@ -317,7 +318,7 @@ def confounds(behaviour: Mapping[str, Any], said: Said) -> list[str]:
         for name, share in shares.items()
         if share > CONFOUND
     ]
-    return moved + [untried(name, said) for name in needed(said, moves=False) if name not in shares]
+    return moved + [untried(name, said) for name in needed(said, moves=False) if name not in behaviour["controls"]]
 
 
 def needed(said: Said, *, moves: bool) -> list[str]:
