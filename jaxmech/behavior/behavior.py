@@ -44,6 +44,9 @@ class Control:
       moves: whether it should move as the behaviour does (held-out words), rather than not at all.
       gate: whether the behaviour's gate and the rule for features compare with it.
       needed: whether a cause is claimed only if it was tried.
+      flips: whether it asks the behaviour's own pairs after worked examples that teach the reverse. What the examples
+        teach then changes its sign, and what the poles mean to the model does not.
+      oriented: whether its poles have an order; where they have none, only the size of a difference means something.
     """
 
     rules_out: str = ""
@@ -52,6 +55,8 @@ class Control:
     moves: bool = False
     gate: bool = True
     needed: bool = False
+    flips: bool = False
+    oriented: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +132,8 @@ class Behavior:
         unsaid = {name for name, _ in map(control_of, self.prompts["condition"]) if name} - set(self.controls)
         if unsaid:
             raise ValueError(f"controls: {', '.join(sorted(unsaid))} has prompts, but not what it rules out")
+        if len(flipping := [name for name, control in self.controls.items() if control.flips]) > 1:
+            raise ValueError(f"controls: expected at most one that flips, got {', '.join(flipping)}")
 
     def __repr__(self) -> str:
         families, controls = self.prompts["family"].nunique(), len(self.controls)
@@ -139,8 +146,9 @@ class Behavior:
         return [name for name in self.controls if count.get(poles(name)[0], 0) >= 2]
 
     def gating(self, split: str) -> list[str]:
-        """Those of them that the gate and the rule compare with."""
-        return [name for name in self.paired(split) if self.controls[name].gate and not self.controls[name].moves]
+        """Those of them that the gate and the rule compare with: which should not move."""
+        controls = {name: self.controls[name] for name in self.paired(split)}
+        return [name for name, c in controls.items() if c.gate and not c.moves and not c.flips]
 
     def said(self) -> dict[str, Any]:
         """Its name, its words and what its controls rule out, as JSON keeps them."""

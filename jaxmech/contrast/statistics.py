@@ -47,17 +47,15 @@ def mean_effect(means: np.ndarray) -> Effect:
     return Effect(float(value), float(value - half), float(value + half), float(p))
 
 
-def detectable(means: np.ndarray, power: float = 0.8) -> float:
-    """The smallest mean of family means [K] that a two-sided t-test at 5 % finds with this power, from their spread.
-
-    (t_.975 + t_power) s / sqrt(K), with K - 1 degrees of freedom (Bloom 1995, doi:10.1177/0193841X9501900504); NaN
-    where K is 1.
+def detectable(means: np.ndarray, *, power: float = 0.8) -> float:
+    """The smallest true mean that family means [K] like these would show, in their unit: (t_{.975} + t_{power}) sd /
+    sqrt(K) with K - 1 degrees of freedom, two-sided at 5 % (Bloom 1995, doi:10.1177/0193841X9501900504); NaN where K
+    is 1.
     """
     means = np.asarray(means, float)
-    K = len(means)
-    if K < 2:
+    if (K := len(means)) < 2:
         return float("nan")
-    return float((stats.t.ppf(0.975, K - 1) + stats.t.ppf(power, K - 1)) * means.std(ddof=1) / np.sqrt(K))
+    return float(stats.t.ppf([0.975, power], K - 1).sum() * means.std(ddof=1) / np.sqrt(K))
 
 
 def ratio_of_sums(numerator: np.ndarray, denominator: np.ndarray) -> Effect:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from jaxmech.behavior.behavior import Control, poles
 from jaxmech.io.tables import each_row
 from jaxmech.report.blocks import (
     Figure,
@@ -23,7 +24,7 @@ from jaxmech.report.blocks import (
     short_p,
     text,
 )
-from jaxmech.report.formats import p_value, percent, plural, points, wrapped
+from jaxmech.report.formats import interval, p_value, percent, plural, points, wrapped
 from jaxmech.report.style import (
     MINUS,
     NEUTRAL,
@@ -44,6 +45,7 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
     edges = r["edges"]
     blocks = [
         *pole_prompts(asked, said),
+        *other_examples(asked, said),
         Figure(
             "allocations",
             draw_distributions(shares, said),
@@ -57,12 +59,14 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
             "shifts",
             draw_shifts(effects, said),
             f"Each contrast's shift of the {said.outcome}, with its 95 % interval over families. "
-            + strongest_control(effects, said),
+            + strongest_control(effects, said)
+            + parts_text(r["parts"], said),
             "behavior/effects",
         ),
         Table(
             "The same in numbers. d_z is the mean over families divided by their spread; p is Student's over "
-            "family means, two-sided.",
+            "family means, two-sided; detectable is the smallest shift found in four of five such studies; size is the "
+            "root mean square over pairs; excess is by how much the behaviour's own shift is larger, within families.",
             *cells(
                 effects,
                 {
@@ -74,6 +78,11 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
                     "p": ("p", short_p),
                     "d_z": ("d_z", fixed(2)),
                     "mass": ("valid mass", percent),
+                    "detectable_pp": ("detectable, pp", fixed(1)),
+                    "size_pp": ("size, pp", fixed(1)),
+                    "excess_pp": ("excess, pp", fixed(1)),
+                    "excess_low_pp": ("its low", fixed(1)),
+                    "excess_high_pp": ("its high", fixed(1)),
                 },
             ),
         ),
@@ -116,13 +125,36 @@ def pole_prompts(asked: pd.DataFrame, said: Said) -> list[Any]:
     return [Prompts(caption, pair, folded=False), *([others] if rows else [])]
 
 
+def other_examples(asked: pd.DataFrame, said: Said) -> list[Any]:
+    """A whole prompt of every control that asks the behaviour's own questions after other worked examples."""
+    own = first_prompt(asked, "plus")
+    rows = [first_prompt(asked, poles(name)[0]) for name in said.controls]
+    shown = [
+        Prompt(titled(row, said), row["prefix"], row["query"])
+        for row in rows
+        if own is not None and row is not None and row["query"] == own["query"] and row["prefix"] != own["prefix"]
+    ]
+    return [Prompts("The same question after other worked examples.", shown)] if shown else []
+
+
+def parts_text(parts: Mapping[str, Any] | None, said: Said) -> str:
+    """What of the shift is left when the worked examples teach the reverse."""
+    if parts is None:
+        return ""
+    semantic, mapping = (f"{points(parts[name]['pp'])} ({interval(parts[name]['ci'])})" for name in parts)
+    return (
+        f" Of the {said.varies}'s shift {semantic} stay when the worked examples teach the reverse, its semantic part, "
+        f"and {mapping} turn round with them, a mapping from words to answers that the examples teach."
+    )
+
+
 def titled(row: Mapping[str, Any], said: Said) -> str:
     word = row.get("word")
     return said.condition(row["condition"]) + (f", in the word “{word}”" if isinstance(word, str) and word else "")
 
 
 def strongest_control(effects: pd.DataFrame, said: Said) -> str:
-    still = [name == "poles" or said.controls[name].moves for name in effects["contrast"]]
+    still = [name == "poles" or expected_to_move(said.controls[name]) for name in effects["contrast"]]
     controls = effects[~np.array(still)]
     if controls.empty:
         return "No control was tried."
@@ -130,6 +162,10 @@ def strongest_control(effects: pd.DataFrame, said: Said) -> str:
     top = controls.loc[strongest]
     label = said.contrast(top["contrast"]).lower()
     return f"The largest control shift is that of “{label}”, {points(top['shift_pp'])}."
+
+
+def expected_to_move(control: Control) -> bool:
+    return control.moves or control.flips
 
 
 def sampled(sampling: Mapping[str, Any], said: Said) -> list[list[str]]:
@@ -183,7 +219,7 @@ def draw_shifts(effects: pd.DataFrame, said: Said) -> go.Figure:
             value=row.shift_pp,
             low=row.low_pp,
             high=row.high_pp,
-            kind="effect" if row.contrast == "poles" or said.controls[row.contrast].moves else "control",
+            kind="effect" if row.contrast == "poles" or expected_to_move(said.controls[row.contrast]) else "control",
             note=f", {p_value(row.p)}",
         )
         for row in each_row(effects)

@@ -20,8 +20,6 @@ from jaxmech.study.folder import RunFolder
 
 HERE = Path(__file__).parent
 
-UNSEEN_FAMILIES = 8
-
 STATUS_WORDS = {
     "yes": "shown",
     "no": "not shown",
@@ -112,7 +110,7 @@ def statement(config: Mapping[str, Any], said: Said) -> Sequence[str]:
         "A family is one set of prompts that share a wording; the family, not the prompt, is the unit of inference. "
         "Intervals are 95 %, "
         "Student's t over families. Features are chosen on selection families; behaviour, patching and steering are "
-        f"measured on test families that took no part in choosing features.{looked_at(config)} Scores come from the "
+        "measured on test families that took no part in choosing features. Scores come from the "
         "exact distribution over all allowed answers; their total probability is given as valid mass.",
         "P-values of effects over families (Student's t), of classes' directness and of steering are two-sided; those "
         "of patching against random sets and directions, (1 + those at least as large) / (1 + their number), are "
@@ -123,14 +121,4 @@ def statement(config: Mapping[str, Any], said: Said) -> Sequence[str]:
         "are withheld and their numbers still shown.",
         f"Model: {model}. {terms}",
         "Every figure can be redrawn from the Parquet table named below it, under stages/ in the run folder.",
-    )
-
-
-def looked_at(config: Mapping[str, Any]) -> str:
-    """What the stock of test families holds beyond those that nobody had looked at (see `dictator.stock_families`)."""
-    if config["behavior"] != "altruism" or (tested := config["bank"]["test"]) <= UNSEEN_FAMILIES:
-        return ""
-    return (
-        f" {UNSEEN_FAMILIES} of the {tested} were never looked at while the worked examples were "
-        "worded; the others may have been."
     )

@@ -14,7 +14,7 @@ from jaxmech.io.settings import Checked, load_settings
 from jaxmech.sae.training.config import SAETrainConfig
 
 _LARGEST_SEED = 2**31 - 8  # JAX, NumPy and pandas all have to take it
-_BANK = BankConfig(selection=32, development=8, test=8, stakes=(10, 20))
+_BANK = BankConfig(selection=32, development=8, test=16, stakes=(10, 20))
 _FEWEST_FAMILIES = 6
 
 
@@ -55,16 +55,20 @@ class StudyWords(Checked, Words):
 
 @dataclasses.dataclass(frozen=True)
 class GateSettings(Checked):
-    """When a behaviour counts as one: its shift in percentage points, and what controls may shift as a share of it;
-    answers sampled per prompt as a cross-check, 0 for none."""
+    """When a behaviour counts as one: its shift and the semantic part of it in percentage points, what controls may
+    shift as a share of it, the valid answers' mass; answers sampled per prompt as a cross-check, 0 for none."""
 
     shift_pp: float = 10.0
+    semantic_pp: float = 10.0
     control_ratio: float = 0.34
+    mass: float = 0.8
     samples: int = 8
 
     def __post_init__(self):
         super().__post_init__()
-        _at_least(self, shift_pp=0, control_ratio=0, samples=0)
+        _at_least(self, shift_pp=0, semantic_pp=0, control_ratio=0, mass=0, samples=0)
+        if self.mass > 1:
+            raise ValueError(f"mass: expected a probability from 0 to 1, got {self.mass}")
 
 
 @dataclasses.dataclass(frozen=True)

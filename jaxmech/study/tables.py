@@ -19,7 +19,10 @@ _FEATURES = (
 TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "behavior": {
         "prompts": (*COLUMNS, "g", *_EDGES, "logprobs"),
-        "effects": ("contrast", "families", "shift_pp", "low_pp", "high_pp", "p", "d_z", "mass", "size_pp"),
+        "effects": (
+            "contrast", "families", "shift_pp", "low_pp", "high_pp", "p", "d_z", "mass", "size_pp", "detectable_pp",
+            "excess_pp", "excess_low_pp", "excess_high_pp", "excess_detectable_pp",
+        ),
         "distributions": ("condition", "share", "probability"),
         "exclusions": EXCLUDED,
     },

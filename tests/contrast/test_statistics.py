@@ -16,6 +16,17 @@ def test_family_means_are_group_means():
     np.testing.assert_array_equal(statistics.family_means(values, families), [6.0, 3.0])
 
 
+@pytest.mark.parametrize("K", [6, 8, 16])
+def test_a_detectable_effect_is_found_in_four_of_five_studies(K):
+    """Its power by the noncentral t distribution, and by simulation."""
+    means = RNG.normal(size=K)
+    noncentrality = statistics.detectable(means) / stats.sem(means)
+    assert stats.nct.sf(stats.t.ppf(0.975, K - 1), K - 1, noncentrality) == pytest.approx(0.8, abs=0.01)
+    draws = RNG.normal(noncentrality / np.sqrt(K), 1, (20_000, K))
+    assert (stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.015)
+    assert np.isnan(statistics.detectable(means[:1])) and statistics.detectable(np.ones(K)) == 0
+
+
 def test_paired_t_equals_scipy():
     d = RNG.normal(size=(9, 5)) + 0.3
     t, p, d_z = statistics.paired_t(d)

@@ -57,6 +57,11 @@ def behaviour(rng, scenario):
                 d_z=value / (2 * half),
                 mass=0.9,
                 size_pp=abs(value) + 1,
+                detectable_pp=1.4 * half,
+                excess_pp=shift - value,
+                excess_low_pp=shift - value - half,
+                excess_high_pp=shift - value + half,
+                excess_detectable_pp=1.4 * half,
             )
         )
     effects = pd.DataFrame(rows)
@@ -76,6 +81,10 @@ def behaviour(rng, scenario):
         "p": 3e-5,
         "d_z": 2.1,
         "wasserstein": shift / 100,
+        "parts": {
+            "semantic": {"pp": 0.6 * shift, "ci": [0.4 * shift, 0.8 * shift], "p": 1e-3, "detectable_pp": 4.0},
+            "mapping": {"pp": 0.4 * shift, "ci": [0.2 * shift, 0.6 * shift], "p": 1e-3, "detectable_pp": 4.0},
+        },
         "controls": {
             row.contrast: {
                 "shift_pp": row.shift_pp,

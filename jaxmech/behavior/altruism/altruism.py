@@ -24,17 +24,23 @@ WORDS = Words(
 )
 
 CONTROLS = {
+    "flipped": Control(
+        "that it is what the worked examples teach, not what the words mean", "Worked examples flipped",
+        ("generous", "selfish"), flips=True,
+    ),
+    "unstanced": Control(
+        "that it is what the worked examples teach, not what the words mean", "Worked examples without stance",
+        ("generous", "selfish"), moves=True,
+    ),
     "heldout": Control(
         "that it hangs on the very words that features were selected with", "Held-out stance words",
         ("generous", "selfish"), moves=True,
     ),
-    "placebo": Control("that any word about a person moves the answer", "Placebo words", ("first word", "second word")),
-    "valence": Control(
-        "that it is mood, not giving", "Cheerful or gloomy", ("cheerful", "gloomy"), gate=False, needed=True
+    "placebo": Control(
+        "that any word about a person moves the answer", "Placebo words", ("first word", "second word"), oriented=False
     ),
-    "number": Control(
-        "that it is the size of numbers, not giving", "Likes large numbers", ("large", "small"), gate=False
-    ),
+    "valence": Control("that it is mood, not giving", "Cheerful or gloomy", ("cheerful", "gloomy"), needed=True),
+    "number": Control("that it is the size of numbers, not giving", "Likes large numbers", ("large", "small")),
     "other": Control(
         "that a stance named anywhere in the prompt does it", "Someone else's stance", ("generous", "selfish"),
         gate=False,

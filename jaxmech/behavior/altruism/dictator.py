@@ -1,7 +1,9 @@
 """The dictator-game prompt bank: families of minimal pairs that differ in one stance word, and their controls.
 
-A *family* is one independently worded scenario (`scenarios.py`) in one frame. Its prompts share a prefix, worked
-examples with both stances in other words than the queries', so that a base model answers with an amount.
+A *family* is one independently worded scenario (`scenarios.py`) in one frame. Its prompts about one stake share a
+prefix, worked examples with both stances in other words than the queries', so that a base model answers with an amount.
+Such examples also teach which words go with large amounts. So the same pairs are built twice more, behind examples that
+teach the reverse ("flipped") and behind examples of a player without any stance ("unstanced").
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from jaxmech.behavior import behavior
-from jaxmech.behavior.altruism.scenarios import LEADS, OWN_ACCOUNTS, SCENARIOS, Scenario
+from jaxmech.behavior.altruism.scenarios import LEADS, OWN_ACCOUNTS, SCENARIOS, TEST_SCENARIOS, Scenario
 from jaxmech.behavior.prompts import (
     allowed_amounts,
     check_boundary,
@@ -30,11 +32,11 @@ from jaxmech.io.settings import Checked
 
 Words = tuple[str, str]
 
-# The cut of the stock is fixed, whatever a study asks for: a development family never becomes a test family.
-_STOCK = {"test": 20, "development": 10}
 _SALT = "jaxmech dictator families 1"
 
-PAIRED = ("heldout", "placebo", "valence", "number", "other", "own_accounts")
+EXAMPLES = ("flipped", "unstanced")
+"""Controls that ask what the behaviour's own pairs ask, after other worked examples."""
+PAIRED = (*EXAMPLES, "heldout", "placebo", "valence", "number", "other", "own_accounts")
 """Controls with two poles; those of `own_accounts` have prompts without a stance too."""
 CONTROLS = (*PAIRED, "neutral", "own_accounts_neutral", "keep", "take")
 COLUMNS = (*behavior.COLUMNS, "scenario", "word", "frame", "stake")
@@ -55,10 +57,10 @@ class BankConfig(Checked):
     """What to build.
 
     Attributes:
-      selection, development, test: families in each split (34, 10 and 20 are in stock).
-      pairs: generous/selfish pairs per family; pair p uses `stance_words[p % len(stance_words)]`, and another opening
-        sentence each time the words repeat.
-      stakes: endowments; each family gets one of them, evenly over the families of a split.
+      selection, development, test: families in each split (54, 10 and 16 are in stock).
+      pairs: generous/selfish pairs per family. The pairs of a split, family by family, take `stance_words` in turn, and
+        within a family another opening sentence each time that the words repeat.
+      stakes: endowments; the pairs of a split take them in turn too, one further each time that the words repeat.
       examples: worked examples in a prefix, even.
       generous_tenths, selfish_tenths: answers given in worked examples of either stance, in tenths of the stake.
       stance_words: (generous, selfish) words of the queries; heldout_words: others, for families of the test split.
@@ -67,7 +69,7 @@ class BankConfig(Checked):
         one much. Without them a small model reads the examples as "nice words give": cheerful/gloomy then moves it
         more than generous/selfish does.
       intensifier: put before every such word, here and in the controls; may be empty.
-      placebo_words: word pairs that say nothing about giving; one per family, evenly.
+      placebo_words: word pairs that say nothing about giving; every family gets all.
       valence_words: a (pleasant, unpleasant) pair.
       stance_frames: frames in which stance pairs are built ("give", "keep", "take"); "keep" and "take" get their own
         worked examples, hence their own family.
@@ -83,10 +85,13 @@ class BankConfig(Checked):
     examples: int = 8
     generous_tenths: tuple[int, ...] = (8, 9)
     selfish_tenths: tuple[int, ...] = (0, 1)
-    stance_words: tuple[Words, ...] = (("generous", "selfish"), ("compassionate", "ruthless"))
+    stance_words: tuple[Words, ...] = (
+        ("generous", "selfish"), ("compassionate", "ruthless"), ("benevolent", "grasping"), ("humane", "callous"),
+        ("selfless", "mercenary"), ("giving", "hoarding"),
+    )  # fmt: skip
     heldout_words: tuple[Words, ...] = (("charitable", "greedy"),)
     example_words: tuple[Words, ...] = (
-        ("kind", "stingy"), ("caring", "mean"), ("giving", "cold"), ("helpful", "callous"), ("warm", "grasping"),
+        ("kind", "stingy"), ("caring", "mean"), ("noble", "cold"), ("helpful", "cruel"), ("warm", "miserly"),
         ("loving", "nasty"),
     )  # fmt: skip
     decoys: tuple[tuple[str, int], ...] = (("joyful", 0), ("sad", 9))
@@ -94,7 +99,7 @@ class BankConfig(Checked):
     placebo_words: tuple[Words, ...] = (("tall", "short"), ("left-handed", "right-handed"), ("morning", "evening"))
     valence_words: Words = ("cheerful", "gloomy")
     stance_frames: tuple[str, ...] = ("give",)
-    selection_controls: tuple[str, ...] = ("placebo", "neutral")
+    selection_controls: tuple[str, ...] = (*EXAMPLES, "placebo", "valence", "number", "neutral")
     controls: tuple[str, ...] = CONTROLS
 
     def __post_init__(self):
@@ -150,16 +155,13 @@ class BankConfig(Checked):
 def stock_families() -> dict[str, list[str]]:
     """Scenario names by split, in hash order. Depends on the scenarios only, not on settings.
 
-    Test families are taken from the far end: the first twelve of the hash order were looked at while the wording of
-    worked examples was being chosen, the last eight were not.
+    The cut is fixed, whatever a study asks for: a development family never becomes a test family.
     """
-    names = sorted((s.name for s in SCENARIOS), key=lambda name: digest(_SALT, name))
-    test, development = _STOCK["test"], _STOCK["development"]
-    return {
-        "test": names[:test][::-1],
-        "development": names[test : test + development],
-        "selection": names[test + development :],
-    }
+    names, test = (
+        sorted((s.name for s in scenarios), key=lambda name: digest(_SALT, name))
+        for scenarios in (SCENARIOS, TEST_SCENARIOS)
+    )
+    return {"selection": names[30:] + names[:20], "development": names[20:30], "test": test}
 
 
 def build_bank(config: BankConfig, tokenizer: Any, *, seed: int = 0, rendering: Rendering = PLAIN) -> Bank:
@@ -178,7 +180,7 @@ def build_bank(config: BankConfig, tokenizer: Any, *, seed: int = 0, rendering: 
     Raises:
       ValueError: no pair of some of `stance_words` passes the check.
     """
-    scenarios, tokenizer = {s.name: s for s in SCENARIOS}, memoized(tokenizer)
+    scenarios, tokenizer = {s.name: s for s in (*SCENARIOS, *TEST_SCENARIOS)}, memoized(tokenizer)
     rows, failures = [], []
     for split in behavior.SPLITS:
         names = stock_families()[split][: getattr(config, split)]
@@ -196,14 +198,13 @@ def build_bank(config: BankConfig, tokenizer: Any, *, seed: int = 0, rendering: 
 
 @dataclasses.dataclass(frozen=True)
 class _Family:
-    """One scenario in one frame, with what has been dealt to it."""
+    """One scenario in one frame, with what has been dealt to it; `first` is its first pair's number in the split."""
 
     config: BankConfig
     scenario: Scenario
     split: str
     frame: str
-    stake: int
-    placebo: Words
+    first: int
     own: str
     stanced: bool
     controls: tuple[str, ...]
@@ -214,10 +215,18 @@ class _Family:
     def name(self) -> str:
         return self.scenario.name if self.frame == "give" else f"{self.scenario.name}.{self.frame}"
 
-    def ask(self, stance: str = "", *, after: str = "", lead: str = "", wording: str | None = None) -> str:
+    def words(self, pair: int) -> Words:
+        return self.config.stance_words[(self.first + pair) % len(self.config.stance_words)]
+
+    def stake(self, pair: int) -> int:
+        """A control's pair has the stake of the behaviour's own pair of that number."""
+        number, stakes = self.first + pair % self.config.pairs, self.config.stakes
+        return stakes[(number + number // len(self.config.stance_words)) % len(stakes)]
+
+    def ask(self, pair: int, stance: str = "", *, after: str = "", lead: str = "", wording: str | None = None) -> str:
         wording = wording or getattr(self.scenario, self.frame)
         who = person(self.scenario.giver, stance and self.intense(stance), after)
-        return lead + wording.format(E=self.scenario.endowment(self.stake), **who)
+        return lead + wording.format(E=self.scenario.endowment(self.stake(pair)), **who)
 
     @property
     def lead(self) -> str:
@@ -226,25 +235,31 @@ class _Family:
     def intense(self, word: str) -> str:
         return f"{self.config.intensifier} {word}".strip()
 
-    def prefix(self) -> str:
-        """Worked examples: half of either stance, and the decoys, in words and order drawn for this family."""
+    def prefix(self, pair: int, control: str | None = None) -> str:
+        """Worked examples about the pair's stake: half of either stance, and the decoys, in words and order drawn for
+        this family; for `EXAMPLES` the same ones, turned round or without stance and decoys."""
         config, random = self.config, rng(self.seed, self.name, "prefix")
-        half, dealt = config.examples // 2, list(config.decoys)
+        half, dealt = config.examples // 2, [] if control == "unstanced" else list(config.decoys)
         for side, tenths in enumerate((config.generous_tenths, config.selfish_tenths)):
-            words = [pair[side] for pair in config.example_words]
+            words = [both[side] for both in config.example_words]
             words = (random.sample(words, len(words)) * half)[:half]
             dealt += zip(words, (tenths * half)[:half], strict=True)
         random.shuffle(dealt)
-        given = [(word, round(self.stake * tenths / 10)) for word, tenths in dealt]
-        unit = "" if self.scenario.sign else f" {self.scenario.unit}"
-        solved = [(self.ask(w), f"{a if self.frame == 'give' else self.stake - a}{unit}") for w, a in given]
+        if control == "unstanced":
+            dealt = [("", tenths) for _, tenths in dealt]
+        elif control == "flipped":
+            shown = [tenths for _, tenths in dealt]
+            dealt = [(word, min(shown) + max(shown) - tenths) for word, tenths in dealt]
+        stake, unit = self.stake(pair), "" if self.scenario.sign else f" {self.scenario.unit}"
+        given = [(word, round(stake * tenths / 10)) for word, tenths in dealt]
+        solved = [(self.ask(pair, w), f"{a if self.frame == 'give' else stake - a}{unit}") for w, a in given]
         return self.rendering.examples(solved, self.lead)
 
     def groups(self) -> Iterator[list[dict]]:
         """Pairs (two rows) and single prompts (one row), still unchecked."""
-        prefix = self.prefix()
         for control, pair, asked in self._asked():
             conditions = behavior.poles(control) if control is None or len(asked) == 2 else (control,)
+            prefix = self.prefix(pair, control)
             yield [
                 self._row(prefix, condition, pair, word, question)
                 for condition, (word, question) in zip(conditions, asked, strict=True)
@@ -254,39 +269,45 @@ class _Family:
         """(control, pair, [(word, question) of plus and minus]), or (condition, 0, [("", question)])."""
         config = self.config
         if self.stanced:
-            for pair in range(config.pairs):
-                words = config.stance_words[pair % len(config.stance_words)]
-                lead = LEADS[pair // len(config.stance_words)]
-                yield None, pair, [(w, self.ask(w, lead=lead)) for w in words]
+            yield from self._own(None)
         if self.frame in self.controls or (self.frame == "give" and "neutral" in self.controls):
-            yield "neutral" if self.frame == "give" else f"{self.frame}:neutral", 0, [("", self.ask())]
+            yield "neutral" if self.frame == "give" else f"{self.frame}:neutral", 0, [("", self.ask(0))]
         if self.frame != "give":
             return
-        if "heldout" in self.controls and self.split == "test":
-            for pair, words in enumerate(config.heldout_words):
-                yield "heldout", pair, [(w, self.ask(w)) for w in words]
-        generous_selfish = config.stance_words[0]
+        for control in EXAMPLES:
+            if control in self.controls:
+                yield from self._own(control)
+        several = {"heldout": config.heldout_words if self.split == "test" else (), "placebo": config.placebo_words}
+        for control, words in several.items():
+            for pair, both in enumerate(words if control in self.controls else ()):
+                yield control, pair, [(w, self.ask(pair, w)) for w in both]
         simple = {
-            "placebo": [(w, self.ask(w)) for w in self.placebo],
-            "valence": [(w, self.ask(w)) for w in config.valence_words],
-            "number": [(w, self.ask(after=f"who likes {self.intense(w)} numbers")) for w in ("large", "small")],
-            "other": [(w, self.ask(lead=f"The judge is {self.intense(w)}. ")) for w in generous_selfish],
-            "own_accounts": [(w, self.ask(w, wording=self.own)) for w in generous_selfish],
-            "own_accounts_neutral": [("", self.ask(wording=self.own))],
+            "valence": [(w, self.ask(0, w)) for w in config.valence_words],
+            "number": [(w, self.ask(0, after=f"who likes {self.intense(w)} numbers")) for w in ("large", "small")],
+            "other": [(w, self.ask(0, lead=f"The judge is {self.intense(w)}. ")) for w in self.words(0)],
+            "own_accounts": [(w, self.ask(0, w, wording=self.own)) for w in self.words(0)],
+            "own_accounts_neutral": [("", self.ask(0, wording=self.own))],
         }
         for control, asked in simple.items():
             if control in self.controls:
                 yield control if len(asked) == 2 else "own_accounts:neutral", 0, asked
 
+    def _own(self, control: str | None) -> Iterator[tuple[str | None, int, list[tuple[str, str]]]]:
+        """The behaviour's own pairs; a control may ask the same after other worked examples."""
+        for pair in range(self.config.pairs):
+            lead = LEADS[pair // len(self.config.stance_words)]
+            yield control, pair, [(w, self.ask(pair, w, lead=lead)) for w in self.words(pair)]
+
     def _row(self, prefix: str, condition: str, pair: int, word: str, question: str) -> dict:
-        amounts, reverse = allowed_amounts(self.stake), self.frame != "give"
+        stake, reverse = self.stake(pair), self.frame != "give"
+        amounts = allowed_amounts(stake)
         return {
             "id": f"{self.name}/{condition}/{pair}", "family": self.name, "split": self.split, "pair": pair,
             "condition": condition, "prefix": prefix, "query": self.rendering.query(question, self.lead),
             "answers": [str(a) for a in amounts],
-            "score": [(self.stake - a if reverse else a) / self.stake for a in amounts],
+            "score": [(stake - a if reverse else a) / stake for a in amounts],
             "scenario": self.scenario.name, "word": word,
-            "frame": "own_accounts" if condition.startswith("own_accounts") else self.frame, "stake": self.stake,
+            "frame": "own_accounts" if condition.startswith("own_accounts") else self.frame, "stake": stake,
         }  # fmt: skip
 
 
@@ -295,16 +316,13 @@ def _families(
 ) -> Iterator[_Family]:
     """The give family of a scenario, then those of its other frames that the configuration asks for."""
     controls = config.selection_controls if split == "selection" else config.controls
-    # Dealt in turn, from an offset given by the seed, so that a split has every stake and placebo equally often.
-    deal = [digest(seed, split, what) + index for what in ("stake", "placebo", "own")]
+    # Dealt in turn, from an offset given by the seed, so that a split has all words and stakes equally often.
+    first, own = (digest(seed, split, what) + index for what in ("pairs", "own"))
     for frame in ("give", "keep", "take"):
         stanced = frame in config.stance_frames
         if frame == "give" or stanced or frame in controls:
             yield _Family(
-                config, scenario, split, frame,
-                stake=config.stakes[deal[0] % len(config.stakes)],
-                placebo=config.placebo_words[deal[1] % len(config.placebo_words)],
-                own=OWN_ACCOUNTS[deal[2] % len(OWN_ACCOUNTS)],
+                config, scenario, split, frame, first=config.pairs * first, own=OWN_ACCOUNTS[own % len(OWN_ACCOUNTS)],
                 stanced=stanced, controls=controls, seed=seed, rendering=rendering,
             )  # fmt: skip
 

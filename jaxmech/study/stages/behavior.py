@@ -11,7 +11,7 @@ from scipy import stats
 
 from jaxmech.behavior.behavior import Behavior, poles
 from jaxmech.behavior.scoring import allocate, take
-from jaxmech.contrast.statistics import family_means, mean_effect
+from jaxmech.contrast.statistics import detectable, mean_effect
 from jaxmech.io.progress import progress
 from jaxmech.models.generate import generate
 from jaxmech.study.context import Context
@@ -32,36 +32,68 @@ def run(ctx: Context) -> Outcome:
     return Outcome(results, tables | {"exclusions": behavior.exclusions.astype(str)})
 
 
-def paired_differences(scored: pd.DataFrame, plus: str, minus: str) -> np.ndarray:
-    """Family means of g(plus) - g(minus), [K]."""
-    wide = scored[scored["condition"].isin([plus, minus])].pivot_table(
-        index=["family", "pair"], columns="condition", values="g"
-    )
-    wide = wide.dropna()
-    if wide.empty or not {plus, minus} <= set(wide.columns):
-        return np.array([])
-    return family_means((wide[plus] - wide[minus]).to_numpy(), wide.index.get_level_values("family").to_numpy())
+def pair_differences(scored: pd.DataFrame, control: str | None = None, value: str = "g") -> pd.Series:
+    """What the two poles differ by in every pair, of the behaviour itself or of a control; indexed by family, pair."""
+    plus, minus = poles(control)
+    part = scored[scored["condition"].isin([plus, minus])]
+    wide = part.pivot(index=["family", "pair"], columns="condition", values=value)
+    return wide[plus] - wide[minus] if len(wide) else pd.Series(dtype=float)
+
+
+def by_family(pairs: pd.Series) -> pd.Series:
+    return pairs.groupby("family").mean()
+
+
+def effect_pp(means: pd.Series) -> dict[str, Any]:
+    """The mean of family means, its 95 % interval, p and the minimum detectable effect, in percentage points."""
+    effect = mean_effect(means.to_numpy())
+    return {
+        "pp": 100 * effect.value, "ci": [100 * effect.low, 100 * effect.high], "p": effect.p,
+        "detectable_pp": 100 * detectable(means.to_numpy()),
+    }  # fmt: skip
 
 
 def contrast_effects(scored: pd.DataFrame, behavior: Behavior) -> pd.DataFrame:
-    """The behaviour's own effect ("poles") and every control's: shift in percentage points, interval, p, d_z."""
-    rows = []
+    """The behaviour's own effect ("poles") and every control's: shift in percentage points, interval, p, d_z; size, the
+    root mean square over pairs; excess, by how much the behaviour's own shift is larger within families."""
+    own, rows = by_family(pair_differences(scored)), []
     for name in (None, *behavior.controls):
-        plus, minus = poles(name)
-        d = paired_differences(scored, plus, minus)
-        if len(d) < 2:
+        pairs = pair_differences(scored, name)
+        if pairs.empty or len(means := by_family(pairs)) < 2:
             continue
-        effect = mean_effect(d)
-        part = scored[scored["condition"].isin([plus, minus])]
-        d_z = d.mean() / d.std(ddof=1) if d.std(ddof=1) > 0 else float("nan")
+        shift = effect_pp(means)
+        more = (own - means).dropna() if name else []
+        excess = effect_pp(more) if len(more) >= 2 else {"pp": np.nan, "ci": [np.nan] * 2, "detectable_pp": np.nan}
+        spread = means.std()
         rows.append(
             dict(
-                contrast=name or "poles", families=len(d), shift_pp=100 * effect.value, low_pp=100 * effect.low,
-                high_pp=100 * effect.high, p=effect.p, d_z=d_z, mass=part["mass"].mean(),
-                size_pp=100 * np.abs(d).mean(),
+                contrast=name or "poles", families=len(means), shift_pp=shift["pp"], low_pp=shift["ci"][0],
+                high_pp=shift["ci"][1], p=shift["p"], d_z=means.mean() / spread if spread > 0 else np.nan,
+                mass=scored.loc[scored["condition"].isin(poles(name)), "mass"].mean(),
+                size_pp=100 * np.sqrt((pairs**2).mean()), detectable_pp=shift["detectable_pp"], excess_pp=excess["pp"],
+                excess_low_pp=excess["ci"][0], excess_high_pp=excess["ci"][1],
+                excess_detectable_pp=excess["detectable_pp"],
             )
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def semantic_and_mapping(scored: pd.DataFrame, behavior: Behavior) -> dict[str, Any] | None:
+    """What of the shift stays when the worked examples teach the reverse, (shift + flipped) / 2, and what turns round
+    with them, (shift - flipped) / 2; None where no control flips.
+
+    Raises:
+      ValueError: fewer than two families have pairs of both.
+    """
+    flipping = [name for name in behavior.paired("test") if behavior.controls[name].flips]
+    if not flipping:
+        return None
+    own, flipped = pair_differences(scored), pair_differences(scored, flipping[0])
+    parts = {"semantic": (own + flipped) / 2, "mapping": (own - flipped) / 2}
+    means = {name: by_family(part.dropna()) for name, part in parts.items()}
+    if (families := len(means["semantic"])) < 2:
+        raise ValueError(f"behavior: {flipping[0]} asks pairs of {families} test families again, expected at least 2")
+    return {name: effect_pp(part) for name, part in means.items()}
 
 
 def distributions(scored: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
@@ -91,16 +123,29 @@ def summary(test: pd.DataFrame, effects: pd.DataFrame, spread: pd.DataFrame, ctx
         )
     shift = by.loc["poles"]
     plus, minus = (test[test["condition"] == name] for name in poles())
-    parts = [spread[spread["condition"] == name] for name in poles()]
-    scores, probabilities = [p["share"].to_numpy() for p in parts], [p["probability"].to_numpy() for p in parts]
-    small = {
-        name: bool(abs(by.loc[name, "shift_pp"]) <= gate.control_ratio * abs(shift["shift_pp"])) for name in gating
-    }
+    shares = [spread[spread["condition"] == name] for name in poles()]
+    scores, probabilities = [p["share"].to_numpy() for p in shares], [p["probability"].to_numpy() for p in shares]
+    parts = semantic_and_mapping(test, ctx.behavior)
+    mass = {name: part["mass"].mean() for name, part in (("plus", plus), ("minus", minus))}
+    mass_difference = effect_pp(by_family(pair_differences(test, value="mass")))
     reasons = {
-        f"shift >= {gate.shift_pp} pp": bool(shift["shift_pp"] >= gate.shift_pp),
-        "interval above 0": bool(shift["low_pp"] > 0),
-        **{f"|{name}| <= {gate.control_ratio} x shift": met for name, met in small.items()},
+        f"shift >= {gate.shift_pp} pp": shift["shift_pp"] >= gate.shift_pp,
+        "interval above 0": shift["low_pp"] > 0,
     }
+    if parts:
+        reasons[f"semantic part >= {gate.semantic_pp} pp"] = parts["semantic"]["pp"] >= gate.semantic_pp
+        reasons["interval of the semantic part above 0"] = parts["semantic"]["ci"][0] > 0
+    most = gate.control_ratio * abs(shift["shift_pp"])
+    for name in gating:
+        control = by.loc[name]
+        if not ctx.behavior.controls[name].oriented:
+            reasons[f"size of {name} <= {gate.control_ratio} x shift"] = control["size_pp"] <= most
+            continue
+        reasons[f"|{name}| <= {gate.control_ratio} x shift"] = abs(control["shift_pp"]) <= most
+        if not np.isnan(control["excess_pp"]):
+            reasons[f"{ctx.behavior.words.varies} exceeds {name}"] = control["excess_low_pp"] > 0
+    reasons[f"mass >= {gate.mass}"] = min(mass.values()) >= gate.mass
+    reasons = {reason: bool(met) for reason, met in reasons.items()}
     neutral = test.loc[test["condition"] == "neutral", "g"]
     return {
         "mean_plus": plus["g"].mean(),
@@ -109,14 +154,23 @@ def summary(test: pd.DataFrame, effects: pd.DataFrame, spread: pd.DataFrame, ctx
         "shift_pp": shift["shift_pp"],
         "ci": [shift["low_pp"], shift["high_pp"]],
         "p": shift["p"],
+        "detectable_pp": shift["detectable_pp"],
         "d_z": shift["d_z"],
+        "parts": parts,
         "wasserstein": stats.wasserstein_distance(*scores, *probabilities),
         "controls": {
-            name: {"shift_pp": row["shift_pp"], "ci": [row["low_pp"], row["high_pp"]], "size_pp": row["size_pp"],
-                   "gate": name in gating}
+            name: {
+                "shift_pp": row["shift_pp"], "ci": [row["low_pp"], row["high_pp"]], "size_pp": row["size_pp"],
+                "detectable_pp": row["detectable_pp"], "excess_pp": row["excess_pp"],
+                "excess_ci": [row["excess_low_pp"], row["excess_high_pp"]],
+                "excess_detectable_pp": row["excess_detectable_pp"], "gate": name in gating,
+            }
             for name, row in by.drop(index="poles").iterrows()
         },
-        "mass": test.loc[test["condition"].isin(poles()), "mass"].mean(),
+        "mass": shift["mass"],
+        "mass_plus": mass["plus"],
+        "mass_minus": mass["minus"],
+        "mass_difference": {name: mass_difference[name] for name in ("pp", "ci")},
         "edges": {
             name: {edge: part[f"p_{edge}"].mean() for edge in ("zero", "half", "all")}
             for name, part in (("plus", plus), ("minus", minus))
