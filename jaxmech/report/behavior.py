@@ -33,11 +33,12 @@ from jaxmech.report.style import (
     forest,
     hatch,
 )
+from jaxmech.report.verdict import ClaimCard
 from jaxmech.report.words import Said
 from jaxmech.study.folder import RunFolder
 
 
-def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
+def section(folder: RunFolder, results: Mapping[str, Any], claim: ClaimCard) -> Section:
     r, said = results["behavior"], Said.of(results)
     shares = need(folder, "behavior", "distributions")
     effects = need(folder, "behavior", "effects")
@@ -96,12 +97,7 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
                 rows,
             )
         )
-    gate = "The gate is passed: " if r["gate"] else "The gate is not passed: "
-    reasons = "; ".join(
-        f"{reason.replace('>=', '≥').replace('<=', '≤').replace(' x ', ' × ')}: {'met' if met else 'NOT met'}"
-        for reason, met in r["gate_reasons"].items()
-    )  # noqa: E501
-    return Section("behaviour", "Behaviour", f"{gate}{reasons}.", blocks)
+    return Section("behaviour", "Behaviour", claim.sentence, blocks)
 
 
 def pole_prompts(asked: pd.DataFrame, said: Said) -> list[Any]:

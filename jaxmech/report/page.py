@@ -57,7 +57,7 @@ def render(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
     told = cards(results, config)
     claims, asides = told[:4], told[4:]
     parts = [
-        behavior.section(folder, results),
+        behavior.section(folder, results, claims[0]),
         contrast.section(folder, results, config, claims[1]),
         dual_process.section(folder, results, config, asides[0]),
         patching.section(folder, results),

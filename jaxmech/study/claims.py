@@ -139,7 +139,8 @@ def behavior(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Cond
             excess = {"value": control["excess_pp"], "ci": control["excess_ci"]}
             excess["detectable_pp"] = control["excess_detectable_pp"]
             out.append(off_zero("exceeds control", excess, scale=abs(shift), about=name))
-    out.append(Condition("mass", bool(r["mass"] >= gate["mass"]), r["mass"], unit="share"))
+    least = min(r["mass_plus"], r["mass_minus"])
+    out.append(Condition("mass", bool(least >= gate["mass"]), least, unit="share"))
     difference = r["mass_difference"]["pp"] / 100
     out.append(Condition("mass alike", bool(abs(difference) <= MASS_DIFFERENCE), difference, unit="share"))
     return out

@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 
 PROMISED = {
-    "behavior": ("words", "mean_plus", "mean_minus", "shift_pp", "ci", "controls", "mass", "gate"),
+    "behavior": ("words", "mean_plus", "mean_minus", "shift_pp", "ci", "controls", "mass", "parts"),
     "selection": ("features_total", "features_live", "selected", "share", "expected_false"),
     "dual_process": ("s1", "s2", "mixed", "neither", "silent", "defined"),
     "patching": ("recovered_to_plus", "recovered_to_minus", "p_random"),
-    "steering": ("slope_pp", "usable_range", "p_random"),
+    "steering": ("at_one_pp", "at_one_ci", "usable_range", "p_random"),
     "proximity": ("total_pp", "direct_pp", "pi"),
+    "claims": ("behavior", "features", "cause", "transfer", "dual_process", "proximity"),
     "stages": (),
 }
 
@@ -18,15 +19,16 @@ PROMISED = {
 def main(folder: Path) -> None:
     results = json.loads((folder / "results.json").read_text())
     missing = [f"{s}.{k}" for s, keys in PROMISED.items() for k in keys if k not in results.get(s, {})]
-    missing += [f"transfer.{name}" for name, one in results["transfer"].items() if not {"slope", "ci"} <= set(one)]
+    missing += [f"transfer.{name}" for name, task in results["transfer"].items() if not {"slope", "ci"} <= set(task)]
     missing += [name for name in ("report.html", "manifest.json") if not (folder / name).is_file()]
     if missing:
         sys.exit(f"{folder} lacks: {', '.join(missing)}")
     for section, keys in PROMISED.items():
         for key in keys:
-            print(f"{section}.{key}: {results[section][key]}")
-    for name, one in results["transfer"].items():
-        print(f"transfer.{name}: slope {one['slope']:.2f} {one['ci']}")
+            value = results[section][key]
+            print(f"{section}.{key}: {value['answer'] if section == 'claims' else value}")
+    for name, task in results["transfer"].items():
+        print(f"transfer.{name}: {task['slope']:.2f} {task['ci']}")
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, record in manifest["stages"].items():
         peak = "unknown" if record["peak_gb"] is None else f"{record['peak_gb']:.1f} GB"

@@ -55,7 +55,8 @@ def test_the_whole_study_in_its_own_words(own_study):
     words = results["behavior"]["words"]
     assert words["plus"] == "quick" and words["controls"]["ink"]["rules_out"] == "that it is ink"
     assert set(results["behavior"]["controls"]) == {"ink", "tide"} and results["behavior"]["families"] >= 2
-    assert {"|ink| <= 0.34 x shift", "|tide| <= 0.34 x shift"} <= set(results["behavior"]["gate_reasons"])
+    conditions = results["claims"]["behavior"]["conditions"]
+    assert {"ink", "tide"} == {c["about"] for c in conditions if c["name"] == "small control"}
     assert np.isfinite(folder.table("contrast", "features")["control_d_z"]).any()
     assert results["selection"]["used"] and {"recovered_to_plus", "p_random"} <= set(results["patching"])
     assert results["steering"]["steered"] == ["neutral"] and results["transfer"] == {}

@@ -167,7 +167,7 @@ def test_a_killed_study_resumes_to_the_same_numbers(finished, tmp_path, monkeypa
     a["dictionaries"].pop("source"), b["dictionaries"].pop("source")  # the folder's own name
     assert json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
     required = {
-        "behavior": {"words", "mean_plus", "mean_minus", "shift_pp", "ci", "controls", "mass", "gate"},
+        "behavior": {"words", "mean_plus", "mean_minus", "shift_pp", "ci", "controls", "mass", "parts"},
         "selection": {"features_total", "features_live", "selected", "share", "expected_false"},
         "dual_process": {"s1", "s2", "mixed", "neither", "silent", "defined"},
         "patching": {"recovered_to_plus", "recovered_to_minus", "p_random"},

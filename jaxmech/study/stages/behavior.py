@@ -56,14 +56,15 @@ def effect_pp(means: pd.Series) -> dict[str, Any]:
 def contrast_effects(scored: pd.DataFrame, behavior: Behavior) -> pd.DataFrame:
     """The behaviour's own effect ("poles") and every control's: shift in percentage points, interval, p, d_z; size, the
     root mean square over pairs; excess, by how much the behaviour's own shift is larger within families."""
-    own, rows = by_family(pair_differences(scored)), []
+    own: pd.Series = by_family(pair_differences(scored))
+    rows: list[dict[str, Any]] = []
     for name in (None, *behavior.controls):
         pairs = pair_differences(scored, name)
         if pairs.empty or len(means := by_family(pairs)) < 2:
             continue
         shift = effect_pp(means)
-        more = (own - means).dropna() if name else []
-        excess = effect_pp(more) if len(more) >= 2 else {"pp": np.nan, "ci": [np.nan] * 2, "detectable_pp": np.nan}
+        more: pd.Series = (own - means).dropna() if name else pd.Series(dtype=float)
+        excess: Any = effect_pp(more) if len(more) >= 2 else {"pp": np.nan, "ci": [np.nan] * 2, "detectable_pp": np.nan}
         spread = means.std()
         rows.append(
             dict(
@@ -111,8 +112,7 @@ def distributions(scored: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
 
 
 def summary(test: pd.DataFrame, effects: pd.DataFrame, spread: pd.DataFrame, ctx: Context) -> dict:
-    """The numbers of results.json's `behavior`, and the gate."""
-    gate = ctx.config.gate
+    """The numbers of results.json's `behavior`."""
     by: Any = effects.set_index("contrast") if len(effects) else effects
     gating = ctx.behavior.gating("test")
     if missing := [name for name in ("poles", *gating) if name not in by.index]:
@@ -128,24 +128,6 @@ def summary(test: pd.DataFrame, effects: pd.DataFrame, spread: pd.DataFrame, ctx
     parts = semantic_and_mapping(test, ctx.behavior)
     mass = {name: part["mass"].mean() for name, part in (("plus", plus), ("minus", minus))}
     mass_difference = effect_pp(by_family(pair_differences(test, value="mass")))
-    reasons = {
-        f"shift >= {gate.shift_pp} pp": shift["shift_pp"] >= gate.shift_pp,
-        "interval above 0": shift["low_pp"] > 0,
-    }
-    if parts:
-        reasons[f"semantic part >= {gate.semantic_pp} pp"] = parts["semantic"]["pp"] >= gate.semantic_pp
-        reasons["interval of the semantic part above 0"] = parts["semantic"]["ci"][0] > 0
-    most = gate.control_ratio * abs(shift["shift_pp"])
-    for name in gating:
-        control = by.loc[name]
-        if not ctx.behavior.controls[name].oriented:
-            reasons[f"size of {name} <= {gate.control_ratio} x shift"] = control["size_pp"] <= most
-            continue
-        reasons[f"|{name}| <= {gate.control_ratio} x shift"] = abs(control["shift_pp"]) <= most
-        if not np.isnan(control["excess_pp"]):
-            reasons[f"{ctx.behavior.words.varies} exceeds {name}"] = control["excess_low_pp"] > 0
-    reasons[f"mass >= {gate.mass}"] = min(mass.values()) >= gate.mass
-    reasons = {reason: bool(met) for reason, met in reasons.items()}
     neutral = test.loc[test["condition"] == "neutral", "g"]
     return {
         "mean_plus": plus["g"].mean(),
@@ -176,8 +158,6 @@ def summary(test: pd.DataFrame, effects: pd.DataFrame, spread: pd.DataFrame, ctx
             for name, part in (("plus", plus), ("minus", minus))
         },
         "families": int(shift["families"]),
-        "gate": all(reasons.values()),
-        "gate_reasons": reasons,
     }  # fmt: skip
 
 
