@@ -134,7 +134,7 @@ def test_each_condition_alone_fails(change, failed):
 
 
 def test_what_families_differ_too_much_for_cannot_be_told():
-    judged = conditions(results(shifts=SHIFTS | {None: 0.0, "flipped": 0.1}, noise=0.25))
+    judged = conditions(results(shifts=SHIFTS | {None: 0.0, "flipped": 0.15}, noise=0.25))
     assert judged["shift"] is None and judged["semantic"] is None
 
 
