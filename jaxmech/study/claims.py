@@ -188,17 +188,23 @@ def cause(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Conditi
         sizes = [patching["random_sets"], config["patching"]["random_directions"]]
         out.append(beyond(off_zero("patching", share, scale=HALF, unit="share", about=direction), ps, sizes))
     effect = {"value": steering["at_one_pp"], "ci": steering["at_one_ci"], "detectable_pp": steering["detectable_pp"]}
-    half = abs(results["behavior"]["shift_pp"]) / 2
+    least = worth_finding(results)
     count = config["steering"]["random_directions"]
     ps = [steering[name] for name in ("p_random", "p_random_directions", "p_random_kl")]
-    out.append(beyond(off_zero("steering", effect, scale=half), ps, [patching["random_sets"], count, count]))
+    out.append(beyond(off_zero("steering", effect, scale=least), ps, [patching["random_sets"], count, count]))
     for name, share in patching["held_out"].items():
         out.append(off_zero("held out", share, scale=HALF, unit="share", about=name))
     for name, crossed in patching["cross"].items():
         if Control(**results["behavior"]["words"]["controls"][name]).oriented:
             excess = {"value": crossed["excess_pp"], "ci": crossed["excess_ci"]}
-            out.append(off_zero("exceeds patched control", excess, scale=half, about=name))
-    return [*out, *specific(results), home(tasks, half)]
+            out.append(off_zero("exceeds patched control", excess, scale=least, about=name))
+    return [*out, *specific(results), home(tasks, least)]
+
+
+def worth_finding(results: Mapping[str, Any]) -> float:
+    """Half of what the words themselves do from the middle to a pole, in percentage points: a study that could not have
+    found as much says nothing of its absence."""
+    return abs(results["behavior"]["shift_pp"]) / 4
 
 
 def by_rule(results: Mapping[str, Any]) -> list[Condition]:
@@ -222,7 +228,7 @@ def beyond(condition: Condition, ps: Sequence[float], sizes: Sequence[int]) -> C
 def specific(results: Mapping[str, Any]) -> list[Condition]:
     """Controls that steering should move and that it should leave alone."""
     steering, controls = results["steering"], results["behavior"]["words"]["controls"]
-    half, out = abs(steering["at_one_pp"]) / 2, []
+    out = []
     for name, fields in controls.items():
         control, measured = Control(**fields), steering["specificity"].get(name)
         if measured is None:
@@ -231,7 +237,7 @@ def specific(results: Mapping[str, Any]) -> list[Condition]:
             continue
         effect = {"value": measured["slope_pp"], "ci": measured["ci"], "detectable_pp": measured["detectable_pp"]}
         if control.moves:
-            out.append(off_zero("moves too", effect, scale=half, about=name))
+            out.append(off_zero("moves too", effect, scale=worth_finding(results), about=name))
             continue
         low, high = measured["ci90"]
         outside = known(low, high) and (low > measured["margin_pp"] or high < -measured["margin_pp"])
@@ -267,9 +273,8 @@ def home(results: Mapping[str, Any], scale: float) -> Condition:
 
 def transfer(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Condition]:
     """At least one task that is not the behaviour's own, after Holm's correction over all."""
-    half = abs(results["steering"]["at_one_pp"]) / 2
     tried = [
-        moves_as_expected("task", name, task, scale=half, p="p_holm")
+        moves_as_expected("task", name, task, scale=worth_finding(results), p="p_holm")
         for name, task in tasks_of(results["transfer"]).items()
         if not task["home"] and task["expected_sign"]
     ]

@@ -42,7 +42,12 @@ def filled_up(stage, tables):
 
 def build_run(path, scenario, seed=0):
     rng, folder = np.random.default_rng(seed), RunFolder(path)
-    config = StudyConfig(model="gemma-3-270m", run_dir=str(path), transfer={"random_directions": scenario.directions})
+    config = StudyConfig(
+        model="gemma-3-270m",
+        run_dir=str(path),
+        transfer={"random_directions": scenario.directions},
+        dictionaries={"path": "published"},
+    )
     features, used = made_of.feature_tables(rng, scenario)
     stages = {
         "behavior": made_of.behaviour(rng, scenario),
@@ -51,7 +56,7 @@ def build_run(path, scenario, seed=0):
         "fidelity": made_of.fidelity(rng, scenario),
         "contrast": made_of.contrast(features, used, scenario),
         "dual_process": made_of.dual_process(rng, used, scenario),
-        "patching": made_of.patching(rng, scenario),
+        "patching": made_of.patching(rng, used, scenario),
         "attribution": made_of.attribution(rng, features),
         "proximity": made_of.proximity(rng, used, scenario),
         "steering": made_of.steering(rng, scenario),

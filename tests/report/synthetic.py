@@ -17,7 +17,8 @@ from jaxmech.behavior.dual_process.prompts import build_items
 from jaxmech.study.folder import Outcome
 
 LAYERS, F, FAMILIES = (6, 8, 10, 12, 14, 16), 512, 16
-CONTRASTS = ("poles", "heldout", "placebo", "valence", "number", "other", "own_accounts")
+CONTRASTS = ("poles", "heldout", "placebo", "valence", "number", "flipped", "unstanced", "other", "own_accounts")
+GATING = ("placebo", "valence", "number")
 GAMES = {
     "dictator_give": (1, "mean 28 %, 36 % give nothing (Engel 2011)"),
     "dictator_take": (1, "about 35 % left (Flage)"),
@@ -79,6 +80,7 @@ def behaviour(rng, scenario):
         "shift_pp": shift,
         "ci": [stance.low_pp, stance.high_pp],
         "p": 3e-5,
+        "detectable_pp": 5.0,
         "d_z": 2.1,
         "wasserstein": shift / 100,
         "parts": {
@@ -90,20 +92,21 @@ def behaviour(rng, scenario):
                 "shift_pp": row.shift_pp,
                 "ci": [row.low_pp, row.high_pp],
                 "size_pp": 2.0,
-                "gate": row.contrast == "placebo",
+                "detectable_pp": row.detectable_pp,
+                "excess_pp": row.excess_pp,
+                "excess_ci": [row.excess_low_pp, row.excess_high_pp],
+                "excess_detectable_pp": row.excess_detectable_pp,
+                "gate": row.contrast in GATING,
             }
             for row in effects.iloc[1:].itertuples()
         },
         "mass": 0.89,
+        "mass_plus": 0.9,
+        "mass_minus": 0.88,
+        "mass_difference": {"pp": 2.0, "ci": [0.5, 3.5]},
         "families": FAMILIES,
-        "gate": scenario.gate,
         "edges": {
             name: {"zero": 0.1 + 0.3 * (name == "minus"), "half": 0.3, "all": 0.02} for name in ("plus", "minus")
-        },
-        "gate_reasons": {
-            "shift >= 10.0 pp": scenario.gate,
-            "interval above 0": True,
-            "|placebo| <= 0.34 x shift": scenario.gate,
         },
         "excluded_pairs": 2,
         "sampling": {
@@ -237,11 +240,10 @@ def dual_process(rng, used, scenario):
     )
 
 
-def patching(rng, scenario):
+def patching(rng, used, scenario):
     names = (
         ("selected features", "effect", 0.41 if scenario.effect else 0.02),
         ("control-selected features", "control", 0.03),
-        ("matched random features", "control", 0.02),
         ("whole residual", "reference", 1.0),
         ("all features", "reference", 0.72),
         ("reconstruction error only", "reference", 0.24),
@@ -250,7 +252,7 @@ def patching(rng, scenario):
     )
     bars, null, results = [], [], {}
     for direction in ("to_plus", "to_minus"):
-        draws = rng.normal(0.02, 0.03, 199)
+        draws = rng.normal(0.02, 0.03, (2, 199))
         for name, kind, value in names:
             bars.append(
                 dict(
@@ -263,16 +265,35 @@ def patching(rng, scenario):
                     change_pp=26.8 * value,
                 )
             )
-        null.append(pd.DataFrame(dict(direction=direction, recovered=draws)))
+        for kind, drawn in zip(("matched sets", "random directions"), draws, strict=True):
+            null.append(pd.DataFrame(dict(direction=direction, null=kind, recovered=drawn)))
         value = names[0][2]
         results |= {
             f"recovered_{direction}": value,
             f"recovered_{direction}_ci": [value - 0.07, value + 0.07],
             f"p_random_{direction}": 0.005 if scenario.effect else 0.62,
-            f"random_{direction}": float(draws.mean()),
+            f"random_{direction}": float(draws[0].mean()),
+            f"random_ratio_{direction}": 1.0,
+            f"p_directions_{direction}": 0.01 if scenario.effect else 0.4,
+            f"bars_{direction}": {name: share for name, kind, share in names if kind == "reference"},
         }
-    results |= {"p_random": 0.005 if scenario.effect else 0.62, "random_sets": 199, "families": FAMILIES}
-    return Outcome(results, {"bars": pd.DataFrame(bars), "null": pd.concat(null, ignore_index=True)})
+    singles = used[["layer", "feature"]].assign(p=0.01, p_holm=0.04)
+    singles["change_pp"] = np.where(np.arange(len(used)) % 3, 2.5, 0.05)
+    singles = singles.assign(low_pp=singles["change_pp"] - 0.4, high_pp=singles["change_pp"] + 0.4)
+    singles["passenger"] = singles["change_pp"] < 0.5
+    share = lambda v: {"value": v, "ci": [v - 0.1, v + 0.1]}  # noqa: E731
+    excess = {"excess_pp": 9.0, "excess_ci": [5.0, 13.0]}
+    results |= {
+        "p_random": 0.005 if scenario.effect else 0.62, "random_sets": 199, "families": FAMILIES,
+        "movers": int((~singles["passenger"]).sum()), "passengers": int(singles["passenger"].sum()),
+        "held_out": {"heldout": share(names[0][2]), "unstanced": share(names[0][2])},
+        "cross": {
+            "valence": {"own": share(0.05), "poles": share(0.2)} | excess,
+            "number": {"own": share(0.02), "poles": share(0.2)} | excess,
+        },
+    }  # fmt: skip
+    tables = {"bars": pd.DataFrame(bars), "null": pd.concat(null, ignore_index=True), "singles": singles}
+    return Outcome(results, tables)
 
 
 def attribution(rng, features):
@@ -348,6 +369,9 @@ def proximity(rng, used, scenario):
     return Outcome(results, {"sets": sets, "features": each})
 
 
+RANDOM = ("random directions", "random directions, same KL")
+
+
 def steering(rng, scenario):
     alphas = np.array([-4, -2, -1, -0.5, 0, 0.5, 1, 2, 4])
     slope = 0.05 if scenario.effect else 0.001
@@ -367,6 +391,7 @@ def steering(rng, scenario):
             perplexity=12 * (1 + 0.02 * size),
             kl=0.015 * size,
             accuracy=1 - 0.004 * (size > 4) * size,
+            cost=size / 4,
             usable=usable,
         )
     )
@@ -378,10 +403,14 @@ def steering(rng, scenario):
     ]
     rows += [("S2 features only", "comparator", 2.4)]
     rows += [("matched random features", "null", v) for v in rng.normal(0, 0.5, 199)]
-    rows += [("random directions", "null", v) for v in rng.normal(0, 0.3, 100)]
+    rows += [(name, "null", v) for name in RANDOM for v in rng.normal(0, 0.3, 100)]
     p = 0.005 if scenario.effect else 0.71
     results = {
         "steered": ["neutral"],
+        "at_one_pp": 100 * slope,
+        "at_one_ci": [100 * slope - 0.9, 100 * slope + 0.9],
+        "at_one_p": p,
+        "detectable_pp": 1.3,
         "slope_pp": 100 * slope,
         "slope_ci": [100 * slope - 0.9, 100 * slope + 0.9],
         "usable_range": [low, high],
@@ -391,10 +420,20 @@ def steering(rng, scenario):
         else None,
         "slope_at_one_pp": 100 * slope,
         "p_random": p,
+        "random_ratio": 1.0,
         "p_random_directions": p,
+        "p_random_kl": p,
         "comparators_pp": {"mean difference": 6.0},
         "specificity": {
-            name: {"slope_pp": value, "ci": [value - 1, value + 1], "families": FAMILIES}
+            name: {
+                "slope_pp": value,
+                "ci": [value - 1, value + 1],
+                "families": FAMILIES,
+                "detectable_pp": 1.5,
+                "ci90": [value - 0.8, value + 0.8],
+                "margin_pp": 100 * slope / 3,
+                "equivalent": abs(value) + 0.8 <= 100 * slope / 3,
+            }
             for name, value in (("keep", 90 * slope), ("take", 70 * slope), ("own_accounts", 0.3))
         },
         "families": FAMILIES,
@@ -422,6 +461,7 @@ def transfer(rng, scenario):
                 p=0.03,
                 p_random=p_holm / 5,
                 null_sd_pp=0.4,
+                detectable_pp=1.1,
                 mass=0.85,
                 human=people,
                 p_holm=p_holm,
@@ -442,6 +482,7 @@ def transfer(rng, scenario):
             "label": LABELS.get(name, ""),
             "home": name == "dictator_give",
             "families": 6,
+            "detectable_pp": 1.1,
         }
     prompts = pd.concat([game_prompts(PLAYED[name], families=1).assign(task=name) for name in GAMES])
     tables = {"tasks": pd.DataFrame(rows), "curves": pd.concat(curves, ignore_index=True), "prompts": prompts}
