@@ -114,7 +114,8 @@ def statement(config: Mapping[str, Any], said: Said) -> Sequence[str]:
         "exact distribution over all allowed answers; their total probability is given as valid mass.",
         "P-values of effects over families (Student's t), of classes' directness and of steering are two-sided; those "
         "of patching against random sets and directions, (1 + those at least as large) / (1 + their number), are "
-        "one-sided: the side towards the donor. What an effect is compared with has its norm at every layer.",
+        "one-sided: the side towards the donor. In other tasks an effect is one more draw from the normal distribution "
+        "that random directions come from. What an effect is compared with has its norm at every layer.",
         "A question is answered yes only if all the conditions listed under it hold. One that fails is named in the "
         "answer. One that could not have been found, families differing as they do, leaves the answer open, with the "
         "smallest effect that would have been found in four of five such studies. Without a behaviour later answers "

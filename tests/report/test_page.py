@@ -10,7 +10,7 @@ import pytest
 from markupsafe import escape
 from rich.console import Console
 
-from jaxmech.report import judge, print_summary, show, write_report
+from jaxmech.report import cards, print_summary, show, write_report
 from jaxmech.report.formats import NBSP
 from jaxmech.report.verdict import STAGES
 from jaxmech.study.folder import Outcome, RunFolder, write_json
@@ -91,15 +91,15 @@ def test_every_scenario_gives_a_whole_page_that_loads_nothing(page_of, run_of, n
 
 def test_the_page_says_what_the_verdict_says(page_of, run_of):
     folder, manifest = run_of("finding")
-    for claim in judge({stage: folder.results(stage) for stage in STAGES}, manifest["config"]):
+    for claim in cards({stage: folder.results(stage) for stage in (*STAGES, "fidelity")}, manifest["config"]):
         assert claim.title in page_of("finding").text
         assert claim.sentence.replace(NBSP, " ") in page_of("finding").text
 
 
 def test_withheld_claims_are_shown_with_their_numbers(page_of):
     text = page_of("no_behaviour").text
-    assert "No behaviour to explain" in text
-    assert text.count("Withheld, because there is no behaviour to explain") >= 5
+    assert "Not shown: shift" in text
+    assert text.count("Withheld: no behaviour is shown that features could carry") >= 5
     assert "NOT met" in text and "the features recover 2 %" in text
 
 
@@ -138,12 +138,9 @@ def test_methods_hold_every_parameter_and_where_this_comes_from(page_of, run_of)
 
 def test_p_values_are_called_what_they_are(page_of):
     text = page_of("finding").text
-    assert (
-        "against random directions, one more draw" in text
-        and "are one-sided: the side on which the share given is larger" in text
-    )
-    assert "Student's t) and of classes' directness are two-sided" in text and "p = 0.005, one-sided" in text
-    assert text.count("two-sided") == 3  # there, and of the two tests over families
+    assert "one more draw from the normal distribution" in text and "one-sided: the side towards the donor" in text
+    assert "of classes' directness and of steering are two-sided" in text and "(p = 0.005)" in text
+    assert "(two-sided p = 0.005 against feature sets, which reach 100 % of the norm" in text
     assert "not public" not in text and "worked from the abstract" in text
 
 
@@ -217,11 +214,12 @@ def test_a_table_of_another_version_is_named(run_of, tmp_path):
 
 def test_the_terminal_says_the_same(run_of):
     folder, manifest = run_of("no_behaviour")
-    claims = judge({stage: folder.results(stage) for stage in STAGES}, manifest["config"])
+    claims = cards({stage: folder.results(stage) for stage in (*STAGES, "fidelity")}, manifest["config"])
     out = StringIO()
     print_summary(claims, Console(file=out, width=2000))
     for claim in claims:
-        assert claim.title in out.getvalue() and claim.answer in out.getvalue() and claim.sentence in out.getvalue()
+        for text in (claim.title, claim.answer, claim.sentence, *(f"{f.label}: {f.text}" for f in claim.facts)):
+            assert text in out.getvalue()
 
 
 def test_show_needs_a_finished_run(run_of, tmp_path):
