@@ -136,7 +136,7 @@ class FidelitySettings(Checked):
 class DualProcessSettings(Checked):
     """Items of each of eleven generators, and the index from which a feature belongs to a system."""
 
-    items: int = 16
+    items: int = 10
     cut: float = 0.3
 
     def __post_init__(self):
