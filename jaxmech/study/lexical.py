@@ -9,8 +9,8 @@ from jaxmech.models.text import encode_prompts, left_padded, text_ids, token_ids
 from jaxmech.study.cards import selected_activations, selection_order
 from jaxmech.study.context import Context
 
-TRIGGERS, PROMPTS = 3, 8
-"""Trigger tokens per feature, and prompts of each pole that they are taken from."""
+TRIGGERS, PROMPTS = 3, 6
+"""Trigger tokens per feature, and prompts of each pole that they are taken from, spread over families."""
 FRAMES = (
     ("The weather report on the radio said", " and then it ended."),
     ("On the shelf next to the blue box there was", " last week."),
@@ -25,7 +25,8 @@ def lexical_flags(ctx: Context, features: pd.DataFrame) -> np.ndarray:
 
     Trigger tokens are those on which it is largest in the prompts that it was selected on.
     """
-    rows = ctx.prompts("selection", "plus", "minus").groupby("condition").head(PROMPTS)
+    poles = (ctx.prompts("selection", pole) for pole in ("plus", "minus"))
+    rows = pd.concat([pole.iloc[np.unique(np.linspace(0, len(pole) - 1, PROMPTS, dtype=int))] for pole in poles])
     tokens, mask = (np.asarray(a) for a in encode_prompts(ctx.lm, list(rows["prefix"] + rows["query"])))
     selection = ctx.selection(features)
     z, _ = selected_activations(ctx, tokens, mask, selection)

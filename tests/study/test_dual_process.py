@@ -107,8 +107,8 @@ def test_lexical_features_fire_on_their_triggers_in_unrelated_text(context, monk
     """Of four: one fires on a word anywhere, one on that word in the prompts alone, one never, one on another word."""
     ids = lambda text: token_ids(context.lm.tokenizer, text)  # noqa: E731
     (word,), (other,), (also,) = ids("generous"), ids("selfish"), ids("player")
-    prompts = pd.DataFrame(dict(prefix="", query=["A generous player .", "A selfish player ."]))
-    context.prompts = lambda *split: prompts.assign(condition=["plus", "minus"])
+    said = {"plus": "A generous player .", "minus": "A selfish player ."}
+    context.prompts = lambda split, pole: pd.DataFrame(dict(prefix=[""], query=[said[pole]]))
     context.selected = pd.DataFrame(dict(layer=[2, 0, 2, 0], feature=[4, 1, 0, 2]))
 
     def activations(ctx, tokens, mask, selection):

@@ -74,8 +74,8 @@ def solve_syllogism(q):
     text = re.sub(r"\. All | and all ", "|", text).replace(".", "").replace("|", " | ")
     premises = [part.strip() for part in text.split("|")]
     nouns = (
-        "flowers roses birds sparrows fish sharks dogs terriers trees oaks cars taxis fruits apples insects ants "
-        "metals tulips daisies owls geese trout eels poodles beagles pines elms limousines jeeps plums figs wasps beetles"
+        "flowers roses tulips daisies birds sparrows owls geese fish sharks trout eels dogs terriers poodles beagles "
+        "trees oaks pines elms cars taxis limousines jeeps fruits apples plums figs insects ants wasps beetles metals"
     ).split()
     pairs = ("iron bars", "steel rods", "copper pipes")
     subject = lambda s: next((p for p in pairs if s.startswith(p)), s.split()[0])  # noqa: E731
