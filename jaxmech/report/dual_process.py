@@ -9,78 +9,82 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from jaxmech.report.blocks import (
-    Figure,
-    Prompt,
-    Prompts,
-    Section,
-    Table,
-    need,
-    text,
-)
-from jaxmech.report.formats import readable, significant
-from jaxmech.report.style import (
-    CLASS_STYLE,
-    FEATURE,
-    NEUTRAL,
-    count_axis,
-    figure,
-)
+from jaxmech.report.blocks import Figure, Prompt, Prompts, Section, Table, need
+from jaxmech.report.formats import NBSP, interval, percent, readable
+from jaxmech.report.style import CLASS_STYLE, FEATURE, NEUTRAL, count_axis, figure
 from jaxmech.report.verdict import ClaimCard
 from jaxmech.study.folder import RunFolder
+
+# condition -> (what it measures, what its interval must lie above)
+CONDITIONS = {
+    "accuracy": ("accuracy without a lure", "above 50 %"),
+    "lure_cost": ("accuracy lost to a lure", "above 0"),
+    "instruction_gain": ("accuracy gained by the instruction to think", "above 0, or that arm does not count"),
+}
 
 
 def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, Any], claim: ClaimCard) -> Section:
     r = results["dual_process"]
+    blocks: list[Any] = [conditions_table(r)]
+    if r["defined"]:
+        blocks += class_figures(folder, r, config["dual_process"]["cut"])
+    return Section("classes", "System 1 and System 2", claim.sentence, blocks + item_prompts(folder))
+
+
+def conditions_table(r: Mapping[str, Any]) -> Table:
+    """Whether the model behaves on the items, without which there is no index."""
+    rows = [
+        [
+            what,
+            percent(found["value"], 1),
+            f"{interval(found['ci'], scale=100)}{NBSP}%",
+            needed,
+            "yes" if found["met"] else "no",
+        ]
+        for name, (what, needed) in CONDITIONS.items()
+        for found in (r["conditions"][name],)
+    ]
+    caption = "The model itself on the items, over their eleven kinds."
+    if not r["defined"]:
+        caption += " The index is undefined here, so no feature is put into a class."
+    return Table(caption, ("measure", "value", "95 % interval", "needed", "met"), rows)
+
+
+def class_figures(folder: RunFolder, r: Mapping[str, Any], cut: float) -> list[Figure]:
     table = need(folder, "dual_process", "classes")
     cuts = need(folder, "dual_process", "sensitivity")
-    counts = {kind: r[kind] for kind in ("s2", "s1", "mixed", "neither", "silent")}
-    void = (
-        ""
-        if r["defined"]
-        else " The index is undefined here, so these counts carry no meaning; they are shown for the record."
-    )
-    facts = flat(r.get("behavior") or {})
     low, high = cuts.iloc[0], cuts.iloc[-1]
-    lexical = int(table["lexical"].fillna(False).sum()) if "lexical" in table else 0
-    blocks: list[Any] = [
+    both = "instruction" in r["arms"]
+    counted = (
+        "A feature is System 2 if both lie above 0, System 1 if both lie below; opposite sides make it mixed."
+        if both
+        else "The instruction changes no accuracy here, so the demand arm alone decides."
+    )
+    return [
         Figure(
             "classes",
-            draw_class_counts(counts),
-            f"Features in use by class, at the cut {config['dual_process']['cut']}.{void}"
-            + (f" Lexical, firing on their trigger words in any text: {lexical}." if lexical else ""),
+            draw_class_counts({kind: r[kind] for kind in CLASS_STYLE}),
+            f"Features in use by class, at the cut {cut}. Lexical, firing on a few of their trigger tokens in any "
+            f"text: {r['lexical']}.",
             "dual_process/classes",
         ),
         Figure(
             "sensitivity",
-            draw_sensitivity(cuts, config["dual_process"]["cut"]),
+            draw_sensitivity(cuts, cut),
             f"How the counts depend on the cut: from {low['cut']:g} to {high['cut']:g}, System 2 goes from "
-            f"{low['s2']:g} to "
-            f"{high['s2']:g} and System 1 from {low['s1']:g} to {high['s1']:g} (line: the cut in use).",
+            f"{low['s2']:g} to {high['s2']:g} and System 1 from {low['s1']:g} to {high['s1']:g} (line: the cut in "
+            "use).",
             "dual_process/sensitivity",
         ),
         Figure(
             "arms",
             draw_arms(table),
-            "The two arms of the index, with 95 % intervals. A feature is System 2 if both lie above 0, System 1 "
-            "if both lie "
-            "below; opposite sides make it mixed.",
+            f"The two arms of the index, with 95 % intervals, of each feature's largest value over the question. "
+            f"{counted}",
             "dual_process/classes",
-            wide=not facts,
+            wide=True,
         ),
     ]
-    blocks += item_prompts(folder)
-    if facts:
-        blocks.append(
-            Table(
-                "The model itself on the reasoning items: without a lure effect or a cost of conflict, the index "
-                "is undefined.",
-                ("measure", "value"),
-                facts,
-                narrow=True,
-            )
-        )
-    return Section("classes", "System 1 and System 2", claim.sentence, blocks)
 
 
 def item_prompts(folder: RunFolder) -> list[Any]:
@@ -91,22 +95,6 @@ def item_prompts(folder: RunFolder) -> list[Any]:
     part = items[items["item"] == items["item"].iloc[0]]
     prompts = [Prompt(readable(row.condition), row.prefix, row.query) for row in part.itertuples()]
     return [Prompts("A whole reasoning item: a pair of prompts in each of two arms, after worked examples.", prompts)]
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
-    """Nested results as rows of name and value."""
-    rows = []
-    for key, value in values.items():
-        label = f"{prefix}{str(key).replace('_', ' ')}"
-        if isinstance(value, Mapping):
-            rows += flat(value, f"{label}, ")
-        elif isinstance(value, list):
-            rows.append([label, ", ".join(significant(v) if isinstance(v, int | float) else text(v) for v in value)])
-        elif isinstance(value, bool) or not isinstance(value, int | float):
-            rows.append([label, {True: "yes", False: "no"}.get(value, text(value))])
-        else:
-            rows.append([label, significant(value)])
-    return rows
 
 
 def draw_class_counts(counts: dict[str, int]) -> go.Figure:

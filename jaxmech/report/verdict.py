@@ -79,9 +79,7 @@ def card(title: str, claim: Claim, sentence: str, said: Said) -> ClaimCard:
     )
     status = {"yes": "yes", "no": "no", "cannot be told": "open", "withheld": "withheld"}[claim.answer]
     if claim.withheld:
-        sentence = (
-            f"Withheld: no behaviour is shown that features could carry. Measured all the same: {sentence}"
-        )
+        sentence = f"Withheld: no behaviour is shown that features could carry. Measured all the same: {sentence}"
     return ClaimCard(title, headline(claim, said), status, sentence, facts)
 
 

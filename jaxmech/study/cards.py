@@ -13,17 +13,10 @@ import pandas as pd
 
 from jaxmech.interventions import edits
 from jaxmech.io.arguments import Array
-from jaxmech.io.tables import each_row
 from jaxmech.models.decoder import Tap, forward
-from jaxmech.models.text import encode_prompts
 from jaxmech.study.context import Context
 
 TOP, CONTEXT, ROWS = 5, 5, 16
-FRAMES = (
-    "The weather report on the radio said{} and then it ended.",
-    "On the shelf next to the blue box there was{} last week.",
-)
-"""Sentences unrelated to any behaviour, into which trigger tokens are put."""
 
 
 def feature_cards(ctx: Context, picked: pd.DataFrame) -> pd.DataFrame:
@@ -96,26 +89,3 @@ def logit_tokens(ctx: Context, picked: pd.DataFrame, n: int = 8) -> tuple[dict, 
     up, down = np.argsort(-logits, axis=1)[:, :n], np.argsort(logits, axis=1)[:, :n]
     spell = lambda table: {i: [decode(ctx, [t]) for t in row] for i, row in zip(picked.index, table, strict=True)}  # noqa: E731
     return spell(up), spell(down)
-
-
-def lexical(ctx: Context, cards: pd.DataFrame) -> np.ndarray:
-    """Whether each card's feature fires on its own trigger tokens in unrelated text, in at least half of the cases."""
-    out, selection = [], ctx.selection(cards)
-    texts, owners = [], []
-    for i, card in enumerate(each_row(cards)):
-        for token in dict.fromkeys(card.top_tokens):
-            texts += [frame.format(token if token.startswith(" ") else f" {token}") for frame in FRAMES]
-            owners += [(i, frame.split("{}")[0]) for frame in FRAMES]
-    if not texts:
-        return np.zeros(len(cards), bool)
-    tokens, mask = encode_prompts(ctx.lm, texts)
-    z, _ = selected_activations(ctx, np.asarray(tokens), np.asarray(mask), selection)
-    order = {(row.layer, row.feature): k for k, row in enumerate(selection_order(cards))}
-    fired: list[list[bool]] = [[] for _ in range(len(cards))]
-    for j, (i, head) in enumerate(owners):
-        owner = cards.iloc[i]
-        slot = int(np.asarray(mask)[j].argmax()) + len(ctx.lm.tokenizer(head, add_special_tokens=False).input_ids) + 1
-        fired[i].append(bool((z[j, slot : slot + 2, order[owner.layer, owner.feature]] > 0).any()))
-    for cases in fired:
-        out.append(bool(cases) and float(np.mean(cases)) >= 0.5)
-    return np.array(out)

@@ -289,15 +289,13 @@ def transfer(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Cond
 def dual_process(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Condition]:
     """The model behaves on the items, and some feature belongs to a system."""
     r = results["dual_process"]
+    # Where the model itself does not do the items, an index of its features says nothing, neither yes nor no.
     out = [
-        Condition("behaves", c["met"] if known(c["value"]) else None, c["value"], c["ci"], unit="share", about=name)
-        for name, c in r.get("conditions", {}).items()
+        Condition("behaves", True if c["met"] else None, c["value"], c["ci"], unit="share", about=name)
+        for name, c in r["conditions"].items()
     ]
     if not r["defined"]:
-        # An index of features says nothing where the model itself does not do the items.
-        return [c._replace(met=None) if c.met is False else c for c in out] or [
-            Condition("behaves", None, note=r.get("reason") or "")
-        ]
+        return out
     classed = r["s1"] + r["s2"]
     return [*out, Condition("classed", classed > 0, classed, unit="count")]
 

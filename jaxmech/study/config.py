@@ -143,14 +143,14 @@ class FidelitySettings(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class DualProcessSettings(Checked):
-    """Items of each generator, and the index from which a feature belongs to a system."""
+    """Items of each of eleven generators, and the index from which a feature belongs to a system."""
 
-    items: int = 16
+    items: int = 10
     cut: float = 0.3
 
     def __post_init__(self):
         super().__post_init__()
-        _at_least(self, items=1, cut=0)
+        _at_least(self, items=2, cut=0)
         if not self.cut < 1:
             raise ValueError(f"cut: expected less than 1, the index's largest value, got {self.cut}")
 

@@ -45,12 +45,13 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "dual_process": {
         "classes": (
             *_FEATURE, "class", "index", "silent_share", "demand", "demand_low", "demand_high", "instruction",
-            "instruction_low", "instruction_high", "lexical",
+            "instruction_low", "instruction_high", "anchor", "arithmetic_slope", "arithmetic_slope_low",
+            "arithmetic_slope_high", "lexical",
         ),
         "sensitivity": ("cut", "s1", "s2", "mixed", "neither", "silent"),
         "items": (
-            "id", "item", "family", "generator", "arm", "condition", "prefix", "query", "answers", "score", "p_correct",
-            "log_mass", "tokens",
+            "id", "item", "family", "generator", "arm", "condition", "prefix", "query", "answers", "score", "level",
+            "p_correct", "log_mass", "tokens", "log_likelihood",
         ),
     },
     "patching": {

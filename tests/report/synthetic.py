@@ -223,6 +223,10 @@ def dual_process(rng, used, scenario):
         index=(arms["demand"] + arms["instruction"]) / 2,
         **arms,
         silent_share=0.1,
+        anchor=arms["demand"],
+        arithmetic_slope=0.2 * sign,
+        arithmetic_slope_low=0.2 * sign - 0.1,
+        arithmetic_slope_high=0.2 * sign + 0.1,
         lexical=np.arange(len(used)) == 1,
     )
     counts = {kind: int((kinds == kind).sum()) for kind in ("s1", "s2", "mixed", "neither", "silent")}
@@ -232,11 +236,26 @@ def dual_process(rng, used, scenario):
             for i, cut in enumerate((0.1, 0.2, 0.3, 0.4, 0.5))
         ]
     )
-    reason = None if scenario.defined else "accuracy without conflict 0.31 is not above chance"
-    behaviour = {"accuracy_no_conflict": 0.62 if scenario.defined else 0.31, "conflict_cost": 0.18, "ci": [0.1, 0.26]}
+    reason = "" if scenario.defined else "accuracy without conflict 0.31 is not above chance"
+    accuracy = 0.62 if scenario.defined else 0.31
+    conditions = {
+        "accuracy": {"value": accuracy, "ci": [accuracy - 0.08, accuracy + 0.08], "met": scenario.defined},
+        "lure_cost": {"value": 0.18, "ci": [0.1, 0.26], "met": True},
+        "instruction_gain": {"value": 0.03, "ci": [0.01, 0.05], "met": True},
+    }
+    behaviour = {"accuracy_no_conflict": accuracy, "conflict_cost": 0.18, "instruction_gain": 0.03}
+    if not scenario.defined:  # nothing more is computed
+        kept = ["layer", "feature", "lexical"]
+        classes = classes[kept].reindex(columns=classes.columns).assign(**{"class": "undefined"})
+        counts, cuts = dict.fromkeys(counts), cuts.head(0)
+    items = build_items(per_generator=1).drop(columns="text").assign(
+        p_correct=0.6, log_mass=-0.5, tokens=40, log_likelihood=-3.0
+    )  # fmt: skip
     return Outcome(
-        counts | {"defined": scenario.defined, "reason": reason, "behavior": behaviour},
-        {"classes": classes, "sensitivity": cuts, "items": build_items(per_generator=1).drop(columns="text")},
+        counts
+        | dict(defined=scenario.defined, reason=reason, conditions=conditions, behavior=behaviour)
+        | dict(arms=["demand", "instruction"], lexical=int(classes["lexical"].sum()), items=11, cut=0.3),
+        {"classes": classes, "sensitivity": cuts, "items": items},
     )
 
 

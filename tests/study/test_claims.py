@@ -124,7 +124,7 @@ UNDECIDED = [
     ),
     ("features", "second seed", put("config.dictionaries.path", None)),
     ("features", "null", put("contrast.fdr", None)),
-    ("dual_process", "behaves", put("dual_process.defined", False)),
+    ("dual_process", "behaves", put("dual_process.conditions.accuracy.met", False)),
     ("proximity", "within layers", put("proximity.s2_minus_s1_within_layers.layers", 0)),
 ]
 
