@@ -165,7 +165,7 @@ def test_an_interrupted_process_says_how_to_resume_and_ends(tmp_path):
     )  # fmt: skip
     assert child.stdout.readline() == "on\n"
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=50)
+    _, err = child.communicate()  # it ends by itself, with 0, if the signal is lost
     assert child.returncode == 130 and "to resume: jaxmech run x" in err and "Traceback" not in err
 
 
