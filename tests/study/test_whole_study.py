@@ -97,7 +97,11 @@ def test_dual_process(finished):
 def test_patching_and_proximity(finished):
     config, folder, _ = finished
     bars, null = (folder.table("patching", name) for name in ("bars", "null"))
-    assert (null.groupby("direction").size() == config.patching.random_sets).all()
+    drawn = null.groupby(["direction", "null"]).size().unstack()
+    assert (drawn["matched sets"] == config.patching.random_sets).all()
+    assert (drawn["random directions"] == config.patching.random_directions).all()
+    singles = folder.table("patching", "singles")
+    assert len(singles) == len(folder.table("contrast", "selected")) and singles["p_holm"].between(0, 1).all()
     for _, part in bars.groupby("direction"):
         assert part["name"].is_unique and (part["kind"] == "effect").sum() == 1
     sets = folder.table("proximity", "sets")
