@@ -69,7 +69,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Tom could pay back any part of three times the transfer. From {E}, what does {who} transfer to Tom?",
         "{who} may invest {E} in a stranger's honesty, at threefold value. How much is invested?",
         "Money handed to the partner grows threefold. How much of {E} does {who} hand over?",
-        "With {E} and a partner who may or may not repay, how much does {who} risk?",
+        "With {E} and a partner who perhaps repays, how much does {who} risk?",
     ),
     "ultimatum_responder": (
         "Of {pot}, {who} is offered {offer}; a refusal leaves both with nothing. Does {who} {options}?",
@@ -120,7 +120,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Either {options}, as own/other's earnings. Which one does {who} pick?",
     ),
     "modified_dictator": (
-        "{who} divides {E} tokens: a token kept is worth {hold}, a token passed is worth {give} to the other. How many does {who} pass?",
+        "{who} divides {E} tokens, worth {hold} each to {who} and {give} each to the other. How many does {who} pass?",
         "With {E} tokens, worth {hold} each when held and {give} each when passed, how many does {who} pass on?",
         "A stranger earns {give} for each token from {who}, who earns {hold} for each of the rest. Of {E} tokens, how many go to the stranger?",
         "Every token is {hold} for {who} or {give} for the other participant. How many of {E} tokens does the participant get?",
