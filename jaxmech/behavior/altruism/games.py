@@ -281,9 +281,9 @@ def game_prompts(
 ) -> pd.DataFrame:  # fmt: skip
     """Neutral prompts, one per wording; families play the game's items in turn, from one that the seed chooses.
 
-    Where options are named, their order and their letters change from family to family: of two, each comes first, and
-    has the first letter, equally often over any four families; of more, the order is one that is uncorrelated with
-    the score.
+    Where options are named, their order and their letters change from family to family: of two, that with the higher
+    score comes first, and has the first letter, in half of an even number of families; of more, the order is one that
+    is uncorrelated with the score.
 
     Args:
       families: wordings, the first ones of the game's stock.
@@ -319,7 +319,13 @@ def game_prompts(
     first = prompts.digest(seed, game.name)
     rows = []
     for index, wording in enumerate(stock[:families]):
-        decision = _Decision(game, items[(first + index) % len(items)], wording, first + index, rendering)
+        turn = first + index
+        played = items[turn % len(items)]
+        letters = LETTERS[: len(game.actions(played))]
+        decision = _Decision(
+            game, played, wording, rendering, lower_first=turn % 2 == 0,
+            letters=letters[::-1] if index // 2 % 2 else letters,
+        )  # fmt: skip
         rows.append(_prompt(decision, f"{game.name}.{index}", variant, examples, seed))
     for row in rows if tokenizer is not None else ():
         checked = prompts.check_boundary(tokenizer, row["prefix"], row["query"], row["answers"])
@@ -330,13 +336,18 @@ def game_prompts(
 
 @dataclasses.dataclass(frozen=True)
 class _Decision:
-    """An item in a wording: how it is asked and answered. A *listing* is the order in which options are named."""
+    """An item in a wording: how it is asked and answered. A *listing* is the order in which options are named.
+
+    lower_first: of two options, whether the query names that with the lower score first. letters: in the order of a
+    listing.
+    """
 
     game: Game
     item: Any
     wording: str
-    turn: int
     rendering: Rendering
+    lower_first: bool
+    letters: str
 
     @property
     def actions(self) -> list[Action]:
@@ -347,12 +358,6 @@ class _Decision:
         return [self.game.score(action, self.item) for action in self.actions]
 
     @property
-    def letters(self) -> str:
-        """In the order of a listing; the other way round in every other two families."""
-        used = LETTERS[: len(self.actions)]
-        return used[::-1] if self.turn // 2 % 2 else used
-
-    @property
     def lead(self) -> str:
         return " $" if self.game.answers == "dollars" else ""
 
@@ -360,7 +365,7 @@ class _Decision:
         """The query's, which tells nothing of the score by a place in it."""
         actions = self.actions
         if len(actions) == 2:
-            return actions[::-1] if self.turn % 2 else actions
+            return sorted(actions, key=lambda action: self.game.score(action, self.item), reverse=not self.lower_first)
         scores = dict(zip(actions, np.subtract(self.scores, np.mean(self.scores)), strict=True))
         tried = [random.sample(actions, len(actions)) for _ in range(200)]
         return min(tried, key=lambda order: abs(sum(place * scores[action] for place, action in enumerate(order))))
