@@ -34,7 +34,7 @@ GROUP, RETURN_RATE = 4, 0.4
 DICTATOR, WITNESS, PENALTY = 100, 50, 3
 """Third-party punishment: what the dictator and the third party have, and what a dollar spent costs the dictator."""
 VALUE = 120
-"""Gift exchange: what the firm gets is (VALUE - wage) * effort (Fehr, Kirchsteiger & Riedl 1993, 1998)."""
+"""Gift exchange: the firm gets (VALUE - wage) * effort; costs of effort as in Fehr, Kirchsteiger & Riedl (1993)."""
 EFFORT_COST = dict(zip([i / 10 for i in range(1, 11)], (0, 1, 2, 4, 6, 8, 10, 12, 15, 18), strict=True))
 
 SVO: dict[int, tuple[tuple[int, int], ...]] = {
