@@ -63,9 +63,17 @@ class Control:
 class Task:
     """Another task to which the behaviour may carry over.
 
-    prompts: neutral ones, with a column `family`; expected_sign: of the score's change towards plus; human: what people
-    do, for the reader; home: whether it is the behaviour's own task in other words, which is not transfer; label: its
-    display name.
+    Attributes:
+      prompts: neutral ones, with a column `family`, one a family.
+      expected_sign: of the score's change towards plus; 0 where that is open.
+      human: what people do, for the reader.
+      home: whether it is the behaviour's own task in other words, which is not transfer.
+      label: its display name.
+      kind: of tasks that are reported apart, such as "strategic"; "" for the others.
+      stance_prompts: the same families after worked examples that show both poles, or None.
+
+    Raises:
+      ValueError: another expected_sign, or stance_prompts of other families.
     """
 
     prompts: pd.DataFrame
@@ -73,6 +81,17 @@ class Task:
     human: str = ""
     home: bool = False
     label: str = ""
+    kind: str = ""
+    stance_prompts: pd.DataFrame | None = None
+
+    def __post_init__(self):
+        if self.expected_sign not in (-1, 0, 1):
+            raise ValueError(f"expected_sign: expected -1, 0 or 1, got {self.expected_sign!r}")
+        if self.stance_prompts is None:
+            return
+        check_prompts(self.stance_prompts, "stance prompt", ("family", "prefix", "query", "answers", "score"))
+        if list(self.stance_prompts["family"]) != list(self.prompts["family"]):
+            raise ValueError("stance_prompts: expected the families of prompts, in their order")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 from jaxmech.behavior.altruism.dictator import BankConfig, build_bank
 from jaxmech.behavior.altruism.games import GAMES, game_prompts
 from jaxmech.behavior.behavior import Behavior, Control, Parsed, Task, Words
 from jaxmech.behavior.parsing import parse_amount
+from jaxmech.behavior.rendering import PLAIN, Rendering
 
 WORDS = Words(
     plus="generous",
@@ -58,6 +60,16 @@ LABELS = {
     "dictator_take": "Dictator (take)",
     "ultimatum_proposer": "Ultimatum (proposer)",
     "trust_returner": "Trust (returner)",
+    "charity": "Charity",
+    "ultimatum_responder": "Ultimatum (responder)",
+    "trust_sender": "Trust (sender)",
+    "public_goods": "Public goods",
+    "prisoners_dilemma": "Prisoner's dilemma",
+    "third_party_punishment": "Third-party punishment",
+    "gift_exchange": "Gift exchange",
+    "svo_slider": "Slider (SVO)",
+    "charness_rabin": "Charness and Rabin",
+    "modified_dictator": "Dictator (prices)",
 }
 
 
@@ -74,18 +86,38 @@ def altruism(config: BankConfig, tokenizer: Any, *, seed: int = 0) -> Behavior:
     return Behavior("altruism", WORDS, bank.prompts, CONTROLS, exclusions=bank.exclusions, parse=parse)
 
 
-def games(families: int, tokenizer: Any, *, seed: int = 0) -> dict[str, Task]:
-    """Each game in some of its wordings, without any stance; the dictator game is the home task.
+def games(
+    families: int,
+    tokenizer: Any,
+    *,
+    seed: int = 0,
+    names: Collection[str] | None = None,
+    examples: int | None = None,
+    rendering: Rendering = PLAIN,
+) -> dict[str, Task]:
+    """Each game in some of its wordings, without any stance and with stance examples; the dictator game is home.
+
+    Args:
+      names: of the games, all by default. examples, rendering: as in `game_prompts`; with 0 examples there are no
+        prompts with a stance.
 
     Raises:
-      ValueError: as `game_prompts`.
+      ValueError: a name that is no game's; as `game_prompts`.
     """
+    names = tuple(GAMES) if names is None else names
+    if unknown := [name for name in names if name not in GAMES]:
+        raise ValueError(f"names: expected some of {', '.join(GAMES)}; got {', '.join(unknown)}")
+    make = partial(
+        game_prompts, families=families, examples=examples, seed=seed, tokenizer=tokenizer, rendering=rendering
+    )
     return {
         name: Task(
-            game_prompts(game, families=families, seed=seed, tokenizer=tokenizer), game.expected_sign, game.people,
-            home=name == "dictator_give", label=LABELS.get(name, ""),
+            make(game), game.expected_sign, game.people, home=name == "dictator_give", label=LABELS[name],
+            kind=game.kind,
+            stance_prompts=make(game, variant="stance") if game.expected_sign and examples != 0 else None,
         )
         for name, game in GAMES.items()
+        if name in names
     }  # fmt: skip
 
 
