@@ -55,6 +55,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
     beyond = int((table["slope_pp"].abs() > 1.96 * table["null_sd_pp"]).sum())
     columns = {
         "label": ("task", text),
+        "kind": ("kind", text),
         "expected_sign": ("expected", lambda v: {1: "up", -1: "down"}.get(v, "open")),
         "families": ("families", text),
         "baseline": ("unsteered score", percent),
@@ -63,6 +64,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
         "high_pp": ("high", fixed(1)),
         "p_random": ("p, random", short_p),
         "p_holm": ("p, Holm", short_p),
+        "stance_pp": ("change after stance examples, pp", fixed(1)),
         "mass": ("valid mass", percent),
         "human": ("people, for context", text),
     }

@@ -233,7 +233,7 @@ def cause(results: Mapping[str, Any], said: Said) -> str:
 
 def transfer(r: Mapping[str, Any], said: Said) -> str:
     others = {name: task for name, task in r.items() if isinstance(task, Mapping) and not task.get("home", True)}
-    signed = {name: task for name, task in others.items() if task["expected_sign"]}
+    signed = {name: task for name, task in others.items() if task["expected_sign"] and not task["kind"]}
     if not signed:
         return f"No other {said.tasks} with an expected sign were tried."
     moved = [name for name, task in signed.items() if off_zero(task, task["expected_sign"])]

@@ -111,10 +111,10 @@ def _check_prompts(config: StudyConfig, model: Outline, stages: set[str], own: B
             _check_written(table, memoized(tokenizer))
     else:
         bank = {f.name: f"bank.{f.name}" for f in dataclasses.fields(BankConfig)}
-        with renamed({"families": "transfer.families"} | bank):
+        with renamed({"families": "transfer.families", "names": "transfer.games"} | bank):
             behavior = open_behavior(config, tokenizer)
             if "transfer" in stages:
-                games(config.transfer.families, tokenizer, seed=config.seed)
+                games(config.transfer.families, tokenizer, names=config.transfer.games, seed=config.seed)
     prompts = behavior.prompts
 
     def length(text: str) -> int:

@@ -276,7 +276,7 @@ def transfer(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Cond
     tried = [
         moves_as_expected("task", name, task, scale=worth_finding(results), p="p_holm")
         for name, task in tasks_of(results["transfer"]).items()
-        if not task["home"] and task["expected_sign"]
+        if not task["home"] and task["expected_sign"] and not task["kind"]
     ]
     if not tried:
         return [*by_rule(results), Condition("other task", None, note="not tried")]

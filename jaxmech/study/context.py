@@ -92,7 +92,9 @@ class Context:
         """The other tasks, to which the behaviour may carry over."""
         if self.config.behavior != "altruism":
             return self.behavior.transfer
-        return self._once("tasks", games, self.config.transfer.families, self.lm.tokenizer, seed=self.config.seed)
+        chosen = self.config.transfer.games
+        make = partial(games, names=chosen, seed=self.config.seed)
+        return self._once("tasks", make, self.config.transfer.families, self.lm.tokenizer)
 
     def prompts(self, split: str, *conditions: str) -> pd.DataFrame:
         """The behaviour's prompts of a split, of some conditions."""

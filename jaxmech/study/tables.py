@@ -76,8 +76,9 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "transfer": {
         "tasks": (
-            "task", "label", "expected_sign", "home", "families", "baseline", "slope_pp", "low_pp", "high_pp", "p",
-            "p_random", "p_holm", "null_sd_pp", "detectable_pp", "mass", "human",
+            "task", "label", "kind", "expected_sign", "home", "families", "baseline", "slope_pp", "low_pp", "high_pp",
+            "p", "p_random", "p_holm", "null_sd_pp", "detectable_pp", "mass", "human", "stance_pp", "stance_low_pp",
+            "stance_high_pp",
         ),
         "curves": ("task", "alpha", "score", "mass"),
         "prompts": ("task", "family", "prefix", "query"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,8 @@ from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 from jaxmech.study.stages.steering import antisymmetric, dose, unit_rows, written_at_one
 
+STANCED = ("stance_pp", "stance_low_pp", "stance_high_pp")
+
 
 def run(ctx: Context) -> Outcome:
     """Effect of coefficient 1 in each task, its interval over families, and random directions of the same norm."""
@@ -23,11 +26,11 @@ def run(ctx: Context) -> Outcome:
     if not tasks:
         return Outcome({})
     alphas = np.asarray(ctx.config.transfer.alphas)
-    side, table = played(ctx)
+    side, table = played(ctx, {name: task.prompts for name, task in tasks.items()})
     choices = dose(ctx, side, alphas, what="transfer")
     scores, mass = effects.expected(choices, side.values), np.asarray(choices.mass)
     halves = (scores[alphas == 1][0] - scores[alphas == -1][0]) / 2
-    drawn = random_changes(ctx, side)
+    drawn, stanced = random_changes(ctx, side), with_stance(ctx)
     rows, curves = [], []
     for name, task in tasks.items():
         own = (table["task"] == name).to_numpy()
@@ -35,27 +38,30 @@ def run(ctx: Context) -> Outcome:
         null = drawn[:, own].mean(1)
         rows.append(
             dict(
-                task=name, label=task.label, expected_sign=task.expected_sign, home=task.home, families=int(own.sum()),
+                task=name, label=task.label, kind=task.kind, expected_sign=task.expected_sign, home=task.home,
+                families=int(own.sum()),
                 baseline=float(scores[alphas == 0][0, own].mean()), slope_pp=100 * effect.value,
                 low_pp=100 * effect.low, high_pp=100 * effect.high, p=effect.p,
                 p_random=p_from_normal_null(effect.value, null), null_sd_pp=100 * float(null.std()),
                 detectable_pp=100 * detectable(halves[own]), mass=float(mass[alphas == 0][0, own].mean()),
-                human=task.human,
+                human=task.human, **stanced.get(name, dict.fromkeys(STANCED)),
             )
         )  # fmt: skip
         curves.append(
             pd.DataFrame(dict(task=name, alpha=alphas, score=scores[:, own].mean(1), mass=mass[:, own].mean(1)))
         )
     summary = pd.DataFrame(rows)
-    summary["p_holm"] = holm(summary["p_random"].to_numpy())
+    # Tasks in which giving may serve oneself, or whose sign is open, are no tests of it: they are reported apart.
+    tested = (summary["kind"] == "") & (summary["expected_sign"] != 0)
+    summary["p_holm"] = holm(summary["p_random"].where(tested).to_numpy(float))
     results: dict[Any, Any] = {
         row["task"]: {
             "slope": row["slope_pp"], "ci": [row["low_pp"], row["high_pp"]],
             **{
                 name: row[name]
                 for name in (
-                    "label", "p_random", "p_holm", "baseline", "mass", "expected_sign", "home", "families",
-                    "detectable_pp",
+                    "label", "kind", "p_random", "p_holm", "baseline", "mass", "expected_sign", "home", "families",
+                    "detectable_pp", "stance_pp",
                 )
             },
         }
@@ -65,12 +71,26 @@ def run(ctx: Context) -> Outcome:
     return Outcome(results, {"tasks": summary, "curves": pd.concat(curves, ignore_index=True), "prompts": prompts})
 
 
-def played(ctx: Context) -> tuple[effects.Side, pd.DataFrame]:
+def played(ctx: Context, prompts_of: Mapping[str, pd.DataFrame]) -> tuple[effects.Side, pd.DataFrame]:
     """All tasks' prompts, one per family, and their table."""
-    table = pd.concat([task.prompts.assign(task=name) for name, task in ctx.tasks.items()], ignore_index=True)
+    table = pd.concat([prompts.assign(task=name) for name, prompts in prompts_of.items()], ignore_index=True)
     rows = np.arange(len(table))
     prompts, values = take(encode_table(ctx.lm, table), rows)
     return effects.run_side(ctx, rows, rows, prompts, values), table
+
+
+def with_stance(ctx: Context) -> dict[str, dict[str, float]]:
+    """The same effect after worked examples that show both poles, for the tasks that have such prompts."""
+    prompts = {name: task.stance_prompts for name, task in ctx.tasks.items() if task.stance_prompts is not None}
+    if not prompts:
+        return {}
+    side, table = played(ctx, prompts)
+    low, high = effects.expected(dose(ctx, side, np.array([-1.0, 1.0]), what="after stance examples"), side.values)
+    out = {}
+    for name in prompts:
+        effect = mean_effect(((high - low) / 2)[(table["task"] == name).to_numpy()])
+        out[name] = dict(zip(STANCED, (100 * effect.value, 100 * effect.low, 100 * effect.high), strict=True))
+    return out
 
 
 def random_changes(ctx: Context, side: effects.Side) -> np.ndarray:
