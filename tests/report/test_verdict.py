@@ -183,7 +183,7 @@ def test_every_reason_is_given_and_none_where_nothing_was_caused(judged):
 def test_what_no_draw_showed_is_not_said_to_be_nothing(judged):
     none = {"expected_false": 0.0, "expected_false_max": 0, "fdr": 0.0}
     features = judged("finding", lambda r, c: r["contrast"].update(none))[1]
-    assert features.holds and "the same rule selects none in 50 draws" in features.sentence
+    assert features.holds and "the same rule selects none in 200 draws" in features.sentence
     assert "0.00" not in features.sentence + str(features.facts)
 
     def one_draw(results, config):
