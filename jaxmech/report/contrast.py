@@ -21,7 +21,7 @@ from jaxmech.report.blocks import (
     short_p,
     text,
 )
-from jaxmech.report.formats import UNDEFINED, known, number, percent, readable, wrapped
+from jaxmech.report.formats import UNDEFINED, known, number, p_value, percent, readable, wrapped
 from jaxmech.report.style import (
     CONTROL,
     EFFECT,
@@ -39,14 +39,17 @@ from jaxmech.report.words import Said
 from jaxmech.study.folder import RunFolder
 
 CRITERIA = {
+    "max_t": "largest |t| of all, sign flips",
     "q": "FDR q",
     "d_z": "effect size d_z",
     "sign": "sign consistency",
+    "words": "sign, by pairs of words",
     "fires": "fires often enough",
     "density": "rare on neutral text",
     "control": "larger than under controls",
-    "auroc": "AUROC",
+    "flipped": "sign under flipped examples",
     "permutation": "sign-flip permutation",
+    "auroc": "AUROC",
     "half_splits": "half-splits",
 }
 
@@ -69,6 +72,10 @@ TEXT_COLUMNS = {
     "contexts": "contexts",
 }
 """Optional columns of the table `cards`, by any name they may have."""
+
+
+ENOUGH_TOKENS = 5000
+"""Of neutral text, for the share on which a feature fires."""
 
 
 ROWS = 60
@@ -110,7 +117,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
             "funnel",
             draw_funnel(criteria),
             f"The rule, criterion by criterion: {r['features_total']:,} features, {r['features_live']:,} live, "
-            f"{r['selected']:,} pass all. Relabelled at random, the rule passes {by_chance(r, config)}.",
+            f"{r['selected']:,} pass all. {null_text(r, config)} {density_text(r)} {positions_text(r)}",
             "contrast/criteria",
         ),
         Figure(
@@ -140,6 +147,32 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
     return Section("features", "Features", claim.sentence, blocks)
 
 
+def null_text(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """What the whole rule selects under relabelings, and how often it may at most."""
+    return (
+        f"Relabelled at random by family, the whole rule passes {by_chance(r)}. That it would pass as many as "
+        f"it does here has {p_value(r['null_p'])}; it passes any in at most {percent(r['null_upper'], 1)} of such "
+        "relabelings (upper 95 % limit)."
+    )
+
+
+def density_text(r: Mapping[str, Any]) -> str:
+    tokens = r["density_tokens"]
+    few = f", fewer than the {ENOUGH_TOKENS:,} that this takes" if tokens < ENOUGH_TOKENS else ""
+    return f"How rare features are on neutral text was measured on {tokens:,} tokens{few}."
+
+
+def positions_text(r: Mapping[str, Any]) -> str:
+    """The same rule where the answer is not yet decided."""
+    after = r["positions"]["after"]
+    if after is None:
+        return "Not all pairs share tokens after what they differ in, so only the decision token was read."
+    return (
+        f"As a mean over the tokens that both prompts of a pair share after what they differ in, {after:,} pass, where "
+        f"{r['positions']['decision']:,} do at the decision token, by which features are selected."
+    )
+
+
 def feature_table(used: pd.DataFrame, classes: pd.DataFrame, said: Said) -> Table:
     frame = used.merge(classes[["layer", "feature", "class"]], on=["layer", "feature"], how="left").head(ROWS)
     cut = f" The first {ROWS} of {len(used)}; the others are in contrast/selected.parquet." if len(used) > ROWS else ""
@@ -148,13 +181,17 @@ def feature_table(used: pd.DataFrame, classes: pd.DataFrame, said: Said) -> Tabl
         "feature": ("feature", text),
         "class": ("class", lambda v: readable(v) if v else UNDEFINED),
         "d_z": ("d_z", fixed(2)),
+        "d_z_after": ("d_z, mean after", fixed(2)),
+        "p_max": ("p, of all", short_p),
         "q": ("q", short_p),
+        "min_f": ("min F′", fixed(1)),
         "auroc": ("AUROC", fixed(2)),
         "stability": ("half-splits", percent),
         "fires_plus": (f"fires, {said.plus}", percent),
         "fires_minus": (f"fires, {said.minus}", percent),
         "density": ("on neutral text", lambda v: percent(v, 1)),
-        "control_d_z": ("control d_z", fixed(2)),
+        "control": ("strongest control", lambda name: said.contrast(name) if name else UNDEFINED),
+        "control_d_z": ("its size, in SD", fixed(2)),
         "correlation_plus": (f"r with {said.outcome}, {said.plus}", fixed(2)),
         "correlation_minus": (f"r with {said.outcome}, {said.minus}", fixed(2)),
     }

@@ -181,7 +181,7 @@ def features(r: Mapping[str, Any], config: Mapping[str, Any], said: Said) -> str
         return (
             f"{plural(r['selected'], 'feature')} of {r['features_total']:,} ({percent(r['share'], 3)}) "
             f"{'passes' if r['selected'] == 1 else 'pass'} every criterion, in {where}. With {said.plus} and "
-            f"{said.minus} relabelled at random by family, the same rule selects {by_chance(r, config)}."
+            f"{said.minus} relabelled at random by family, the same rule selects {by_chance(r)}."
         )
     budget = (
         f"the {plural(r['used'], 'feature')} with the largest |t| "
@@ -199,9 +199,9 @@ def features(r: Mapping[str, Any], config: Mapping[str, Any], said: Said) -> str
     )
 
 
-def by_chance(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def by_chance(r: Mapping[str, Any]) -> str:
     """What the rule selects where there is nothing to find. No draw can show a mean below one in their number."""
-    draws = plural(config["selection"]["relabelings"], "draw")
+    draws = plural(r["relabelings"], "draw")
     if not r["expected_false_max"]:
         return f"none in {draws}"
     return f"{number(r['expected_false'], 2)} on average over {draws} (at most {r['expected_false_max']})"

@@ -1,13 +1,13 @@
 """What is collected from runs: residuals at all tokens or for donors, and feature moments folded layer by layer.
 
-`B` denotes prompts (or pairs), `T` their tokens, `P` those of worked examples before them, `L` layers, `L'` those with
-a dictionary, `D` the width at the site, `F` features, `K` families.
+`B` denotes prompts (or pairs), `T` their tokens, `W` their last ones, `P` those of worked examples before them, `L`
+layers, `L'` those with a dictionary, `D` the width at the site, `F` features, `K` families, `C` cells.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,14 @@ import numpy as np
 
 from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.score import Choices, score
-from jaxmech.contrast.moments import Moments, batch_moments, merge_moments
+from jaxmech.contrast.moments import Moments, Positions, batch_moments, merge_moments
 from jaxmech.io.reprs import short_repr
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params, Tap, forward
 from jaxmech.sae.module import SAE
 from jaxmech.sae.totals import feature_totals as feature_totals  # offered here as well
+
+AnyMoments = TypeVar("AnyMoments", Moments, Positions)
 
 
 class Run(NamedTuple):
@@ -36,13 +38,15 @@ class Run(NamedTuple):
 @partial(jax.jit, static_argnames=("config", "site"))
 def run_decision(config: ModelConfig, params: Params, prompts: Prompts, *, site: str = "resid_post") -> Run:
     """Scores the prompts and keeps `site` at the decision token."""
-    slot = prompts.tokens.shape[1] - 1
-    choices, out = score(config, params, prompts, taps={"resid": Tap(site, partial(_at_slot, slot))})
-    return Run(choices, out.taps["resid"])
+    choices, x = _last_tokens(config, params, prompts, site, 1)
+    return Run(choices, x[:, :, -1])
 
 
-def _at_slot(slot: int, _, x):
-    return x[:, slot]
+def _last_tokens(config, params: Params, prompts: Prompts, site: str, W: int) -> tuple[Choices, jax.Array]:
+    """Scores the prompts and keeps `site` at their last W tokens [L,B,W,D]."""
+    T = prompts.tokens.shape[1]
+    choices, out = score(config, params, prompts, taps={"resid": Tap(site, lambda _, x: x[:, T - W : T])})
+    return choices, out.taps["resid"]
 
 
 @partial(jax.jit, static_argnames=("config", "site"))
@@ -97,8 +101,10 @@ def update_moments(
     saes: SAE,
     values: jax.Array,
     member: jax.Array,
-    moments: Moments,
-) -> tuple[Moments, Run]:
+    moments: AnyMoments,
+    cell: jax.Array | None = None,
+    weight: jax.Array | None = None,
+) -> tuple[AnyMoments, Run]:
     """Folds a batch of pairs into the moments: one pass of the model, then one over the dictionaries.
 
     Args:
@@ -106,40 +112,76 @@ def update_moments(
       prompts: 2B prompts, those of plus first, then their twins of minus.
       values: [2B,N] scores for each choice; member: [B,K], 1 where a pair belongs to a family.
       moments: [.., L', ..] over the layers of `saes`; its buffers are reused.
+      cell: [B,C], 1 where a pair belongs to a cell, if the moments have cells.
+      weight: [2B,W], the weights of the mean over a prompt's last W tokens that `Positions` are about.
 
     Returns:
       The new moments, and the batch's `Run` of 2B prompts.
     """
-    run = run_decision(config, params, prompts, site=saes.config.site)
-    x = run.resid[np.asarray(saes.config.layers)]
-    return fold_moments(saes, x, g=run.choices.expected(values).reshape(2, -1), member=member, moments=moments), run
+    W = 1 if weight is None else weight.shape[1]
+    choices, x = _last_tokens(config, params, prompts, saes.config.site, W)
+    g = choices.expected(values).reshape(2, -1)
+    x_own = x[np.asarray(saes.config.layers)]
+    folded = fold_moments(saes, x_own, g=g, member=member, moments=moments, cell=cell, weight=weight)
+    return folded, Run(choices, x[:, :, -1])
 
 
-def fold_moments(saes: SAE, x: jax.Array, *, g: jax.Array, member: jax.Array, moments: Moments) -> Moments:
+def fold_moments(
+    saes: SAE,
+    x: jax.Array,
+    *,
+    g: jax.Array,
+    member: jax.Array,
+    moments: AnyMoments,
+    cell: jax.Array | None = None,
+    weight: jax.Array | None = None,
+) -> AnyMoments:
     """Folds another batch of pairs into the moments.
 
     The co-moments of features and scores need the share given, known only after the model's own scan over
-    layers. The residuals at the decision token are few and kept anyway, so the dictionaries have a scan of their own:
+    layers. The residuals at the last tokens are few and kept anyway, so the dictionaries have a scan of their own:
     codes exist for one layer at a time, and nothing is spent on layers without a dictionary.
 
     Args:
-      x: [L',2B,D] at the decision token, those of plus first; g: [2,B] scores; member: [B,K].
+      x: [L',2B,W,D] at the last tokens, those of plus first; g: [2,B] scores; member, cell, weight: as above.
     """
     saes = saes.as_stack()
+    old = moments if isinstance(moments, Positions) else (moments,)
 
     def layer(carry, inputs):
         row, sae, x = inputs
-        z = sae.encode(x).reshape(2, 1, -1, sae.config.d_sae)
-        # Every layer reads the shared n, mean_g and m2_g as they were before the batch, so all give the same result.
-        old = {f: v if f in _SHARED else _layer(v, row) for f, v in (moments._asdict() | carry).items()}
-        new = merge_moments(Moments(**old), batch_moments(z, g, member))._asdict()
+        codes = [sae.encode(x[:, -1])]
+        if weight is not None:
+            codes.append(_mean_code(sae, x, weight))
+        new = []
+        for kept, part, z in zip(old, carry, codes, strict=True):
+            # Every layer reads the shared n, mean_g and m2_g as they were before the batch: all give the same result.
+            so_far = {f: v if f in _SHARED else _layer(v, row) for f, v in (kept._asdict() | part).items()}
+            batch = batch_moments(z.reshape(2, 1, -1, sae.config.d_sae), g, member, cell)
+            new.append(merge_moments(Moments(**so_far), batch)._asdict())
         # In the carry, not stacked: a loop updates its carry in place, and the donated buffers are that carry.
-        carry = {f: jax.lax.dynamic_update_slice_in_dim(v, new[f], row, v.ndim - 3) for f, v in carry.items()}
-        return carry, {f: new[f] for f in _SHARED}
+        carry = [
+            {f: jax.lax.dynamic_update_slice_in_dim(v, folded[f], row, v.ndim - 3) for f, v in part.items()}
+            for part, folded in zip(carry, new, strict=True)
+        ]
+        return carry, [{f: folded[f] for f in _SHARED} for folded in new]
 
-    carry = {f: v for f, v in moments._asdict().items() if f not in _SHARED}
-    folded, shared = jax.lax.scan(layer, carry, (jnp.arange(len(x)), saes, x))
-    return Moments(**folded, **{f: v[-1] for f, v in shared.items()})
+    start = [{f: v for f, v in kept._asdict().items() if f not in _SHARED} for kept in old]
+    parts, shared = jax.lax.scan(layer, start, (jnp.arange(len(x)), saes, x))
+    folded = [Moments(**part, **{f: v[-1] for f, v in last.items()}) for part, last in zip(parts, shared, strict=True)]
+    return Positions(*folded) if isinstance(moments, Positions) else folded[0]
+
+
+def _mean_code(sae: SAE, x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Weighted means [2B,F] of the codes of x [2B,W,D], a token at a time."""
+
+    def add(total, inputs):
+        x, weight = inputs
+        weight = weight[:, None]
+        return total + jnp.where(weight > 0, weight * sae.encode(x), 0.0), None
+
+    empty = jnp.zeros((len(x), sae.config.d_sae), jnp.float32)
+    return jax.lax.scan(add, empty, (jnp.swapaxes(x, 0, 1), weight.T))[0]
 
 
 _SHARED = ("n", "mean_g", "m2_g")

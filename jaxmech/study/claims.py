@@ -160,11 +160,10 @@ def features(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Cond
     r, fit = results["contrast"], results["fidelity"]
     chosen = r["mode"] == "rule" and r["selected"] > 0
     out = [Condition("selected", bool(chosen), r["selected"], unit="count")]
-    fdr = r["fdr"]
-    out.append(
-        Condition("null", bool(fdr <= LEVEL) if known(fdr) else None if chosen else False, fdr, unit="share",
-                  p=r.get("null_p"))
-    )  # fmt: skip
+    fdr, p, R = r["fdr"], r["null_p"], r["relabelings"]
+    beyond_chance = bool(p < LEVEL and known(fdr) and fdr <= LEVEL)
+    note = f"{R} relabelings are too few to tell" if 1 / (R + 1) >= LEVEL else ""
+    out.append(Condition("null", None if note and chosen else beyond_chance, fdr, unit="share", p=p, note=note))
     warned = len(fit["check"]["warnings"])
     fits = not warned and bool(fit["fvu"]["worst"] < 1)
     out.append(Condition("dictionaries", fits, warned, unit="count"))

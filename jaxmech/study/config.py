@@ -113,12 +113,13 @@ class DictionarySettings(Checked):
 @dataclasses.dataclass(frozen=True)
 class SelectionSettings(Checked):
     """By the rule, or the strongest by `budget`, a share of all features. permutations: sign flips over families, at
-    least; relabelings: draws of the whole rule's null; half_splits: of the families."""
+    least; relabelings: of families, in the whole rule's null, as many as there are if they are fewer; half_splits: of
+    the families."""
 
     mode: str = "rule"
     budget: float = 0.00024
     permutations: int = 1000
-    relabelings: int = 50
+    relabelings: int = 200
     half_splits: int = 20
 
     def __post_init__(self):

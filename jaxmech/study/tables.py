@@ -11,9 +11,9 @@ from jaxmech.behavior.behavior import COLUMNS, EXCLUDED
 _FEATURE = ("layer", "feature")
 _EDGES = ("mass", "p_zero", "p_half", "p_all")
 _FEATURES = (
-    *_FEATURE, "live", "dz", "strength", "t", "p", "q", "d_z", "sign", "permutation_p", "auroc", "fires_plus",
-    "fires_minus", "density", "control_d_z", "correlation_plus", "correlation_minus", "stability", "selected",
-    "in_budget",
+    *_FEATURE, "live", "dz", "strength", "t", "p", "q", "d_z", "sign", "sign_words", "t_words", "min_f", "flipped_sign",
+    "permutation_p", "p_max", "auroc", "fires_plus", "fires_minus", "density", "control", "control_d_z",
+    "correlation_plus", "correlation_minus", "stability", "selected", "d_z_after", "in_budget",
 )  # fmt: skip
 
 TABLES: dict[str, dict[str, tuple[str, ...]]] = {

@@ -29,7 +29,7 @@ from jaxmech.models.config import ModelConfig, Rope
 from jaxmech.models.decoder import init_params
 from jaxmech.sae.collect import update_moments
 from jaxmech.sae.module import SAE, SAEConfig
-from jaxmech.study.stages.contrast import stream_moments
+from jaxmech.study.stages.contrast import find_pairs, stream_moments
 
 ALPHABET, SIZES = "0123456789 abcdefghijklmnopqrstuvwxyz$.:?\n", (1, 2, 8)
 LAYERS, WIDTH, FEATURES, FAMILIES, BATCH, LENGTH = 8, 256, 4096, 4, 32, 128
@@ -83,7 +83,8 @@ def collection(times: int) -> tuple[str, dict]:
     lm, saes, table = language_model(), dictionaries(), prompt_table(PAIRS * times)
     encoded = encode_table(lm, table)
     ctx = SimpleNamespace(lm=lm, saes=saes, config=SimpleNamespace(batch=BATCH))
-    jax.block_until_ready(stream_moments(ctx, table, encoded, "plus", "minus"))
+    pairs = find_pairs(table, encoded.prompts, "plus", "minus")
+    jax.block_until_ready(stream_moments(ctx, encoded, pairs))
     peak = peak_memory()
     prompts, values = take(encoded, np.arange(BATCH))
     member, moments = jnp.ones((BATCH // 2, FAMILIES)), empty_moments(LAYERS, FAMILIES, FEATURES)

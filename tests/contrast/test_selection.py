@@ -1,18 +1,17 @@
 """Streaming moments against NumPy on all data at once, the rule on planted features, and its null."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from jaxmech.contrast import flips, selection
-from jaxmech.contrast.flips import permutation_p, sign_flips
+from jaxmech.contrast.flips import flip_tests, permutation_p, sign_flips
 from jaxmech.contrast.moments import batch_moments, correlation_with_g, empty_moments, merge_moments
-from jaxmech.io.arguments import rng_of
 
 L, K, F = 2, 6, 5
+RULE = selection.Rule()
 
 
 def data(pairs=24, seed=0):
@@ -70,52 +69,149 @@ def planted(K=16, m=300, found=3, seed=0):
     d = plus - minus
     placebo = rng.normal(0, 0.2, m)
     placebo[found : found + 2] = 5.0
-    fires = np.ones((2, m))
+    fires = np.full((2, K, m), 2.0)
     return selection.FeatureStats(
-        d, plus, minus, 2.0 * (d > 0), 2.0 * (d < 0), 2.0 * K, fires, np.full(m, 0.05), placebo
+        d, plus, minus, 2.0 * (d > 0), 2.0 * (d < 0), fires, 2.0 * K, np.full(m, 0.05), {"placebo": np.abs(placebo)}
     )  # fmt: skip
+
+
+def flipped(s, R=1000):
+    return flip_tests(s.difference, sign_flips(len(s.difference), key=jax.random.key(0), R=R), live=s.live)
+
+
+def selected(s, rule=RULE, *, splits=20, key=0):
+    tests = selection.family_tests(s)
+    return selection.select_features(s, rule, tests, flipped(s), splits=splits, key=jax.random.key(key))
+
+
+def relabelled(s, rule=RULE, *, relabelings, splits):
+    """How many are selected under each relabelling, and which families each turns."""
+    flips = flipped(s)
+    rows = selection.draw_relabelings(flips, relabelings=relabelings, key=jax.random.key(1))
+    counts = selection.expected_false(s, rule, flips, rows, splits=splits, key=jax.random.key(1))
+    return counts, flips.signs[rows] < 0
 
 
 def test_the_rule_finds_what_was_planted_and_no_placebo():
     s = planted()
-    permuted = permutation_p(s.difference, key=jax.random.key(0), R=1000)
-    chosen = selection.select_features(s, selection.Rule(), permuted, splits=20, key=jax.random.key(0))
+    chosen = selected(s)
     assert set(np.flatnonzero(chosen.chosen)) == {0, 1, 2}
     assert selection.top_budget(s, 5 / 300).sum() == 5
 
 
 def test_the_null_selects_next_to_nothing():
-    s = planted()
-    permutation = partial(permutation_p, key=jax.random.key(0), R=1000)
-    assert (
-        selection.expected_false(
-            s, selection.Rule(), permutation, relabelings=40, splits=10, key=jax.random.key(1)
-        ).mean()
-        <= 0.1
-    )
+    assert relabelled(planted(), relabelings=200, splits=10)[0].mean() <= 0.1
 
 
-def test_the_null_is_the_whole_rule_on_relabelled_families():
+@pytest.mark.parametrize("loose", [{}, {"max_t": 1.0}])
+def test_the_null_is_the_whole_rule_on_relabelled_families(loose):
     """With criteria so loose that a good many features pass by chance, against the rule on each relabelling."""
-    s, rule = planted(), selection.Rule(q=0.3, d_z=0.1, sign=0.5, control_ratio=0.0, auroc=0.6, half_splits=0.0)
-    permutation = partial(permutation_p, key=jax.random.key(0), R=1000)
-    got = selection.expected_false(s, rule, permutation, relabelings=6, splits=2, key=jax.random.key(1))
-    flips = rng_of(jax.random.fold_in(jax.random.key(1), 1)).integers(0, 2, (6, len(s.difference))).astype(bool)
+    rule = selection.Rule(
+        **{"max_t": 0.9, "q": 0.3, "d_z": 0.1, "sign": 0.5, "control_ratio": 0.0, "auroc": 0.6, "half_splits": 0.0}
+        | loose
+    )
+    s = with_words_and_flipped_examples(planted())
+    got, flips = relabelled(s, rule, relabelings=6, splits=2)
     for count, flip in zip(got, flips, strict=True):
-        again = selection.flip_families(s, flip)
-        alone = selection.select_features(again, rule, permutation(again.difference), splits=2, key=jax.random.key(1))
-        assert count == alone.chosen.sum()
-    assert got.max() > 0
+        assert count == selected(selection.flip_families(s, flip), rule, splits=2, key=1).chosen.sum()
+    assert got.max() > 0 and flips.any(1).all() and len({tuple(flip) for flip in flips}) == 6
+
+
+def with_words_and_flipped_examples(s):
+    """Three pairs of words, of which a family has two, and flipped examples in half of the families and in another."""
+    rng, (K, m) = np.random.default_rng(2), s.difference.shape
+    family, words = np.repeat(np.arange(K), 2), np.arange(2 * K) % 3
+    cells = selection.Cells(s.difference[family] + rng.normal(0, 0.1, (2 * K, m)), family, words, np.ones(2 * K))
+    reverse = np.vstack([s.difference[: K // 2], np.ones((1, m))])
+    return s._replace(cells=cells, flipped=selection.Flipped(reverse, np.append(np.arange(K // 2), -1)))
+
+
+def test_there_are_no_more_relabelings_than_flips():
+    few = flipped(planted(K=6), R=1000)
+    rows = selection.draw_relabelings(few, relabelings=200, key=jax.random.key(0))
+    assert set(rows) == set(range(1, 64))
+
+
+@pytest.mark.parametrize("name, oriented", [("valence", True), ("number", True), ("placebo", False)])
+def test_a_control_that_moves_a_feature_rejects_it(name, oriented):
+    """Feature 1 goes with the control, half as far as with the contrast; a placebo's pairs point either way."""
+    pairs, rng = 6, np.random.default_rng(1)
+    family = np.repeat(np.arange(K), pairs)
+    z = np.abs(rng.normal(1.0, 0.05, (2, L, len(family), F))).astype(np.float32)
+    contrast = z.copy()
+    contrast[0, 0, :, :2] += 1.0
+    side = np.zeros(len(family), int) if oriented else np.arange(len(family)) % 2
+    z[side, 0, np.arange(len(family)), 1] += 0.5
+    g = np.zeros((2, len(family)), np.float32)
+    streams = [streamed(a, g, family, 12) for a in (contrast, z)]
+    size = selection.control_size(streams[1], oriented=oriented)
+    d = (z[0] - z[1]).astype(float)
+    by_family = np.stack([[layer[family == k] for k in range(K)] for layer in d])  # [L,K,pairs,F]
+    want = np.abs(by_family.mean((1, 2))) if oriented else np.sqrt((by_family**2).mean((1, 2)))
+    np.testing.assert_allclose(size, want.ravel(), atol=1e-5)
+    if not oriented:  # a mean would not see it
+        assert selection.control_size(streams[1])[1] < 0.1
+    rule = selection.Rule(q=0.05)  # six families have 64 flips
+    density = np.full((L, F), 0.05)
+    for controls, found in (({name: size}, {0}), ({}, {0, 1})):
+        s = selection.feature_stats(streams[0], controls, density)
+        chosen = selected(s, rule)
+        assert set(np.flatnonzero(chosen.chosen)) == found
+        assert chosen.passed["control"][1] == (1 in found)
+    strongest, most = selection.strongest_control(s._replace(controls={"other": size / 2, name: size}))
+    assert (strongest == name).all() and (most == size).all()
+
+
+def test_what_worked_examples_teach_is_rejected_where_they_teach_the_reverse():
+    s = planted()
+    reverse = s.difference * np.where(np.arange(s.difference.shape[1]) == 1, -1, 1)  # feature 1 is a mapping
+    reverse[:4, 2] *= -1  # three families in four are enough
+    s = s._replace(flipped=selection.Flipped(reverse, np.arange(16)))
+    chosen = selected(s)
+    assert set(np.flatnonzero(chosen.chosen)) == {0, 2} and not chosen.passed["flipped"][1]
+    assert selection.family_tests(s).flipped_sign[[0, 1, 2]].tolist() == [1.0, 0.0, 0.75]
+
+
+def of_word_pairs(strength, words, *, K=16):
+    """Differences [n,3] of three like features, `strength` of the pair of words, two in a family; and what the rule
+    sees of them."""
+    family, words = np.repeat(np.arange(K), 2), np.asarray(words)
+    d = np.random.default_rng(0).normal(0, 0.01, (2 * K, 3)) + np.asarray(strength)[words][:, None]
+    by_family = d.reshape(K, 2, 3)
+    mean = by_family.mean(1)
+    return d, selection.FeatureStats(
+        mean, 3 + mean / 2, 3 - mean / 2, (by_family > 0).sum(1), (by_family < 0).sum(1), np.full((2, K, 3), 2.0),
+        2.0 * K, np.zeros(3), {}, selection.Cells(d, family, words, np.ones(2 * K)),
+    )  # fmt: skip
+
+
+def test_pairs_of_words_are_a_second_factor():
+    """By hand: one t over families, another over pairs of words, and min F' of both."""
+    words = np.arange(32) % 6
+    d, s = of_word_pairs([1.0, 1.2, 0.8, 1.1, 0.9, 1.0], words)
+    tests = selection.family_tests(s)
+    t_words = stats.ttest_1samp([d[words == w].mean(0) for w in range(6)], 0).statistic
+    np.testing.assert_allclose(tests.t_words, t_words)
+    np.testing.assert_allclose(tests.min_f, tests.t**2 * t_words**2 / (tests.t**2 + t_words**2))
+    assert (tests.sign_words == 1).all() and selected(s).chosen.all()
+
+
+def test_a_pair_of_words_that_goes_the_other_way_is_seen_however_rare_it_is():
+    words = np.arange(32) % 2
+    words[5] = 2
+    s = of_word_pairs([1.0, 1.2, -0.1], words)[1]
+    chosen = selected(s)
+    assert chosen.passed["sign"].all() and not chosen.passed["words"].any() and not chosen.chosen.any()
+    np.testing.assert_allclose(selection.family_tests(s).sign_words, 2 / 3)
+    alone = selected(of_word_pairs([1.0, 1.2], np.arange(32) % 2)[1])
+    assert "words" not in alone.passed and alone.chosen.all()  # two agree too often by chance to be asked
 
 
 def test_correlated_but_dense_or_rare_features_fail():
     s = planted()
-    permuted = permutation_p(s.difference, key=jax.random.key(0), R=1000)
-    density, fires = s.density.copy(), s.fires.copy()
-    density[0], fires[:, 1] = 0.5, 0.1
-    chosen = selection.select_features(
-        s._replace(density=density, fires=fires), selection.Rule(), permuted, splits=20, key=jax.random.key(0)
-    )
+    density, fires = s.density.copy(), s.active.copy()
+    density[0], fires[..., 1] = 0.5, 0.2
+    chosen = selected(s._replace(density=density, active=fires))
     assert not chosen.passed["density"][0] and not chosen.passed["fires"][1]
     assert set(np.flatnonzero(chosen.chosen)) == {2}
 
@@ -171,7 +267,38 @@ def test_p_values_of_sign_flips_are_exact():
         assert abs((p <= a).mean() - a) < 4 * np.sqrt(a * (1 - a) / 20_000) + 1 / 1024
 
 
+def test_the_largest_t_is_that_of_a_plain_loop(monkeypatch):
+    """Over several blocks; the last feature is not live, the one before it not finite."""
+    monkeypatch.setattr(flips, "_SUMS", 64 * 4)
+    K, m = 7, 10
+    d = np.random.default_rng(0).normal(0.3, 1.0, (K, m))
+    d[:, 0] += 1.5
+    d[2, -2], live = np.nan, np.arange(m) < m - 1
+    signs = sign_flips(K, key=jax.random.key(0), R=60)
+
+    def t(x):
+        return np.abs(x.mean(0) / x.std(0, ddof=1))
+
+    most = np.array([np.nanmax(t(sign[:, None] * d)[live]) for sign in signs])
+    want = [(most >= value * (1 - 1e-6)).mean() if ok else 1.0 for value, ok in zip(t(d), live, strict=True)]
+    want[-2] = 1.0
+    got = flip_tests(d.astype(np.float32), signs, live=live)
+    np.testing.assert_allclose(got.p_max, want)
+    np.testing.assert_allclose(got.p, permutation_p(d.astype(np.float32), key=jax.random.key(0), R=60))
+
+
+def test_max_t_bounds_the_error_of_any_feature():
+    """In 5 % of studies without an effect, with correlated features of heavy tails."""
+    rng, errors = np.random.default_rng(0), 0
+    for i in range(400):
+        d = rng.standard_t(3, (12, 40)) + 0.7 * rng.standard_t(3, (12, 1))
+        signs = sign_flips(12, key=jax.random.key(i), R=256)
+        errors += (flip_tests(d.astype(np.float32), signs).p_max <= 0.05).any()
+    assert stats.binomtest(errors, 400, 0.05).pvalue > 0.001
+
+
 def test_flipping_families_twice_is_nothing():
-    s, flip = planted(), np.arange(16) % 3 == 0
-    for a, b in zip(selection.flip_families(selection.flip_families(s, flip), flip), s, strict=True):
+    s, flip = with_words_and_flipped_examples(planted()), np.arange(16) % 3 == 0
+    again = selection.flip_families(selection.flip_families(s, flip), flip)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(s), strict=True):
         np.testing.assert_array_equal(a, b)

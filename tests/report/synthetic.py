@@ -165,15 +165,22 @@ def feature_tables(rng, scenario):
             q=np.minimum(1, p * 20),
             d_z=d_z,
             permutation_p=np.maximum(p, 0.001),
+            p_max=np.minimum(1, np.maximum(p * 200, 0.001)),
             sign=0.95,
+            sign_words=1.0,
+            t_words=t / 2,
+            min_f=t**2 / 5,
+            flipped_sign=1.0,
             auroc=np.clip(0.5 + d_z / 5, 0, 1),
             fires_plus=rng.uniform(0.2, 1, n),
             fires_minus=rng.uniform(0.2, 1, n),
             density=rng.uniform(0, 0.1, n),
-            control_d_z=rng.normal(0, 0.2, n),
+            control=np.where(live, "placebo", ""),
+            control_d_z=np.abs(rng.normal(0, 0.2, n)),
             correlation_plus=rng.normal(0, 0.2, n),
             correlation_minus=rng.normal(0, 0.2, n),
             stability=stability,
+            d_z_after=d_z / 2,
             selected=chosen,
             in_budget=budget,
         )
@@ -183,10 +190,15 @@ def feature_tables(rng, scenario):
 
 
 def contrast(features, used, scenario):
-    names = ("q", "d_z", "sign", "fires", "density", "control", "auroc", "permutation", "half_splits")
     found = int(features["selected"].sum())
-    alone = [420, 300, 260, 900, 1500, 800, 60, 410, found]
-    criteria = pd.DataFrame(dict(criterion=names, alone=alone, remaining=[420, 280, 140, 90, 88, 70, 40, 24, found]))
+    criteria = pd.DataFrame(
+        [
+            ("max_t", 90, 90), ("q", 420, 90), ("d_z", 300, 88), ("sign", 260, 80), ("words", 240, 78),
+            ("fires", 900, 70), ("density", 1500, 68), ("control", 800, 50), ("flipped", 700, 45),
+            ("permutation", 410, 45), ("auroc", 60, 24), ("half_splits", found, found),
+        ],
+        columns=["criterion", "alone", "remaining"],
+    )  # fmt: skip
     budgets = pd.DataFrame(dict(share=[0.00006, 0.00024, 0.00048], features=[1, 2, 4], smallest_t=[20.0, 18.0, 15.0]))
     results = {
         "features_total": len(features),
@@ -195,6 +207,15 @@ def contrast(features, used, scenario):
         "share": found / len(features),
         "expected_false": 0.04,
         "expected_false_max": 1,
+        "relabelings": 200,
+        "null_p": 1 / 201 if found else 1.0,
+        "null_share": 0.03,
+        "null_upper": 0.06,
+        "positions": {"decision": found, "after": found // 2},
+        "density_tokens": 640,
+        "compared_with": ["placebo", "valence", "number"],
+        "flipped": True,
+        "word_pairs": 6,
         "fdr": 0.04 / found if found else None,
         "mode": "rule" if scenario.rule else "budget",
         "used": len(used),

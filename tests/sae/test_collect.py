@@ -10,7 +10,7 @@ import pytest
 
 import jaxmech as jm
 from jaxmech.answers.trie import build_tries
-from jaxmech.contrast.moments import batch_moments, empty_moments, merge_moments
+from jaxmech.contrast.moments import Positions, batch_moments, empty_moments, merge_moments
 from jaxmech.sae.collect import distinct_residuals, residuals, run_decision, update_moments
 from jaxmech.sae.module import SAE
 
@@ -100,6 +100,43 @@ def test_moments_equal_a_plain_loop(lm, saes, alone, name):
             np.testing.assert_array_equal(m.active[:, slot, k], (z > 0).sum(1))
             np.testing.assert_allclose(m.c_zg[:, slot, k], np.einsum("snf,sn->sf", z, off), **close)
     assert np.asarray(m.c_zg).any() and np.asarray(m.m2_d).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["jumprelu", "topk"])
+def test_means_over_tokens_equal_a_plain_loop(lm, saes, name):
+    """Each prompt by itself, each token by itself; the longest common end of a pair is 4 to 6 tokens, of a window of 7.
+    Two cells, the last pair in none."""
+    saes, W, cells = kind(saes, name), 7, np.arange(PAIRS) % 2
+    shared = 4 + np.arange(PAIRS) % 3
+    m = Positions(empty_moments(2, K, F, C=2), empty_moments(2, K, F, C=2))
+    for start, (p, pairs) in zip(range(0, PAIRS, BATCH), batches(lm), strict=True):
+        rows = np.minimum(np.arange(start, start + BATCH), PAIRS - 1)
+        weight = (np.arange(W) >= W - shared[rows, None]) / shared[rows, None]
+        real = (np.arange(start, start + BATCH) < PAIRS - 1)[:, None]
+        cell = jnp.asarray((cells[rows][:, None] == np.arange(2)) * real, jnp.float32)
+        weight = jnp.asarray(np.tile(weight, (2, 1)), jnp.float32)
+        m, _ = update_moments(lm.config, lm.params, p, saes=saes, **pairs, moments=m, cell=cell, weight=weight)
+    single, _ = collected(lm, saes)
+    for field, a, b in zip(single._fields, single, m.decision, strict=True):
+        if field != "cells":
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=field)
+    close = dict(rtol=2e-4, atol=1e-4)
+    for slot, layer in enumerate(saes.config.layers):
+        z = np.zeros((2, PAIRS, F))
+        for side, texts in enumerate((PLUS, MINUS)):
+            for i, text in enumerate(texts):
+                x = np.asarray(residuals(lm.config, lm.params, prompts(lm, [text]))[layer, 0, -shared[i] :], np.float64)
+                z[side, i] = np.mean([code(saes.at(layer), token) for token in x], axis=0)
+        d = z[0] - z[1]
+        for k in range(K):
+            of_k = d[FAMILY == k]
+            np.testing.assert_allclose(m.after.mean_d[slot, k], of_k.mean(0), **close)
+            np.testing.assert_allclose(m.after.m2_d[slot, k], ((of_k - of_k.mean(0)) ** 2).sum(0), **close)
+            np.testing.assert_array_equal(m.after.active[:, slot, k], (z[:, FAMILY == k] > 0).sum(1))
+        for c in range(2):
+            np.testing.assert_allclose(m.after.cells[slot, c], d[:-1][cells[:-1] == c].sum(0), **close)
+    assert np.abs(np.asarray(m.after.mean_d) - np.asarray(m.decision.mean_d)).max() > 0.01
 
 
 @pytest.mark.slow

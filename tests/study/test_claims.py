@@ -57,6 +57,7 @@ CHANGES = [
     ("behavior", "mass alike", put("behavior.mass_difference.pp", 15.0)),
     ("features", "selected", put("contrast.mode", "budget")),
     ("features", "null", put("contrast.fdr", 0.4)),
+    ("features", "null", put("contrast.null_p", 0.3)),
     ("features", "dictionaries", put("fidelity.check.warnings", ["of layer 3"])),
     ("features", "dictionaries", put("fidelity.fvu.worst", 1.7)),
     ("cause", "patching", put("patching.recovered_to_plus_ci", [-0.2, -0.1])),
@@ -123,7 +124,7 @@ UNDECIDED = [
         lambda r, c: [r["transfer"].pop(n) for n in list(r["transfer"]) if n != "dictator_give"],
     ),
     ("features", "second seed", put("config.dictionaries.path", None)),
-    ("features", "null", put("contrast.fdr", None)),
+    ("features", "null", put("contrast.relabelings", 10)),
     ("dual_process", "behaves", put("dual_process.conditions.accuracy.met", False)),
     ("proximity", "within layers", put("proximity.s2_minus_s1_within_layers.layers", 0)),
 ]

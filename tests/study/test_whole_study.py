@@ -10,7 +10,10 @@ import pytest
 
 from jaxmech.behavior.behavior import poles
 from jaxmech.behavior.scoring import allocate, encode_table
+from jaxmech.contrast.statistics import paired_t
 from jaxmech.io.settings import build
+from jaxmech.models.decoder import forward
+from jaxmech.models.text import encode_prompts
 from jaxmech.sae.collect import run_decision
 from jaxmech.sae.formats import load_saes
 from jaxmech.study import run as runner
@@ -78,10 +81,33 @@ def test_contrast(finished, word_lm):
     want = (codes["plus"] - codes["minus"]).mean(1).reshape(-1)
     np.testing.assert_allclose(features["dz"], want, atol=1e-3, rtol=1e-3)
     np.testing.assert_allclose(features["fires_plus"], (codes["plus"] > 0).mean(1).reshape(-1), atol=1e-6)
+    results = folder.results("contrast")
+    assert results["positions"]["decision"] == features["selected"].sum() and results["relabelings"] == 3
+    assert 0 <= results["null_share"] < results["null_upper"] <= 1 and results["null_p"] >= 1 / 4
     remaining = folder.table("contrast", "criteria")["remaining"]
     assert (remaining.diff().dropna() <= 0).all() and remaining.iloc[-1] == features["selected"].sum()
     budget = folder.table("contrast", "budgets").set_index("share").loc[config.selection.budget, "features"]
     assert features["in_budget"].sum() == budget
+
+
+def test_contrast_after_the_stance(finished, word_lm):
+    """The same over the tokens that both prompts share at their end, pair by pair and token by token."""
+    _, folder, context = finished
+    saes, d = context.saes, []
+    table = context.prompts("selection", "plus", "minus")
+    for _, pair in table.groupby(["family", "pair"]):
+        texts = dict(zip(pair["condition"], pair["prefix"] + pair["query"], strict=True))
+        plus, minus = (word_lm.tokenizer(texts[pole], add_special_tokens=False).input_ids for pole in poles())
+        same = next(i for i, (a, b) in enumerate(zip(plus[::-1], minus[::-1], strict=False)) if a != b)
+        codes = []
+        for pole in poles():
+            tokens, mask = encode_prompts(word_lm, [texts[pole]])
+            x = forward(word_lm.config, word_lm.params, tokens, mask=mask, taps=("resid_post",)).taps["resid_post"]
+            codes.append(np.asarray(saes.encode(x[np.array(saes.config.layers), 0, -same:])).mean(1))
+        d.append((codes[0] - codes[1]).reshape(-1))
+    got, moved = folder.table("contrast", "features")["d_z_after"], np.abs(np.mean(d, 0)) > 1e-3
+    np.testing.assert_allclose(got[moved], paired_t(np.array(d))[2][moved], rtol=0.02, atol=0.02)
+    assert moved.sum() > 10
 
 
 def test_dual_process(finished):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 
-from jaxmech.behavior.behavior import poles
+from jaxmech.answers.prompts import Prompts
+from jaxmech.behavior.behavior import Behavior, poles
 from jaxmech.behavior.scoring import Encoded, encode_table, take
 from jaxmech.contrast import selection
-from jaxmech.contrast.flips import permutation_p
-from jaxmech.contrast.moments import Moments, correlation_with_g, empty_moments
+from jaxmech.contrast.flips import FlipTests, flip_tests, sign_flips
+from jaxmech.contrast.moments import Moments, Positions, correlation_with_g, empty_moments, merge_moments
 from jaxmech.contrast.statistics import paired_t
 from jaxmech.io.progress import progress
 from jaxmech.sae.collect import update_moments
@@ -24,22 +28,20 @@ from jaxmech.study.folder import Outcome
 def run(ctx: Context) -> Outcome:
     """Selects features; falls back to the labelled budget when the rule finds none, and says so."""
     c = ctx.config
-    controls = ctx.behavior.gating("selection")
-    table = ctx.prompts("selection", *poles(), *(pole for name in controls for pole in poles(name)))
-    encoded = encode_table(ctx.lm, table)
-    moments, difference = stream_moments(ctx, table, encoded, *poles())
-    against = [stream_moments(ctx, table, encoded, *poles(name))[0] for name in controls]
-    density = ctx.folder.arrays("fidelity")["density"]
     rule, asked = c.rule, c.selection
-    s = selection.feature_stats(moments, against, density)
-    permutation = partial(permutation_p, key=ctx.key("contrast.permutations"), R=asked.permutations)
-    permuted = permutation(s.difference)
-    splits = asked.half_splits
-    chosen = selection.select_features(s, rule, permuted, splits=splits, key=ctx.key("contrast.half_splits"))
-    draws, key = asked.relabelings, ctx.key("contrast.relabelings")
-    false = selection.expected_false(s, rule, permutation, relabelings=draws, splits=splits, key=key)
+    table = ctx.prompts("selection", *poles(), *(pole for name in controls(ctx.behavior) for pole in poles(name)))
+    positions, moments, difference = read_positions(ctx, table)
+    s = positions[0]
+    R = max(asked.permutations, asked.relabelings + 1)
+    signs = sign_flips(len(s.difference), key=ctx.key("contrast.permutations"), R=R)
+    splits = dict(splits=asked.half_splits, key=ctx.key("contrast.half_splits"))
+    judged = [judge(stats, rule, signs, **splits) for stats in positions]
+    tests, flips, chosen = judged[0]
+    rows = selection.draw_relabelings(flips, relabelings=asked.relabelings, key=ctx.key("contrast.relabelings"))
+    false = selection.expected_false(s, rule, flips, rows, **splits)
     budget = selection.top_budget(s, asked.budget)
-    frame = feature_table(ctx, s, moments, permuted, chosen, budget)
+    after = judged[1][0].d_z if len(judged) > 1 else np.nan
+    frame = feature_table(ctx, s, moments, tests, flips, chosen).assign(d_z_after=after, in_budget=budget)
     mode = asked.mode if chosen.chosen.any() else "budget"
     picked = frame[frame["selected" if mode == "rule" else "in_budget"]]
     if picked.empty:
@@ -48,8 +50,13 @@ def run(ctx: Context) -> Outcome:
             "Train the dictionaries longer or at other layers (dictionaries.train.steps, dictionaries.layers)"
         )
     picked = picked.reindex(picked["t"].abs().sort_values(ascending=False, kind="stable").index).reset_index(drop=True)
+    passing = [int(selected.chosen.sum()) for _, _, selected in judged]
+    results = selection_results(s, chosen, false, budget, mode, picked) | {
+        "positions": dict(zip(("decision", "after"), (*passing, None), strict=False)),
+        "density_tokens": int(ctx.folder.table("fidelity", "layers")["tokens"].min()),
+    }
     return Outcome(
-        selection_results(s, chosen, false, budget, mode, picked),
+        results,
         {
             "features": frame,
             "selected": picked,
@@ -61,32 +68,125 @@ def run(ctx: Context) -> Outcome:
     )
 
 
-def pair_rows(table: pd.DataFrame, high: str, low: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of both members of every pair and their family's number, families in ascending order."""
+def controls(behavior: Behavior) -> list[str]:
+    """The controls of the selection families that features are compared with, which should not move as the behaviour
+    does; and those whose worked examples teach the reverse."""
+    named = behavior.paired("selection")
+    return [name for name in named if flips_examples(behavior, name) or not behavior.controls[name].moves]
+
+
+def flips_examples(behavior: Behavior, name: str) -> bool:
+    return behavior.controls[name].flips
+
+
+def judge(
+    s: selection.FeatureStats, rule: selection.Rule, signs: np.ndarray, *, splits: int, key: jax.Array
+) -> tuple[selection.FamilyTests, FlipTests, selection.Selected]:
+    tests, flips = selection.family_tests(s), flip_tests(s.difference, signs, live=s.live)
+    return tests, flips, selection.select_features(s, rule, tests, flips, splits=splits, key=key)
+
+
+class Pairs(NamedTuple):
+    """n pairs of prompts: the rows of both, how many tokens they share at the end, [n] each; and member [n,K], which of
+    the table's families they belong to."""
+
+    plus: np.ndarray
+    minus: np.ndarray
+    shared: np.ndarray
+    member: np.ndarray
+
+
+def read_positions(ctx: Context, table: pd.DataFrame) -> tuple[list[selection.FeatureStats], Moments, np.ndarray]:
+    """The contrast and its controls, at the decision token and, if all pairs share tokens after what they differ in, as
+    a mean over these.
+
+    Returns:
+      What the rule looks at, at each position; the moments at the decision token; and the mean difference of residuals
+      there [L,D]: the comparator without a dictionary.
+    """
+    encoded = encode_table(ctx.lm, table)
+    pairs = find_pairs(table, encoded.prompts, *poles())
+    cells, cell = find_cells(table, pairs)
+    others = {name: find_pairs(table, encoded.prompts, *poles(name)) for name in controls(ctx.behavior)}
+    shared = np.concatenate([p.shared for p in (pairs, *others.values())])
+    window = shared.max() if shared.all() else 0
+    moments, difference = stream_moments(ctx, encoded, pairs, cell=cell, window=window)
+    sizes: list[dict[str, np.ndarray]] = [{} for _ in moments]
+    flipped: list[list[Moments]] = [[] for _ in moments]
+    for name, part in others.items():
+        none = np.zeros((len(part.plus), cell.shape[1]))  # as many cells, for one program to serve all
+        streamed, _ = stream_moments(ctx, encoded, part, cell=none, window=window, label=name)
+        for i, m in enumerate(streamed):
+            if flips_examples(ctx.behavior, name):
+                flipped[i].append(m)
+            else:
+                oriented = ctx.behavior.controls[name].oriented
+                sizes[i][name] = selection.control_size(m, oriented=oriented)
+    density = ctx.folder.arrays("fidelity")["density"]
+    stats = [
+        selection.feature_stats(
+            m, size, density, cells=cells, flipped=reduce(merge_moments, taught) if taught else None
+        )
+        for m, size, taught in zip(moments, sizes, flipped, strict=True)
+    ]
+    return stats, moments[0], difference
+
+
+def find_pairs(table: pd.DataFrame, prompts: Prompts, high: str, low: str) -> Pairs:
+    """The pairs of a contrast."""
     keyed = table.reset_index().set_index(["family", "pair", "condition"])["index"].unstack("condition")
     keyed = keyed[[high, low]].dropna().astype(int).sort_index()
-    families = keyed.index.get_level_values("family")
-    return keyed[high].to_numpy(), keyed[low].to_numpy(), np.unique(families, return_inverse=True)[1]
+    plus, minus = keyed[high].to_numpy(), keyed[low].to_numpy()
+    tokens, mask = np.asarray(prompts.tokens), np.asarray(prompts.mask)
+    same = (tokens[plus] == tokens[minus]) & mask[plus] & mask[minus]
+    shared = np.cumprod(same[:, ::-1], axis=1).sum(1)
+    family = keyed.index.get_level_values("family").to_numpy()
+    return Pairs(plus, minus, shared, family[:, None] == np.unique(table["family"]))
+
+
+def find_cells(table: pd.DataFrame, pairs: Pairs) -> tuple[selection.Cells | None, np.ndarray]:
+    """Families crossed with the pairs of words that the column `word` names, if there is one; and which cell each pair
+    belongs to [n,C]."""
+    if "word" not in table:
+        return None, np.zeros((len(pairs.plus), 0))
+    word = table["word"].astype(str).to_numpy()
+    words = np.unique(word[pairs.plus] + "/" + word[pairs.minus], return_inverse=True)[1]
+    crossed = np.stack([pairs.member.argmax(1), words])
+    (family, words), cell, count = np.unique(crossed, axis=1, return_inverse=True, return_counts=True)
+    total = np.zeros((len(count), 0))  # not summed yet
+    return selection.Cells(total, family, words, count), cell[:, None] == np.arange(len(count))
 
 
 def stream_moments(
-    ctx: Context, table: pd.DataFrame, encoded: Encoded, high: str, low: str
-) -> tuple[Moments, np.ndarray]:
+    ctx: Context,
+    encoded: Encoded,
+    pairs: Pairs,
+    *,
+    cell: np.ndarray | None = None,
+    window: int = 0,
+    label: str = "poles",
+) -> tuple[tuple[Moments, ...], np.ndarray]:
     """One pass over the pairs of a contrast, folded batch by batch.
 
+    Args:
+      cell: [n,C], which cell a pair belongs to; none by default. window: the most tokens that a pair shares at the end;
+        0 reads the decision token only.
+
     Returns:
-      Moments, and the mean difference of residuals at the decision token [L,D]: the comparator without a dictionary.
+      Moments at each position, and the mean difference of residuals at the decision token [L,D].
     """
-    plus, minus, family = pair_rows(table, high, low)
-    K, batch = family.max() + 1, max(ctx.config.batch // 2, 1)
-    saes = ctx.saes
-    moments = empty_moments(len(saes.config.layers), K, saes.config.d_sae)
+    plus, minus, saes, batch = pairs.plus, pairs.minus, ctx.saes, max(ctx.config.batch // 2, 1)
+    cell = np.zeros((len(plus), 0)) if cell is None else cell
+    sizes = (len(saes.config.layers), pairs.member.shape[1], saes.config.d_sae)
+    empty = partial(empty_moments, *sizes, C=cell.shape[1])
+    moments = Positions(empty(), empty()) if window else empty()
     difference = np.zeros((ctx.lm.config.n_layers, ctx.lm.config.d_model), np.float32)
-    with progress(f"contrast {high} - {low}", len(plus), unit="pairs") as advance:
+    with progress(f"contrast {label}", len(plus), unit="pairs") as advance:
         for start in range(0, len(plus), batch):
             rows = np.arange(start, start + batch)
             real, rows = rows < len(plus), np.minimum(rows, len(plus) - 1)
-            member = (np.arange(K) == family[rows][:, None]) * real[:, None] * 1.0
+            shared = pairs.shared[rows, None]
+            weight = np.tile((np.arange(window) >= window - shared) / shared, (2, 1)) if window else None
             prompts, values = take(encoded, np.concatenate([plus[rows], minus[rows]]))
             moments, decision = update_moments(
                 ctx.lm.config,
@@ -94,36 +194,40 @@ def stream_moments(
                 prompts,
                 saes=saes,
                 values=values,
-                member=jnp.asarray(member, jnp.float32),
+                member=jnp.asarray(pairs.member[rows] * real[:, None], jnp.float32),
                 moments=moments,
+                cell=jnp.asarray(cell[rows] * real[:, None], jnp.float32),
+                weight=None if weight is None else jnp.asarray(weight, jnp.float32),
             )
             plus_resid, minus_resid = np.split(np.asarray(decision.resid), 2, axis=1)
             difference += (plus_resid - minus_resid)[:, real].sum(1)
             advance(int(real.sum()))
-    return moments, difference / len(plus)
+    return moments if isinstance(moments, Positions) else (moments,), difference / len(plus)
 
 
 def feature_table(
     ctx: Context,
     s: selection.FeatureStats,
     m: Moments,
-    permuted: np.ndarray,
+    tests: selection.FamilyTests,
+    flips: FlipTests,
     chosen: selection.Selected,
-    budget: np.ndarray,
 ) -> pd.DataFrame:
     """One row per feature of every layer, dead ones included."""
     layers, F = ctx.saes.config.layers, ctx.saes.config.d_sae
-    tests = selection.family_tests(s)
     norm = np.linalg.norm(np.asarray(ctx.saes.params["W_dec"]), axis=-1).reshape(-1)
     correlation = correlation_with_g(m).reshape(2, -1)
+    control, size = selection.strongest_control(s)
+    mean, fires, spread = s.difference.mean(0), s.fires, s.difference.std(0, ddof=1, dtype=np.float64)
+    control_d_z = np.divide(size, spread, out=np.where(size > 0, np.inf, size), where=spread > 0)
     frame = pd.DataFrame(
         dict(
-            layer=np.repeat(layers, F), feature=np.tile(np.arange(F), len(layers)), live=s.fires.max(0) > 0,
-            dz=s.difference.mean(0), strength=np.abs(s.difference.mean(0)) * norm, **tests._asdict(),
-            permutation_p=permuted,
-            auroc=selection.auroc(s.plus, s.minus), fires_plus=s.fires[0], fires_minus=s.fires[1], density=s.density,
-            control_d_z=s.control_d_z, correlation_plus=correlation[0], correlation_minus=correlation[1],
-            stability=chosen.stability, selected=chosen.chosen, in_budget=budget,
+            layer=np.repeat(layers, F), feature=np.tile(np.arange(F), len(layers)), live=s.live,
+            dz=mean, strength=np.abs(mean) * norm, **tests._asdict(), permutation_p=flips.p, p_max=flips.p_max,
+            auroc=selection.auroc(s.plus, s.minus), fires_plus=fires[0], fires_minus=fires[1], density=s.density,
+            control=control, control_d_z=control_d_z,
+            correlation_plus=correlation[0], correlation_minus=correlation[1], stability=chosen.stability,
+            selected=chosen.chosen,
         )
     )  # fmt: skip
     chosen.passed["auroc"] = np.abs(frame["auroc"].to_numpy() - 0.5) >= ctx.config.rule.auroc - 0.5
@@ -162,7 +266,11 @@ def selection_results(
     mode: str,
     picked: pd.DataFrame,
 ) -> dict:
-    live, selected = int((s.fires.max(0) > 0).sum()), int(chosen.chosen.sum())
+    """null_share: of relabelings, those under which the rule selects anything; null_upper: the upper 95 % limit of that
+    probability (Clopper & Pearson 1934)."""
+    live, selected, R = int(s.live.sum()), int(chosen.chosen.sum()), len(false)
+    some = int((false > 0).sum())
+    upper = binomtest(some, R, alternative="less").proportion_ci(0.95, "exact").high
     return {
         "features_total": len(chosen.chosen),
         "features_live": live,
@@ -170,10 +278,17 @@ def selection_results(
         "share": selected / len(chosen.chosen),
         "expected_false": float(false.mean()),
         "expected_false_max": int(false.max()),
+        "relabelings": R,
+        "null_p": float((1 + (false >= selected).sum()) / (1 + R)),
+        "null_share": some / R,
+        "null_upper": float(upper),
         "fdr": float(min(1.0, false.mean() / selected)) if selected else None,
         "mode": mode,
         "used": len(picked),
         "budget": int(budget.sum()),
         "budget_and_rule": int((budget & chosen.chosen).sum()),
+        "compared_with": list(s.controls),
+        "flipped": s.flipped is not None,
+        "word_pairs": 0 if s.cells is None else int(s.cells.words.max()) + 1,
         "by_layer": picked["layer"].value_counts().sort_index().to_dict(),
     }
