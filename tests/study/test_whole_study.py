@@ -41,7 +41,7 @@ def test_every_declared_table_is_there(finished):
 def test_behavior(finished, word_lm):
     _, folder, context = finished
     prompts, effects = (folder.table("behavior", name) for name in ("prompts", "effects"))
-    wide = prompts.pivot_table(index="family", columns="condition", values="g")
+    wide = prompts.astype({"g": float}).pivot_table(index="family", columns="condition", values="g")
     for row in effects.itertuples():
         plus, minus = poles(None if row.contrast == "poles" else row.contrast)
         assert row.shift_pp == pytest.approx(100 * (wide[plus] - wide[minus]).mean()) and row.families == 6

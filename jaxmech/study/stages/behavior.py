@@ -36,7 +36,7 @@ def pair_differences(scored: pd.DataFrame, control: str | None = None, value: st
     """What the two poles differ by in every pair, of the behaviour itself or of a control; indexed by family, pair."""
     plus, minus = poles(control)
     part = scored[scored["condition"].isin([plus, minus])]
-    wide = part.pivot(index=["family", "pair"], columns="condition", values=value)
+    wide = part.astype({value: float}).pivot(index=["family", "pair"], columns="condition", values=value)
     return wide[plus] - wide[minus] if len(wide) else pd.Series(dtype=float)
 
 
