@@ -56,14 +56,15 @@ def effect_pp(means: pd.Series) -> dict[str, Any]:
 def contrast_effects(scored: pd.DataFrame, behavior: Behavior) -> pd.DataFrame:
     """The behaviour's own effect ("poles") and every control's: shift in percentage points, interval, p, d_z; size, the
     root mean square over pairs; excess, by how much the behaviour's own shift is larger within families."""
-    own, rows = by_family(pair_differences(scored)), []
+    own: pd.Series = by_family(pair_differences(scored))
+    rows: list[dict[str, Any]] = []
     for name in (None, *behavior.controls):
         pairs = pair_differences(scored, name)
         if pairs.empty or len(means := by_family(pairs)) < 2:
             continue
         shift = effect_pp(means)
-        more = (own - means).dropna() if name else []
-        excess = effect_pp(more) if len(more) >= 2 else {"pp": np.nan, "ci": [np.nan] * 2, "detectable_pp": np.nan}
+        more: pd.Series = (own - means).dropna() if name else pd.Series(dtype=float)
+        excess: Any = effect_pp(more) if len(more) >= 2 else {"pp": np.nan, "ci": [np.nan] * 2, "detectable_pp": np.nan}
         spread = means.std()
         rows.append(
             dict(
