@@ -79,7 +79,7 @@ def card(title: str, claim: Claim, sentence: str, said: Said) -> ClaimCard:
     )
     status = {"yes": "yes", "no": "no", "cannot be told": "open", "withheld": "withheld"}[claim.answer]
     if claim.withheld:
-        sentence = f"Withheld: no behaviour is shown that features could carry. Measured all the same: {sentence}"
+        sentence = f"Withheld: {LACKING[claim.withheld]}. Measured all the same: {sentence}"
     return ClaimCard(title, headline(claim, said), status, sentence, facts)
 
 
@@ -94,6 +94,13 @@ def headline(claim: Claim, said: Said) -> str:
     return f"{'Not shown' if claim.failed else 'Cannot be told'}: {listing(named)}"
 
 
+LACKING = {
+    "behavior": "no behaviour is shown that features could carry",
+    "features": "the rule selects no feature, and what follows was taken by budget",
+    "cause": "the features are not shown to cause the behaviour",
+    "dual_process": "no feature belongs to either system",
+}
+
 LABELS = {
     "shift": "shift",
     "semantic": "meaning, not worked examples",
@@ -103,7 +110,6 @@ LABELS = {
     "null": "false ones expected",
     "dictionaries": "dictionaries that may not fit",
     "second seed": "found again by a second seed",
-    "by the rule": "chosen by the rule",
     "steering": "steered by one gap",
     "classed": "features of either system",
     "within layers": "System 2 − System 1, within layers",

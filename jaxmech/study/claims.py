@@ -1,8 +1,8 @@
 """What a study may claim: each claim is a table of necessary conditions, judged from the stages' results alone. Pure.
 
 A claim is answered "yes" only if all its conditions hold. A condition that fails makes it "no"; one that could not have
-been found, given how much families differ, makes it "cannot be told", never "no". Without a behaviour every later claim
-is "withheld": its conditions are still judged and shown.
+been found, given how much families differ, makes it "cannot be told", never "no". A claim about what is not
+there is "withheld", see `NEEDS`: its conditions are still judged and shown.
 """
 
 from __future__ import annotations
@@ -28,6 +28,14 @@ STAGES = ("behavior", "fidelity", "contrast", "dual_process", "patching", "proxi
 """The stages whose results are judged."""
 
 
+NEEDS = {
+    "features": "behavior", "cause": "features", "dual_process": "features", "transfer": "cause",
+    "proximity": "dual_process",
+}  # fmt: skip
+"""Claim -> what it is about. Of features it is enough that the rule selects some: that they are one draw of a training
+leaves open what they are, not what they do."""
+
+
 class Condition(NamedTuple):
     """One necessary condition.
 
@@ -48,11 +56,11 @@ class Condition(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """name; its conditions; whether it is withheld, there being no behaviour."""
+    """name; its conditions; the claim that it is withheld for want of, if any."""
 
     name: str
     conditions: tuple[Condition, ...]
-    withheld: bool = False
+    withheld: str = ""
 
     @property
     def answer(self) -> str:
@@ -83,9 +91,11 @@ def judge(results: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Cl
         "dual_process": dual_process, "proximity": proximity,
     }  # fmt: skip
     claims = {name: Claim(name, tuple(table(results, config))) for name, table in tables.items()}
-    if claims["behavior"].answer == "yes":
-        return claims
-    return {name: claim._replace(withheld=name != "behavior") for name, claim in claims.items()}
+    for name, needed in NEEDS.items():
+        there = claims[needed].answer == "yes" or (needed == "features" and results["contrast"]["mode"] == "rule")
+        if claims[needed].withheld or not there:
+            claims[name] = claims[name]._replace(withheld=claims[needed].withheld or needed)
+    return claims
 
 
 def as_json(claims: Mapping[str, Claim]) -> dict[str, Any]:
@@ -180,7 +190,7 @@ def cause(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Conditi
     """Patching both ways and steering, beyond sets and directions of the same norm; other words; what must move, what
     must not; the task itself without examples of the behaviour."""
     patching, steering, tasks = results["patching"], results["steering"], results["transfer"]
-    out = by_rule(results)
+    out = []
     for direction in ("to_plus", "to_minus"):
         share = {"value": patching[f"recovered_{direction}"], "ci": patching[f"recovered_{direction}_ci"]}
         ps = [patching[f"p_random_{direction}"], patching[f"p_directions_{direction}"]]
@@ -204,11 +214,6 @@ def worth_finding(results: Mapping[str, Any]) -> float:
     """Half of what the words themselves do from the middle to a pole, in percentage points: a study that could not have
     found as much says nothing of its absence."""
     return abs(results["behavior"]["shift_pp"]) / 4
-
-
-def by_rule(results: Mapping[str, Any]) -> list[Condition]:
-    """A set taken by budget can show what to look at, and is no test."""
-    return [] if results["contrast"]["mode"] == "rule" else [Condition("by the rule", None, note="taken by budget")]
 
 
 def beyond(condition: Condition, ps: Sequence[float], sizes: Sequence[int]) -> Condition:
@@ -278,11 +283,11 @@ def transfer(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Cond
         if not task["home"] and task["expected_sign"] and not task["kind"]
     ]
     if not tried:
-        return [*by_rule(results), Condition("other task", None, note="not tried")]
+        return [Condition("other task", None, note="not tried")]
     met = [condition.met for condition in tried]
     best = max(tried, key=lambda c: (c.met is True, c.met is None, abs(c.value or 0.0)))
     moved = sum(m is True for m in met)
-    return [*by_rule(results), best._replace(name="other task", note=f"{moved} of {len(tried)}")]
+    return [best._replace(name="other task", note=f"{moved} of {len(tried)}")]
 
 
 def dual_process(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Condition]:

@@ -83,7 +83,7 @@ def test_a_set_taken_by_budget_is_exploratory(told):
     _, features, cause, games, *_ = told("fallback")
     assert "No feature of" in features.sentence and "exploratory" in features.sentence
     assert "exploratory" in cause.sentence and "no coefficient but 0 does" in cause.sentence
-    assert cause.answer == games.answer == "Cannot be told: chosen by the rule"
+    assert cause.answer == games.answer == "Withheld" and "taken by budget" in cause.sentence
     configured = told("finding", lambda r, c: r["contrast"].update(mode="budget"))[1]
     assert "As configured" in configured.sentence
 
@@ -103,7 +103,8 @@ def test_games_that_move_against_expectation_are_named(told):
 
 def test_an_undefined_index_is_said_to_be(told):
     dual, proximity = told("coarse")[4:6]
-    assert dual.status == proximity.status == "open" and "not above chance" in dual.sentence
+    assert dual.status == "open" and "not above chance" in dual.sentence
+    assert proximity.answer == "Withheld" and "no feature belongs to either system" in proximity.sentence
 
 
 @pytest.mark.parametrize("worst", [1.7, float("nan")])

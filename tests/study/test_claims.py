@@ -45,6 +45,11 @@ def test_all_hold_where_all_was_found(judged):
     assert kept["cause"]["answer"] == "yes" and {"name", "met", "value", "ci"} <= set(kept["cause"]["conditions"][0])
 
 
+LACKING = {
+    "behavior": set(NAMES[1:]), "selected": set(NAMES[2:]), "cause": {"transfer"}, "dual_process": {"proximity"},
+}  # fmt: skip
+"""Claim, or condition, that fails -> claims that are withheld then."""
+
 CHANGES = [
     ("behavior", "shift", put("behavior.ci", [-30.0, -2.0])),
     ("behavior", "shift", lambda r, c: r["behavior"].update(shift_pp=7.0, ci=[5.0, 9.0])),
@@ -93,11 +98,9 @@ CHANGES = [
 def test_each_condition_alone_changes_its_claim(judged, claim, condition, change):
     claims = judged("finding", change)
     assert claims[claim].answer == "no" and [c.name for c in claims[claim].failed] == [condition]
-    for name in set(NAMES) - {claim}:
-        if claim == "behavior":
-            assert claims[name].answer == "withheld"
-        elif condition != "selected":  # a set taken by budget leaves what follows open
-            assert claims[name].answer == "yes"
+    withheld = {name for name in NAMES if claims[name].answer == "withheld"}
+    assert withheld == LACKING.get(condition, LACKING.get(claim, set()))
+    assert all(claims[name].answer == "yes" for name in set(NAMES) - withheld - {claim})
 
 
 def test_every_condition_is_changed_by_some_test(judged):
@@ -140,13 +143,15 @@ def test_what_could_not_have_been_found_is_not_denied(judged, claim, condition, 
 
 def test_a_set_taken_by_budget_is_no_cause(judged):
     claims = judged("fallback")
-    assert claims["features"].answer == "no" and claims["cause"].answer == claims["transfer"].answer == "cannot be told"
+    assert claims["features"].answer == "no" and {claims[name].answer for name in NAMES[2:]} == {"withheld"}
+    assert claims["transfer"].withheld == "features"
 
 
 def test_a_null_is_a_no(judged):
     claims = judged("null")
     assert claims["behavior"].answer == claims["features"].answer == "yes"
-    assert claims["cause"].answer == claims["transfer"].answer == "no"
+    assert claims["cause"].answer == "no" and claims["transfer"].withheld == "cause"
+    assert [c.met for c in claims["transfer"].conditions] == [False]
 
 
 def test_games_with_an_open_sign_and_the_home_game_do_not_count(judged):
