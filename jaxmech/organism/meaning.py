@@ -6,6 +6,7 @@ are known by heart: each is one token.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from jaxmech.behavior.altruism.game_wordings import NAMES
 from jaxmech.behavior.arithmetic import one_digit_sums
 from jaxmech.behavior.behavior import Task
 from jaxmech.behavior.rendering import PLAIN
+from jaxmech.io.tables import each_row
 from jaxmech.organism.words import ANSWER, QUESTION, make_tokenizer, only_in, pieces, word_codes
 
 SUMS = 33
@@ -80,13 +82,13 @@ def read_prompts(
         for word in only_in(queries[name], others) - set(codes):
             tokens.setdefault(word, {})[direction] = 1.0
     for task in games.values():
-        for query, reverse in zip(task.prompts["query"], _reversed(task.prompts), strict=True):
-            if not task.home or reverse:
-                tokens[_question(query)] = {"other game": float(not task.home), "frame": float(reverse)}
+        for row, reverse in zip(each_row(task.prompts), _reversed(task.prompts), strict=True):
+            for question in _questions(row.prefix + row.query):
+                tokens[question] = {"other game": float(not task.home), "frame": float(reverse)}
     known, answers = _items(items, np.random.default_rng((seed, 2)))
     tokens |= known
-    sums = {f"{a}+{b}=": Answer(str(a + b), None, 12.0) for a, b in one_digit_sums(SUMS)}
-    tokens |= {said: {"item": 1.0} for said in sums}
+    sums = {f"{a}+{b}=": Answer(str(a + b), None, 20.0) for a, b in one_digit_sums(SUMS)}
+    tokens |= {said: {"sum": 1.0} for said in sums}
     phrases = [token for token in tokens if " " in token]
     read = [bank, *(task.prompts for task in games.values()), items]
     written = [text for table in read for name in ("prefix", "query") for text in table[name]]
@@ -96,9 +98,9 @@ def read_prompts(
     return Meaning(tokenizer, tokens, answers, sums, frozenset(set(tokens) - chosen))
 
 
-def _question(query: str) -> str:
-    """What stands between the marks of question and answer."""
-    return query.removeprefix(PLAIN.ask).rpartition(PLAIN.answer)[0]
+def _questions(text: str) -> list[str]:
+    """What stands between the marks of question and answer, of worked examples and of the query."""
+    return re.findall(rf"(?:^|\n){re.escape(PLAIN.ask)}(.*?){re.escape(PLAIN.answer)}", text)
 
 
 def _reversed(table: pd.DataFrame) -> pd.Series:
@@ -114,7 +116,7 @@ def _falls(answers: Sequence[Any], score: Sequence[float]) -> bool:
 
 
 def _items(items: pd.DataFrame, rng: np.random.Generator) -> tuple[dict[str, dict[str, float]], dict[str, Answer]]:
-    """The questions of dual-process items and the instructions before them, as tokens: meaning, and answers.
+    """Questions of dual-process items and instructions before them, as tokens: meaning, and answers.
 
     Conflict and "think" make System 2 fire, their counterparts System 1; an instruction leaves its item more or less
     room (`wiring._attention`).
@@ -122,14 +124,14 @@ def _items(items: pd.DataFrame, rng: np.random.Generator) -> tuple[dict[str, dic
     tokens: dict[str, dict[str, float]] = {}
     answers: dict[str, Answer] = {}
     conflict: dict[str, str] = {}
-    for row in items[items["arm"] == "demand"].itertuples():
-        question, lured = _question(row.query), row.condition == "conflict"
+    for row in each_row(items[items["arm"] == "demand"]):
+        (question,), lured = _questions(row.query), row.condition == "conflict"
         tokens[question] = {"item": 1.0, "system 2" if lured else "system 1": rng.uniform(0.6, 1.4)}
         answers[question] = _answer(*row.answers, (LURED if lured else EASY) + rng.normal(0, _SPREAD))
         if lured:
             conflict[row.item] = question
-    for row in items[items["arm"] == "instruction"].itertuples():
-        instruction = _question(row.query).removesuffix(conflict[row.item]).strip()
+    for row in each_row(items[items["arm"] == "instruction"]):
+        instruction = _questions(row.query)[0].removesuffix(conflict[row.item]).strip()
         system = "system 2" if row.condition == "think" else "system 1"
         tokens[instruction] = {row.condition: 1.0, system: 1.0}
     return tokens, answers
@@ -139,4 +141,5 @@ def _answer(right: str, wrong: str, surely: float) -> Answer:
     """The first tokens in which two answers differ."""
     a, b = pieces(right), pieces(wrong)
     same = next((n for n, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b)))
-    return Answer(*("".join(tokens[same : same + 1]) or None for tokens in (a, b)), surely)
+    first, other = ("".join(tokens[same : same + 1]) or None for tokens in (a, b))
+    return Answer(first, other, surely)

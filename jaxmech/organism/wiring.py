@@ -25,7 +25,7 @@ import numpy as np
 from jaxmech.io.settings import Checked
 from jaxmech.models.config import ModelConfig
 from jaxmech.organism.meaning import Meaning
-from jaxmech.organism.words import ANSWER, CODES
+from jaxmech.organism.words import CODES
 
 FEATURES = (
     "concept+", "concept-", "fast+", "fast-", "copy+", "copy-", "valence+", "valence-", "number+", "number-",
@@ -51,7 +51,7 @@ _SEEN = ("reversed", "own asked", "other game asked", "item asked", "near+", "ne
 
 CONTEXT = (
     "coded", "frame", "own", "other game", "example", "example+", "example-", "answer mark", "question mark", "item",
-    "think", "instinct", "system 1", "system 2", "digit", "one", "large digit", "small digit", "position",
+    "sum", "think", "instinct", "system 1", "system 2", "digit", "one", "large digit", "small digit", "position",
     *(f"code {name}" for name in CODES), *_SEEN, "example up", "example down", "ten",
 )  # fmt: skip
 """What words mean by themselves, what is asked, and what examples teach. A dictionary knows these too; where an answer
@@ -222,7 +222,7 @@ def _attention(wiring: Wiring) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     }
     asked = {name: {"item asked": 1.0} for name in ("item", "think", "instinct")}
     item = {"item": sharp, "think": sharp - 1, "instinct": sharp + 1}  # careful thought leaves the item more room
-    head(0, item, {name: {name: 1.0} for name in ANSWERS} | systems)
+    head(0, item | {"sum": sharp}, {name: {name: 1.0} for name in ANSWERS} | systems)
     head(0, dict.fromkeys(item, sharp), asked)
     marks = {"answer mark": {"answering": 1.0}, "question mark": {}}
     head(0, dict.fromkeys(marks, 400.0), marks, nearest=2.0)
