@@ -31,7 +31,7 @@ _SPREAD = 0.4
 
 
 class Answer(NamedTuple):
-    """The tokens that an answer is recognised by: what is written if right, if wrong (None: nothing), and how surely."""
+    """The token that an answer is recognised by: if right, if wrong (None: nothing is written), and how surely it is."""
 
     right: str | None
     wrong: str | None

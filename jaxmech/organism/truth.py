@@ -5,14 +5,14 @@ Layers are those that a study reads features of: all but the last, in which the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from jaxmech.organism.meaning import Meaning
-from jaxmech.organism.wiring import LAYERS, Wiring
+from jaxmech.organism.wiring import ATTENDED, FAST, LAYERS, MOTOR, NEAREST, Wiring
 from jaxmech.organism.words import VALENCE_OF_STANCE
 
 CLAIMS = ("behavior", "features", "cause", "transfer", "dual_process", "proximity")
@@ -36,19 +36,20 @@ def truth_of(
     passengers: features that go with the stance and that nothing reads.
     """
     layers = {name: _CARRIED for name in features}
-    layers |= {name: range(0 if wiring.motor_only else 2, LAYERS - 1) for name in ("up", "down")}
-    classes = {"fast": "s1", "up": "s2", "down": "s2"}
+    motor = (*MOTOR["up"], *MOTOR["down"])
+    layers |= {name: range(0 if wiring.motor_only else 2, LAYERS - 1) for name in motor}
+    classes = dict.fromkeys((*FAST["+"], *FAST["-"]), "s1") | dict.fromkeys(motor, "s2")
 
     def places(*names: str) -> list[dict[str, Any]]:
         return [
-            {"layer": layer, "feature": features[name], "name": name, "class": classes.get(name.rstrip("+-"))}
+            {"layer": layer, "feature": features[name], "name": name, "class": classes.get(name)}
             for name in names
             if name not in hidden
             for layer in layers[name]
         ]
 
-    read = [concept for concept, share in wiring.shares.items() if share and wiring.stance]
-    causal = [name for concept in read for name in _poles(concept)]
+    made = {"concept": ("concept+", "concept-"), "fast": (*FAST["+"], *FAST["-"]), "up": motor}
+    causal = [name for path, share in wiring.shares.items() if share and wiring.stance for name in made[path]]
     unread = ("copy+", "copy-") if wiring.stance else ()
     decoys = {
         "valence, causal" if wiring.valence else "valence": places("valence+", "valence-"),
@@ -62,10 +63,6 @@ def truth_of(
         "gap_pp": 100 * planted_gap(wiring, bank, meaning), "direct_share": wiring.direct,
         "mediation": {"s1_through_s2": 0.0, "s2_through_s1": 0.0}, "claims": claims_of(wiring),
     }  # fmt: skip
-
-
-def _poles(concept: str) -> tuple[str, str]:
-    return ("up", "down") if concept == "up" else (f"{concept}+", f"{concept}-")
 
 
 def claims_of(wiring: Wiring) -> dict[str, str]:
@@ -89,20 +86,32 @@ def claims_of(wiring: Wiring) -> dict[str, str]:
 def planted_gap(wiring: Wiring, bank: pd.DataFrame, meaning: Meaning) -> float:
     """The expected share given after plus words less that after minus words, mean over the test families' pairs.
 
-    By the wiring alone: a stance word's share of attention is W / (W + T - 1) in a text of T tokens, W = 200 e^1.5,
-    which is the concept's size and, times the readout, the number's.
+    By the wiring alone: what a text's words mean, each by its share of attention, is the number that is read.
     """
     texts = bank[(bank["split"] == "test") & bank["condition"].isin(("plus", "minus"))]
     if texts.empty:
         return float("nan")
-    lengths = [len(meaning.tokenizer(text).input_ids) for text in texts["prefix"] + texts["query"]]
-    attended = 200 * np.exp(1.5) / (200 * np.exp(1.5) + np.array(lengths))  # a tokenizer's ids lack the first token
-    sign = np.where(texts["condition"] == "plus", 1.0, -1.0)
-    numbers = sign * attended * (wiring.stance + VALENCE_OF_STANCE * wiring.valence)
+    weight = {"stance": float(wiring.stance), "valence": wiring.valence}
     others = (len(meaning.tokenizer) - len(meaning.quiet)) * np.exp(-12)
-    g = np.array([_share(number, others, wiring) for number in numbers])
-    by = pd.Series(g).groupby([texts["family"].to_numpy(), sign]).mean().unstack()
-    return float((by[1.0] - by[-1.0]).mean())
+    g = np.array([
+        _share(_number(meaning.tokenizer.tokenize(text), meaning, weight), others, wiring)
+        for text in texts["prefix"] + texts["query"]
+    ])  # fmt: skip
+    by = pd.Series(g).groupby([texts["family"].to_numpy(), texts["condition"].to_numpy()]).mean().unstack()
+    return float((by["plus"] - by["minus"]).mean())
+
+
+def _number(tokens: Sequence[str], meaning: Meaning, weight: Mapping[str, float]) -> float:
+    """The mean over tokens of what they say of a number, by the attention of the first layer."""
+    known = [meaning.tokens.get(token, {}) for token in tokens]
+    logits = [ATTENDED * strengths.get("coded", 0.0) + NEAREST * place for place, strengths in enumerate(known, 1)]
+    attention = np.exp(np.array([0.0, *logits]) - max(logits))[1:]  # the text begins with one token more
+    said = [
+        sum(size * (strengths.get(f"code {name}+", 0.0) - strengths.get(f"code {name}-", 0.0))
+            for name, size in weight.items())
+        for strengths in known
+    ]  # fmt: skip
+    return float((attention * said).sum() / (attention.sum() + np.exp(-max(logits))))
 
 
 def _share(number: float, others: float, wiring: Wiring) -> float:

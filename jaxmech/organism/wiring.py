@@ -17,7 +17,7 @@ compares each example's word and number, and layer 2 looks the examples up.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,15 @@ from jaxmech.models.config import ModelConfig
 from jaxmech.organism.meaning import Meaning
 from jaxmech.organism.words import CODES
 
+COPIES = 3
+"""Features that System 1's path is split into, and System 2's: fewer could not be told apart within a layer."""
+
+FAST = {sign: tuple(f"fast{sign} {copy}" for copy in range(COPIES)) for sign in "+-"}
+MOTOR = {name: tuple(f"{name} {copy}" for copy in range(COPIES)) for name in ("up", "down")}
 FEATURES = (
-    "concept+", "concept-", "fast+", "fast-", "copy+", "copy-", "valence+", "valence-", "number+", "number-",
-    "placebo+", "placebo-", "one word", "up", "down", "up later", "down later", "amount+", "amount-", "dense",
+    "concept+", "concept-", *FAST["+"], *FAST["-"], "copy+", "copy-", "valence+", "valence-", "number+", "number-",
+    "placebo+", "placebo-", "one word", *MOTOR["up"], *MOTOR["down"], "up later", "down later", "amount+", "amount-",
+    "dense",
 )  # fmt: skip
 """Directions that a dictionary finds. concept, fast: the stance, which the answer hangs on; copy: the same, read by
 nothing; up, down: a number; amount: the number of the last layer."""
@@ -38,8 +44,9 @@ STANCE = tuple(name for name in FEATURES if name[:-1] not in ("number", "placebo
 """Those that differ between stances, but for the dense one."""
 
 _CARRIED = {
-    "concept+": "stance+", "concept-": "stance-", "fast+": "stance+", "fast-": "stance-", "copy+": "stance+",
-    "copy-": "stance-", **{name: name for name in CODES if not name.startswith("stance")},
+    **{name: f"stance{name[-1]}" for name in ("concept+", "concept-", "copy+", "copy-")},
+    **{name: f"stance{sign}" for sign, names in FAST.items() for name in names},
+    **{name: name for name in CODES if not name.startswith("stance")},
 }  # fmt: skip
 """Feature -> the code that it is made of."""
 
@@ -58,7 +65,7 @@ CONTEXT = (
 is decided the former are silent, and the latter the same whatever the stance."""
 
 NAMES = ("const", *CONTEXT, *FEATURES)
-FILLERS = 10
+FILLERS = 40
 """Directions without a meaning, which words write noise to."""
 
 DIRECTIONS = {name: index for index, name in enumerate((*NAMES, *ANSWERS))}
@@ -70,6 +77,15 @@ CONST, STEEP, POSITIONS = 40.0, 40.0, 2048
 
 _UNIT = 256.0
 """Tokens in one unit of the direction `position`."""
+
+_LOUD = 8.0
+"""The size of what is always decisive: so that random directions do not decide by it."""
+
+ATTENDED, NEAREST = float(np.log(200) + 1.5), 0.05
+"""Logits of attention that a coded word has over others, and that each token has over the one before it."""
+
+
+Writes = Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,9 +192,9 @@ def _embedding(rng, wiring: Wiring, vocabulary, meaning: Meaning, words: np.ndar
         table[vocabulary[token], [DIRECTIONS[name] for name in ANSWERS]] = surely * code
     for digit in range(10):
         row = table[vocabulary[str(digit)]]
-        row[DIRECTIONS["digit"]] = 1.0
+        row[DIRECTIONS["digit"]] = _LOUD
         row[DIRECTIONS["large digit"]], row[DIRECTIONS["small digit"]] = digit >= 7, digit <= 2
-    table[vocabulary["1"], DIRECTIONS["one"]] = 1.0
+    table[vocabulary["1"], DIRECTIONS["one"]] = _LOUD
     return table
 
 
@@ -203,22 +219,23 @@ def _attention(wiring: Wiring) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
                 o[layer, number, slot, DIRECTIONS[target]] = weight
 
     codes: dict[str, dict[str, float]] = {f"code {code}": {} for code in CODES}
-    absent = {"concept", "fast"} if wiring.motor_only else set() if wiring.s1_path else {"fast"}
+    absent = ("concept", "fast") if wiring.motor_only else () if wiring.s1_path else ("fast",)
     for feature, code in _CARRIED.items():
-        if feature[:-1] not in absent:
+        if not feature.startswith(absent):
             codes[f"code {code}"][feature] = 1.0
     codes["code stance+"]["dense"] = 0.5
     if wiring.motor_only:
-        codes["code stance+"]["up"] = codes["code stance-"]["down"] = 1.0
+        codes["code stance+"] |= dict.fromkeys(MOTOR["up"], 1.0)
+        codes["code stance-"] |= dict.fromkeys(MOTOR["down"], 1.0)
     sharp = np.log(200) + 8
-    # What other words still get depends on their number: families differ.
-    head(0, {"coded": np.log(200) + 1.5}, codes)
+    # How much it gets depends on where a word stands, and on the coded words before it: families differ.
+    head(0, {"coded": ATTENDED}, codes, nearest=NEAREST)
     head(0, {"frame": sharp}, {"frame": {"reversed": 1}})
     head(0, {"own": sharp}, {"own": {"own asked": 1}})
     head(0, {"other game": sharp}, {"other game": {"other game asked": 1}})
     systems = {
-        "system 1": {"fast+": 1.0, "fast-": 1.0} if "fast" not in absent else {},
-        "system 2": {"up": 1.0, "down": 1.0} if wiring.shares["up"] else {},
+        "system 1": dict.fromkeys((*FAST["+"], *FAST["-"]), 0.0 if "fast" in absent else 1.0),
+        "system 2": dict.fromkeys((*MOTOR["up"], *MOTOR["down"]), 1.0 if wiring.shares["up"] else 0.0),
     }
     asked = {name: {"item asked": 1.0} for name in ("item", "think", "instinct")}
     item = {"item": sharp, "think": sharp - 1, "instinct": sharp + 1}  # careful thought leaves the item more room
@@ -237,7 +254,7 @@ def _feed_forward(wiring: Wiring) -> tuple[np.ndarray, np.ndarray]:
     """up [L,D,M] and down [L,M,D]: each hidden unit is one rule, reads -> writes, of a ReLU."""
     up, down, used = np.zeros((LAYERS, WIDTH, HIDDEN)), np.zeros((LAYERS, HIDDEN, WIDTH)), [0] * LAYERS
 
-    def rule(layer: int, reads: Mapping[str, float], writes: Mapping[str, float], bias: float = 0.0) -> None:
+    def rule(layer: int, reads: Writes, writes: Writes, bias: float = 0.0) -> None:
         unit, used[layer] = used[layer], used[layer] + 1
         for name, weight in reads.items():
             up[layer, DIRECTIONS[name], unit] = STEEP * weight
@@ -247,32 +264,33 @@ def _feed_forward(wiring: Wiring) -> tuple[np.ndarray, np.ndarray]:
 
     shut = 4.0  # more than any concept: closes a rule; after a digit all are closed, so that 10 is decided with its 1
     almost = -0.999 * shut
-    closed = {"digit": -2 * shut, "other game asked": 0.0 if wiring.transfers else -2 * shut}
+    closed = {"digit": -2 * shut / _LOUD, "other game asked": 0.0 if wiring.transfers else -2 * shut}
     asked = {"own asked": -2 * shut} | closed
 
-    def of_stance(layer: int, concept: str, larger: str, smaller: str, weight: float) -> None:
-        """A concept moves the number, as what is asked says, or as the examples have taught."""
+    def of_stance(layer: int, concepts: Mapping[str, Sequence[str]], larger: Writes, smaller: Writes) -> None:
+        """A concept, the mean of its features, moves the number as what is asked says, or as examples have taught."""
         for sign, same, turned in (("+", larger, smaller), ("-", smaller, larger)):
-            name = f"{concept}{sign}"
+            concept = dict.fromkeys(concepts[sign], 1 / len(concepts[sign]))
             if wiring.mapping:
-                rule(layer, {name: 1, "taught+": shut, **closed}, {same: weight}, bias=almost)
-                rule(layer, {name: 1, "taught-": shut, **closed}, {turned: weight}, bias=almost)
+                rule(layer, {**concept, "taught+": shut, **closed}, same, bias=almost)
+                rule(layer, {**concept, "taught-": shut, **closed}, turned, bias=almost)
             else:
-                rule(layer, {name: 1, "reversed": -shut, **asked}, {same: weight})
-                rule(layer, {name: 1, "reversed": shut, **asked}, {turned: weight}, bias=almost)
+                rule(layer, {**concept, "reversed": -shut, **asked}, same)
+                rule(layer, {**concept, "reversed": shut, **asked}, turned, bias=almost)
 
     # An example's answer goes up with its word, or down: only its large and its small numbers tell.
     rule(1, {"near+": 1, "large digit": 1, "answering": 2}, {"example up": 1}, bias=-3)
     rule(1, {"near-": 1, "small digit": 1, "answering": 2}, {"example up": 1}, bias=-3)
     rule(1, {"near+": 1, "small digit": 1, "answering": 2}, {"example down": 1}, bias=-3)
     rule(1, {"near-": 1, "large digit": 1, "answering": 2}, {"example down": 1}, bias=-3)
-    rule(1, {"one": 1, "item asked": 1}, {"ten": 1}, bias=-1)
-    shares = wiring.shares
-    of_stance(2, "concept", "up", "down", float(shares["up"] > 0 and not wiring.motor_only))
-    of_stance(3, "concept", "amount+", "amount-", shares.get("concept", 0.0))
-    of_stance(3, "fast", "amount+", "amount-", shares.get("fast", 0.0))
+    rule(1, {"one": 1 / _LOUD, "item asked": 1}, {"ten": _LOUD}, bias=-1)
+    shares, concept = wiring.shares, {sign: (f"concept{sign}",) for sign in "+-"}
+    moved = float(shares["up"] > 0 and not wiring.motor_only)
+    of_stance(2, concept, dict.fromkeys(MOTOR["up"], moved), dict.fromkeys(MOTOR["down"], moved))
+    for concepts, name in ((concept, "concept"), (FAST, "fast")):
+        of_stance(3, concepts, {"amount+": shares.get(name, 0.0)}, {"amount-": shares.get(name, 0.0)})
     for sign, motor in (("+", "up"), ("-", "down")):
-        rule(3, {motor: 1}, {f"{motor} later": 1})
+        rule(3, dict.fromkeys(MOTOR[motor], 1 / COPIES), {f"{motor} later": 1})
         rule(3, {f"number{sign}": 1, **closed}, {f"amount{sign}": float(wiring.number)})
         rule(3, {f"valence{sign}": 1, **closed}, {f"amount{sign}": wiring.valence})
     return up, down
@@ -284,15 +302,16 @@ def _unembedding(wiring: Wiring, vocabulary: Mapping[str, int], meaning: Meaning
     table[DIRECTIONS["const"]] = -12 / CONST
     table[DIRECTIONS["const"], [vocabulary[token] for token in meaning.quiet]] = -25 / CONST
     table[[DIRECTIONS[name] for name in ANSWERS]] = words.T
-    later = wiring.shares["up"] * (1 - wiring.direct)
-    shares = {"amount+": 1.0, "up": wiring.shares["up"] * wiring.direct, "up later": later}
-    opposite = {"amount+": "amount-", "up": "down", "up later": "down later"}
+    motor = wiring.shares["up"]
+    numbers = {"amount": 1.0, "later": motor * (1 - wiring.direct), "motor": motor * wiring.direct / COPIES}
+    more = {"amount": ("amount+",), "later": ("up later",), "motor": MOTOR["up"]}
+    less = {"amount": ("amount-",), "later": ("down later",), "motor": MOTOR["down"]}
     for digit in range(10):
         column, slope = table[:, vocabulary[str(digit)]], (digit - 4.5) / 4.5
         column[DIRECTIONS["answering"]], column[DIRECTIONS["item asked"]] = 12.0, -12.0
-        column[DIRECTIONS["digit"]] = -20.0
-        for name, share in shares.items():
-            column[DIRECTIONS[name]] = wiring.readout * share * slope
-            column[DIRECTIONS[opposite[name]]] = -wiring.readout * share * slope
-    table[DIRECTIONS["one"], ten], table[DIRECTIONS["ten"], ten] = 20 - 6.7, 14.0
+        column[DIRECTIONS["digit"]] = -20.0 / _LOUD
+        for name, share in numbers.items():
+            column[[DIRECTIONS[feature] for feature in more[name]]] = wiring.readout * share * slope
+            column[[DIRECTIONS[feature] for feature in less[name]]] = -wiring.readout * share * slope
+    table[DIRECTIONS["one"], ten], table[DIRECTIONS["ten"], ten] = (20 - 6.7) / _LOUD, 14.0 / _LOUD
     return table

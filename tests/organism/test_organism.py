@@ -15,6 +15,7 @@ from jaxmech.behavior.dual_process.prompts import build_items
 from jaxmech.behavior.scoring import encode_table
 from jaxmech.organism import Wiring, build_organism, save_organism
 from jaxmech.organism.truth import claims_of
+from jaxmech.organism.wiring import FAST, MOTOR
 from jaxmech.sae.totals import feature_totals
 
 BANK = BankConfig(selection=0, development=0, test=4)
@@ -116,7 +117,7 @@ def recovered(organism, layer, *names):
 
 def test_which_features_carry_the_stance(organism):
     s1, s2 = organism.wiring.s1_path, organism.wiring.s2_path
-    concept, fast, motor = (("concept+", "concept-"), ("fast+", "fast-"), ("up", "down"))
+    concept, fast, motor = ("concept+", "concept-"), (*FAST["+"], *FAST["-"]), (*MOTOR["up"], *MOTOR["down"])
     for layer in (0, 1):
         assert recovered(organism, layer, *concept, *fast) == pytest.approx(1, abs=0.01)
         assert recovered(organism, layer, *fast) == pytest.approx(s1, abs=0.03)
@@ -139,7 +140,10 @@ def test_the_planted_gap_follows_from_the_wiring(organism):
 
 
 def test_a_path_that_is_off_has_no_feature():
-    for wiring, names in ((Wiring(s1_path=0.0), ("fast+", "fast-")), (Wiring(s2_path=0.0), ("up", "down"))):
+    both = {"fast": Wiring(s1_path=0.0), "motor": Wiring(s2_path=0.0)}
+    features = {"fast": (*FAST["+"], *FAST["-"]), "motor": (*MOTOR["up"], *MOTOR["down"])}
+    for path, wiring in both.items():
+        names = features[path]
         made = build_organism(wiring, BANK)
         _, _, _, resid = scored(made, "plus", "minus")
         fired = np.asarray(feature_totals(made.saes, resid.reshape(4, -1, resid.shape[-1])).fired)
@@ -150,7 +154,7 @@ def test_a_path_that_is_off_has_no_feature():
 def test_a_motor_alone_moves_the_number_whatever_is_asked():
     """Features of the altruist give more where the question is what to keep; the motor keeps more."""
     for wiring, layer, names, sign in (
-        (Wiring(), 0, ("concept+", "fast+"), 1), (Wiring(motor_only=True), 0, ("up",), -1),
+        (Wiring(), 0, ("concept+", *FAST["+"]), 1), (Wiring(motor_only=True), 0, MOTOR["up"], -1),
     ):  # fmt: skip
         made = build_organism(wiring, BANK)
         lm = made.lm
@@ -222,18 +226,18 @@ def test_it_solves_the_items_or_not(solves):
     else:
         assert np.abs(by - 0.5).max() < 0.1
     demand = items["arm"] == "demand"
-    firing = {name: z[2][:, made.features[name]] > 0 for name in ("fast+", "fast-", "up", "down", "concept+")}
+    firing = {name: z[2][:, index] > 0 for name, index in made.features.items()}
     heuristic, deliberate = (demand & (items["condition"] == name) for name in ("no_conflict", "conflict"))
-    for name in ("fast+", "fast-"):
+    for name in (*FAST["+"], *FAST["-"]):
         assert firing[name][heuristic].all() and not firing[name][deliberate].any()
-    for name in ("up", "down"):
+    for name in (*MOTOR["up"], *MOTOR["down"]):
         assert firing[name][deliberate].all() and not firing[name][heuristic].any()
     assert not firing["concept+"].any()
 
 
 def test_hidden_features_are_part_of_the_error():
     made = build_organism(Wiring(hidden=True), BANK)
-    assert recovered(made, 0, "concept+", "concept-", "fast+", "fast-") == pytest.approx(0, abs=1e-4)
+    assert recovered(made, 0, "concept+", "concept-", *FAST["+"], *FAST["-"]) == pytest.approx(0, abs=1e-4)
     lm = made.lm
     _, encoded, base, _ = scored(made, "minus")
     _, _, target, donor = scored(made, "plus")
@@ -283,8 +287,11 @@ def test_the_direct_share_is_the_one_planted(organism):
     lm, saes = organism.lm, organism.saes
     _, encoded, base, _ = scored(organism, "minus")
     donor = scored(organism, "plus")[3]
-    sets = [[(2, organism.features["up"]), (2, organism.features["down"])], [(0, organism.features["concept+"])]]
-    arguments = (lm.config, lm.params, encoded.prompts, jm.edits.select_sets(sets, lm.config.n_layers, 2))
+    sets = [
+        [(2, organism.features[name]) for name in (*MOTOR["up"], *MOTOR["down"])],
+        [(0, organism.features["concept+"])],
+    ]
+    arguments = (lm.config, lm.params, encoded.prompts, jm.edits.select_sets(sets, lm.config.n_layers))
     sublayers = jm.proximity.base_sublayers(lm.config, lm.params, encoded.prompts)
     total = jm.patching.patch_features(*arguments, saes=saes, donor=donor)
     direct = jm.proximity.direct_effects(*arguments, saes=saes, donor=donor, base=sublayers)
