@@ -31,7 +31,7 @@ _SPREAD = 0.4
 
 
 class Answer(NamedTuple):
-    """The token that an answer is recognised by: if right, if wrong (None: nothing is written), and how surely it is."""
+    """The token by which an answer is told: if right, if wrong (None: nothing is written), and how surely."""
 
     right: str | None
     wrong: str | None
@@ -81,21 +81,28 @@ def read_prompts(
         others = set().union(*(part for other, part in queries.items() if other != name))
         for word in only_in(queries[name], others) - set(codes):
             tokens.setdefault(word, {})[direction] = 1.0
-    for task in games.values():
-        for row, reverse in zip(each_row(task.prompts), _reversed(task.prompts), strict=True):
+    played = [(task.home, table) for task in games.values() for table in _tables(task)]
+    for home, table in played:
+        for row, reverse in zip(each_row(table), _reversed(table), strict=True):
             for question in _questions(row.prefix + row.query):
-                tokens[question] = {"other game": float(not task.home), "frame": float(reverse)}
+                tokens[question] = {"other game": float(not home), "frame": float(reverse)}
     known, answers = _items(items, np.random.default_rng((seed, 2)))
     tokens |= known
     sums = {f"{a}+{b}=": Answer(str(a + b), None, 20.0) for a, b in one_digit_sums(SUMS)}
     tokens |= {said: {"sum": 1.0} for said in sums}
     phrases = [token for token in tokens if " " in token]
-    read = [bank, *(task.prompts for task in games.values()), items]
+    read = [bank, *(table for _, table in played), items]
     written = [text for table in read for name in ("prefix", "query") for text in table[name]]
     said = [answer for row in items["answers"] for answer in row]
     tokenizer = make_tokenizer([*written, *said, *texts, *NAMES], tokens, phrases)
     chosen = {piece for answer in said for piece in pieces(answer)}
     return Meaning(tokenizer, tokens, answers, sums, frozenset(set(tokens) - chosen))
+
+
+def _tables(task: Task) -> list[pd.DataFrame]:
+    """A task's prompts, those with a stance in their worked examples too."""
+    tables = [task.prompts, getattr(task, "stance_prompts", None)]
+    return [table for table in tables if table is not None]
 
 
 def _questions(text: str) -> list[str]:
