@@ -12,9 +12,9 @@ from jaxmech.sae.module import SAE, SAEConfig
 
 DEAD = 20
 _NEVER = 1e9
-_THRESHOLD = 0.1
-"""Of features. Noise has none: every filler and its opposite, so that what words write there is reconstructed; nor have
-answers, which are written in directions of either sign, nor the position."""
+_THRESHOLD = 1e-3
+"""Of features. Context and noise have none: every filler and its opposite, so that what words write there is
+reconstructed, and likewise answers, which are written in directions of either sign."""
 
 
 def make_dictionaries(
@@ -33,9 +33,8 @@ def make_dictionaries(
     known = [DIRECTIONS[name] for name in (*FEATURES, *CONTEXT)]
     rows = np.concatenate([np.eye(WIDTH)[known], others, -others, dead])
     threshold = np.zeros(len(rows))
-    threshold[: len(known)] = _THRESHOLD
+    threshold[: len(FEATURES)] = _THRESHOLD
     threshold[[FEATURES.index(name) for name in hidden]] = _NEVER
-    threshold[len(FEATURES) + CONTEXT.index("position")] = 0.0
     threshold[-DEAD:] = _NEVER
     order = rng.permutation(len(rows))
     decoder = rows[order] @ rotation

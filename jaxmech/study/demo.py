@@ -29,6 +29,8 @@ SWITCHES: dict[str, str] = {
 }
 """Name -> the switches of an organism."""
 
+NOT_SAID = "n/a"
+
 _SMALLEST = 0.01
 """Of the planted gap: what a single feature must move to count as found to be causal."""
 
@@ -91,7 +93,7 @@ def score_run(config: StudyConfig, folder: RunFolder, results: Mapping[str, Any]
             "true": truth["direct_share"],
         },
         "claims": {
-            name: {"said": claims.get(name, {}).get("answer", "n/a"), "true": true}
+            name: {"said": claims.get(name, {}).get("answer", NOT_SAID), "true": true}
             for name, true in truth["claims"].items()
         },
     }  # fmt: skip
@@ -116,7 +118,7 @@ def _f1(classes: pd.DataFrame, planted: Mapping[tuple[int, int], Mapping[str, An
 
 
 def demo_rows(scores: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """A row per organism and a column per claim, "said" or "said, true: true", with ✓ or ✗; precision and recall."""
+    """A row per organism: per claim what was said, with ✓, or ✗ and what is true; precision and recall."""
     rows = []
     for name, score in scores.items():
         claims = {claim: _compared(**answers) for claim, answers in score["claims"].items()}
@@ -125,4 +127,6 @@ def demo_rows(scores: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _compared(said: str, true: str) -> str:
+    if said == NOT_SAID:
+        return f"{said} (is: {true})"
     return f"✓ {said}" if said == true else f"✗ {said} (is: {true})"
