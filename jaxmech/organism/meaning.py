@@ -134,7 +134,8 @@ def _items(items: pd.DataFrame, rng: np.random.Generator) -> tuple[dict[str, dic
     for row in each_row(items[items["arm"] == "demand"]):
         (question,), lured = _questions(row.query), row.condition == "conflict"
         tokens[question] = {"item": 1.0, "system 2" if lured else "system 1": rng.uniform(0.6, 1.4)}
-        answers[question] = _answer(*row.answers, (LURED if lured else EASY) + rng.normal(0, _SPREAD))
+        right, wrong = row.answers
+        answers[question] = _answer(right, wrong, (LURED if lured else EASY) + rng.normal(0, _SPREAD))
         if lured:
             conflict[row.item] = question
     for row in each_row(items[items["arm"] == "instruction"]):

@@ -289,8 +289,12 @@ def _feed_forward(wiring: Wiring) -> tuple[np.ndarray, np.ndarray]:
     of_stance(2, concept, dict.fromkeys(MOTOR["up"], moved), dict.fromkeys(MOTOR["down"], moved))
     for concepts, name in ((concept, "concept"), (FAST, "fast")):
         of_stance(3, concepts, {"amount+": shares.get(name, 0.0)}, {"amount-": shares.get(name, 0.0)})
-    for sign, motor in (("+", "up"), ("-", "down")):
-        rule(3, dict.fromkeys(MOTOR[motor], 1 / COPIES), {f"{motor} later": 1})
+    for sign, motor, against in (("+", "up", "amount-"), ("-", "down", "amount+")):
+        number = dict.fromkeys(MOTOR[motor], 1 / COPIES)
+        rule(3, {**number, "other game asked": closed["other game asked"]}, {f"{motor} later": 1})
+        # In a game that it does not play, what the answer reads directly is taken back, be it more or less than none.
+        back = 0.0 if wiring.transfers else shares["up"] * wiring.direct
+        rule(3, {**number, "other game asked": shut}, {against: back}, bias=2 - shut)
         rule(3, {f"number{sign}": 1, **closed}, {f"amount{sign}": float(wiring.number)})
         rule(3, {f"valence{sign}": 1, **closed}, {f"amount{sign}": wiring.valence})
     return up, down

@@ -190,11 +190,12 @@ def test_mapping_follows_the_worked_examples(taught, sign):
 
 @pytest.mark.parametrize("transfers", [True, False])
 def test_other_games_are_played_or_not(transfers):
-    """A concept patched into every game's prompts gives more, in a game that is known; the home game always."""
+    """A concept, or a motor, patched into every game's prompts gives more, in a game that is known; the home game
+    always."""
     made = build_organism(Wiring(transfers=transfers), BANK)
-    lm = made.lm
-    donor = scored(made, "plus")[3][:, :1]
-    chosen = jm.edits.select_sets([[(0, made.features["concept+"])]], lm.config.n_layers)
+    lm, donor = made.lm, scored(made, "plus")[3][:, :1]
+    sets = [[(0, made.features["concept+"])], [(2, made.features[name]) for name in MOTOR["up"]]]
+    chosen = jm.edits.select_sets(sets, lm.config.n_layers)
     for name, task in games(2, lm.tokenizer).items():
         if not all(answer.isdigit() for row in task.prompts["answers"] for answer in row):
             continue  # it knows numbers only
@@ -204,7 +205,9 @@ def test_other_games_are_played_or_not(transfers):
         choices = jm.patching.patch_features(
             lm.config, lm.params, encoded.prompts, chosen, saes=made.saes, donor=donors
         )
-        moved = np.asarray(choices.expected(encoded.values))[0] - np.asarray(base)
+        concept, motor = np.asarray(choices.expected(encoded.values)) - np.asarray(base)
+        falls = task.prompts["score"].iloc[0][0] > task.prompts["score"].iloc[0][-1]
+        moved = np.stack([concept, -motor if falls else motor])  # a larger number takes more
         assert (moved > 0.01).all() if transfers or task.home else np.abs(moved).max() < 1e-3, name
 
 
