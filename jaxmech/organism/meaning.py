@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from jaxmech.behavior.altruism.dictator import BankConfig
 from jaxmech.behavior.altruism.game_wordings import NAMES
 from jaxmech.behavior.arithmetic import one_digit_sums
-from jaxmech.behavior.behavior import Task
+from jaxmech.behavior.behavior import Task, spellings
 from jaxmech.behavior.rendering import PLAIN
 from jaxmech.io.tables import each_row
 from jaxmech.organism.words import ANSWER, QUESTION, make_tokenizer, only_in, pieces, word_codes
@@ -93,7 +93,7 @@ def read_prompts(
     phrases = [token for token in tokens if " " in token]
     read = [bank, *(table for _, table in played), items]
     written = [text for table in read for name in ("prefix", "query") for text in table[name]]
-    said = [answer for row in items["answers"] for answer in row]
+    said = [text for table in read for row in table["answers"] for answer in row for text in spellings(answer)]
     tokenizer = make_tokenizer([*written, *said, *texts, *NAMES], tokens, phrases)
     chosen = {piece for answer in said for piece in pieces(answer)}
     return Meaning(tokenizer, tokens, answers, sums, frozenset(set(tokens) - chosen))
