@@ -59,7 +59,11 @@ def _command(name: str, config: Path, overrides: list[str] | None) -> str:
 
 
 def _stopped(name: str, config: Path, overrides: list[str] | None) -> str:
-    return f"Stopped. Finished work is kept; to resume: {_command(name, config, overrides)}"
+    return _resumed(_command(name, config, overrides))
+
+
+def _resumed(command: str) -> str:
+    return f"Stopped. Finished work is kept; to resume: {command}"
 
 
 @app.command()
@@ -80,6 +84,24 @@ def run(
             print(run_study(settings, until=until))
         else:
             show(run_study(settings, report=write_report))
+
+
+@app.command()
+def demo(overrides: Overrides = None) -> None:
+    """Runs the study on models whose truth is known, under every switch, and shows what it said of them."""
+    config = Path("organism")
+    settings = _study(config, ["run_dir=runs/demo", *(overrides or [])])
+    from rich.table import Table
+
+    from jaxmech.report import write_report
+    from jaxmech.study.demo import demo_rows, run_demo
+
+    with interruptible(_resumed(shlex.join(["jaxmech", "demo", *(overrides or [])]))):
+        rows = demo_rows(run_demo(settings, report=write_report))
+    table = Table(*rows.columns)
+    for row in rows.itertuples(index=False):
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else value for value in row))
+    Console().print(table)
 
 
 @app.command("train-sae")

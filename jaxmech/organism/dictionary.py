@@ -12,8 +12,9 @@ from jaxmech.sae.module import SAE, SAEConfig
 
 DEAD = 20
 _NEVER = 1e9
-_THRESHOLD = 0.1
-"""Of features. Noise has none: every filler and its opposite, so that what words write there is reconstructed."""
+_THRESHOLD = 1e-3
+"""Of features. Context and noise have none: every filler and its opposite, so that what words write there is
+reconstructed, and likewise answers, which are written in directions of either sign."""
 
 
 def make_dictionaries(
@@ -27,12 +28,12 @@ def make_dictionaries(
       model: the model's name.
     """
     rng = np.random.default_rng((seed, 1))
-    fillers = np.eye(WIDTH)[len(NAMES) :]
+    others = np.eye(WIDTH)[len(NAMES) :]
     dead = rng.normal(size=(DEAD, WIDTH)) / np.sqrt(WIDTH)
     known = [DIRECTIONS[name] for name in (*FEATURES, *CONTEXT)]
-    rows = np.concatenate([np.eye(WIDTH)[known], fillers, -fillers, dead])
+    rows = np.concatenate([np.eye(WIDTH)[known], others, -others, dead])
     threshold = np.zeros(len(rows))
-    threshold[: len(known)] = _THRESHOLD
+    threshold[: len(FEATURES)] = _THRESHOLD
     threshold[[FEATURES.index(name) for name in hidden]] = _NEVER
     threshold[-DEAD:] = _NEVER
     order = rng.permutation(len(rows))

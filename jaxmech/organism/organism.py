@@ -6,18 +6,21 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import pandas as pd
 
 from jaxmech.behavior.altruism.altruism import games
 from jaxmech.behavior.altruism.dictator import BankConfig, build_bank
+from jaxmech.behavior.dual_process.prompts import build_items
 from jaxmech.models.language_model import LanguageModel
 from jaxmech.models.saved import save_model
 from jaxmech.organism.dictionary import make_dictionaries
-from jaxmech.organism.wiring import Wiring, model_config, wire
-from jaxmech.organism.words import make_tokenizer, only_in, pieces, word_codes
+from jaxmech.organism.meaning import read_prompts
+from jaxmech.organism.truth import truth_of
+from jaxmech.organism.wiring import STANCE, Wiring, model_config, wire
+from jaxmech.organism.words import pieces
 from jaxmech.sae.formats import save_saes
 from jaxmech.sae.module import SAE
 
@@ -27,12 +30,13 @@ NAME = "organism"
 @dataclasses.dataclass(frozen=True, eq=False)
 class Organism:
     """lm, saes: as any other model and its dictionaries. features: name -> index, the same at every layer. wiring: what
-    is true of it."""
+    is true of it, and truth the same as a study should find it (`truth.truth_of`)."""
 
     lm: LanguageModel
     saes: SAE
     features: Mapping[str, int]
     wiring: Wiring
+    truth: Mapping[str, Any]
 
 
 def build_organism(
@@ -40,32 +44,34 @@ def build_organism(
     bank: BankConfig | None = None,
     *,
     wordings: int = 6,
+    items: int = 4,
     texts: Iterable[str] = (),
     hidden: Collection[str] = (),
 ) -> Organism:
-    """An organism that reads the prompts of a bank and of the other games.
+    """An organism that reads the prompts of a bank, of the other games and of dual-process items.
+
+    Its seed is that of the prompts too. The vocabulary and all shapes are the same under every switch.
 
     Args:
-      wordings: of each game. texts: others whose words it should know.
-      hidden: features that its dictionaries lack.
+      wordings: of each game. items: of each generator. texts: others whose words it should know.
+      hidden: features that its dictionaries lack, besides those that `wiring.hidden` hides.
 
     Raises:
       ValueError: a question about keeping, taking or one's own accounts has no word that tells it from the others.
     """
     wiring, bank = wiring or Wiring(), bank or BankConfig()
-    tables = [build_bank(bank, _WholeWords()).prompts, *(t.prompts for t in games(wordings, None).values())]
-    codes, asked = word_codes(bank), pd.concat(tables, ignore_index=True)
-    tokenizer = make_tokenizer([*asked["prefix"], *asked["query"], *texts], codes)
-    given, reverse, own = (
-        set(asked.loc[asked["frame"].isin(frames), "query"])
-        for frames in (("give",), ("keep", "take"), ("own_accounts",))
-    )
-    vocabulary = tokenizer.get_vocab()
-    params, rotation = wire(wiring, vocabulary, codes, only_in(reverse, given | own), only_in(own, given | reverse))
+    asked = build_bank(bank, _WholeWords(), seed=wiring.seed).prompts
+    played = games(wordings, None, seed=wiring.seed)
+    solved = build_items(per_generator=items, seed=wiring.seed)
+    meaning = read_prompts(bank, asked, played, solved, list(texts), seed=wiring.seed)
+    tokenizer, vocabulary = meaning.tokenizer, meaning.tokenizer.get_vocab()
+    params, rotation = wire(wiring, vocabulary, meaning)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     config = model_config(len(vocabulary), vocabulary[tokenizer.bos_token])
+    hidden = {*hidden, *(STANCE if wiring.hidden else ())}
     saes, features = make_dictionaries(rotation, seed=wiring.seed, hidden=hidden, model=NAME)
-    return Organism(LanguageModel(NAME, config, params, tokenizer), saes, features, wiring)
+    truth = truth_of(wiring, features, asked, meaning, hidden=hidden)
+    return Organism(LanguageModel(NAME, config, params, tokenizer), saes, features, wiring, truth)
 
 
 def save_organism(organism: Organism, folder: str | Path) -> tuple[Path, Path]:

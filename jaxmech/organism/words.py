@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from jaxmech.behavior.altruism.dictator import BankConfig
+from jaxmech.behavior.rendering import PLAIN
 
-PIECES = r"\d|[A-Za-z]+(?:[-'][A-Za-z]+)*|\n| |[^\w\s]"
-"""A token: a digit, a word, a space, a line's end, or a sign."""
+PIECES = r"\d\+\d=|(?!10)\d\d|\d|[A-Za-z]+(?:[-'][A-Za-z]+)*|\n| |[^\w\s]"
+"""A token: a sum that is asked, a number (but "10" in two), a word, a space, a line's end, or a sign."""
+
+ANSWER, QUESTION = PLAIN.answer, PLAIN.ask[0]
+"""What begins an answer, and a question: tokens too."""
 
 BOS, UNKNOWN = "<bos>", "<unk>"
 
@@ -38,8 +42,15 @@ def word_codes(config: BankConfig) -> dict[str, dict[str, float]]:
     return codes
 
 
-def pieces(text: str) -> list[str]:
-    return re.findall(PIECES, text)
+def pattern(phrases: Iterable[str] = ()) -> str:
+    """The regular expression of a token, where `phrases`, each a whole question or sentence, are tokens too."""
+    whole = "|".join(re.escape(phrase) for phrase in sorted(phrases, key=len, reverse=True))
+    begins = rf"(?<=: |\. )(?:{whole})|" if whole else ""
+    return f"{begins}{re.escape(ANSWER)}|{PIECES}"
+
+
+def pieces(text: str, phrases: Iterable[str] = ()) -> list[str]:
+    return re.findall(pattern(phrases), text)
 
 
 def only_in(texts: Iterable[str], others: Iterable[str]) -> set[str]:
@@ -58,11 +69,15 @@ def only_in(texts: Iterable[str], others: Iterable[str]) -> set[str]:
     return telling_words
 
 
-def make_tokenizer(texts: Iterable[str], words: Mapping[str, object]) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words, of all that occur in `texts`, and of `words`."""
-    known = sorted({piece for text in texts for piece in pieces(text)} | set(words) | set("0123456789 \n"))
+def make_tokenizer(
+    texts: Iterable[str], words: Mapping[str, object], phrases: Collection[str] = ()
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words, of all that occur in `texts`, and of `words`; `phrases` are tokens as a whole."""
+    split = re.compile(pattern(phrases))
+    found = {piece for text in texts for piece in split.findall(text)}
+    known = sorted(found | set(words) | set(phrases) | set("0123456789 \n") | {ANSWER, QUESTION})
     vocabulary = {piece: index for index, piece in enumerate((BOS, UNKNOWN, *known))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern(phrases)), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, unk_token=UNKNOWN)

@@ -24,6 +24,7 @@ from jaxmech.models.outline import Outline, outline
 from jaxmech.sae.formats import load_sae, places
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.context import open_behavior
+from jaxmech.study.organisms import with_organism
 from jaxmech.study.run import plan
 from jaxmech.study.stages.dictionaries import require_fit
 from jaxmech.study.stages.text import HELD_OUT
@@ -41,6 +42,7 @@ def check_study(config: StudyConfig, until: str | None = None) -> None:
     stages = {name for name, state in plan(config, until) if state != "kept"}
     if not stages:
         return
+    config = with_organism(config)
     _check_folder(config.run_dir)
     if "dual_process" in stages:
         with renamed({"per_generator": "dual_process.items"}):

@@ -24,6 +24,7 @@ from jaxmech.sae.selection import Selection, select
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.folder import RunFolder
 from jaxmech.study.keys import Settings, with_ancestors
+from jaxmech.study.organisms import with_organism
 
 
 def open_behavior(c: StudyConfig, tokenizer: Any) -> Behavior:
@@ -49,7 +50,7 @@ class Context:
     """
 
     def __init__(self, config: StudyConfig):
-        self.config: Any = config
+        self.config: Any = with_organism(config)
         self.folder = RunFolder(config.run_dir)
         self._made: dict[str, Any] = {}
         self._drawn: set[str] = set()

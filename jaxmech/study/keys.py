@@ -24,12 +24,13 @@ from jaxmech.io.folders import walk
 from jaxmech.io.version import __version__
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.folder import Outcome, digest
+from jaxmech.study.organisms import with_organism
 
 _ROOT = Path(__file__).parents[2]
 _NO_NUMBERS = {
     "jaxmech",
     *(f"jaxmech.io.{name}" for name in ("interrupt", "lock", "progress", "reprs", "tpu", "version")),
-    *(f"jaxmech.study.{name}" for name in ("config", "folder", "keys")),
+    *(f"jaxmech.study.{name}" for name in ("config", "folder", "keys", "organisms")),
 }
 """Modules that cannot change a result: they show, guard and store it. The settings themselves are in the key."""
 
@@ -111,11 +112,11 @@ class Settings:
 def stage_keys(config: StudyConfig) -> dict[str, str]:
     """Each stage's hash: of its settings, of the files and revisions that these name, of the version and the source
     that it is made of, and of the hashes of the stages it reads."""
-    settings = dataclasses.asdict(config)
+    settings, opened = dataclasses.asdict(config), with_organism(config)
     keys: dict[str, str] = {}
-    settings["model"] = (config.model, contents(config.model))
+    settings["model"] = (config.model, contents(opened.model))
     settings["behavior"] = (config.behavior, _behavior(config.behavior))
-    settings["dictionaries"]["path"] = (config.dictionaries.path, contents(config.dictionaries.path))
+    settings["dictionaries"]["path"] = (config.dictionaries.path, contents(opened.dictionaries.path))
     del settings["dictionaries"]["train"]["checkpoint_every"]
     settings["text"]["file"] = (config.text.file, contents(config.text.file))
     settings["text"]["dataset"] = (config.text.dataset, _revision(config.text.dataset, "dataset"))

@@ -1,0 +1,132 @@
+"""The study on organisms under every switch, and how what it says compares with what is true of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jaxmech.study.config import StudyConfig
+from jaxmech.study.folder import RunFolder, read_json, write_json
+from jaxmech.study.organisms import organism_of
+from jaxmech.study.run import run_study
+
+SWITCHES: dict[str, str] = {
+    "altruist": "",
+    "no stance": "stance=false",
+    "valence": "valence=3",
+    "mapping": "mapping=true",
+    "hidden": "hidden=true",
+    "motor only": "motor_only=true",
+    "no transfer": "transfers=false",
+    "no System 1": "s1_path=0",
+    "no System 2": "s2_path=0",
+    "solves nothing": "solves=false",
+}
+"""Name -> the switches of an organism."""
+
+NOT_SAID = "n/a"
+
+_SMALLEST = 0.01
+"""Of the planted gap: what a single feature must move to count as found to be causal."""
+
+
+def run_demo(
+    config: StudyConfig, *, report: Callable[..., Path] | None = None, switches: Mapping[str, str] = SWITCHES
+) -> dict[str, dict[str, Any]]:
+    """Runs the study on an organism under each switch, in a folder of its own, and scores it.
+
+    All run in one process and have the same shapes, so that programs are compiled once for all.
+
+    Args:
+      config: of the study; its model is replaced, and its run_dir holds the folders.
+      report: as `run_study` takes it.
+
+    Returns:
+      Name -> `score_run`, which each folder's results.json has as `truth`.
+
+    Raises:
+      ValueError: from a study.
+    """
+    scores = {}
+    for name, switch in switches.items():
+        folder = Path(config.run_dir) / name.replace(" ", "_")
+        study = dataclasses.replace(config, model=f"organism:{switch}".rstrip(":"), run_dir=str(folder))
+        run_study(study, report=report)
+        results = read_json(folder / "results.json")
+        scores[name] = score_run(study, RunFolder(folder, create=False), results)
+        write_json(folder / "results.json", results | {"truth": scores[name]})
+    return scores
+
+
+def score_run(config: StudyConfig, folder: RunFolder, results: Mapping[str, Any]) -> dict[str, Any]:
+    """What a finished study of an organism found, beside what is true.
+
+    Returns:
+      precision: of the features that were selected and found to be causal one by one, the share that is; recall: of the
+      causal features, the share that was selected and found so; classes_f1: of System 1 and 2 among selected causal
+      features; gap_pp and direct_share, each {found, true}; claims: name -> {said, true}, said being "n/a" where the
+      results have no such claim. NaN where there is nothing to compare.
+    """
+    truth = organism_of(config).truth
+    gap = truth["gap_pp"]
+    singles = folder.table("proximity", "features").merge(
+        folder.table("contrast", "selected")[["layer", "feature", "selected"]]
+    )
+    moving = singles["proximity"].notna() & (100 * singles["total"].abs() >= _SMALLEST * abs(np.nan_to_num(gap)))
+    found = _pairs(singles[moving & singles["selected"]])
+    planted = {(row["layer"], row["feature"]): row for row in truth["causal"]}
+    later = [pair for pair, row in planted.items() if row["class"] == "s2" and pair in found]
+    known = singles.set_index(["layer", "feature"]).loc[later]
+    claims = results.get("claims", {})
+    return {
+        "precision": _share(len(found & set(planted)), len(found)),
+        "recall": _share(len(found & set(planted)), len(planted)),
+        "classes_f1": _f1(folder.table("dual_process", "classes"), planted),
+        "gap_pp": {"found": results["behavior"]["shift_pp"], "true": gap},
+        "direct_share": {
+            "found": float(known["direct"].sum() / known["total"].sum()) if later else None,
+            "true": truth["direct_share"],
+        },
+        "claims": {
+            name: {"said": claims.get(name, {}).get("answer", NOT_SAID), "true": true}
+            for name, true in truth["claims"].items()
+        },
+    }  # fmt: skip
+
+
+def _pairs(table: pd.DataFrame) -> set[tuple[int, int]]:
+    return set(zip(table["layer"].astype(int), table["feature"].astype(int), strict=True))
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
+def _f1(classes: pd.DataFrame, planted: Mapping[tuple[int, int], Mapping[str, Any]]) -> float:
+    """F1 of being of System 1 or 2 and of the right one, over the selected causal features."""
+    pairs = zip(classes["layer"].astype(int), classes["feature"].astype(int), strict=True)
+    said = dict(zip(pairs, classes["class"], strict=True))
+    true = {pair: row["class"] for pair, row in planted.items() if pair in said}
+    named = {pair: name for pair, name in said.items() if pair in true and name in ("s1", "s2")}
+    right = sum(true[pair] == name for pair, name in named.items())
+    return _share(2 * right, len(named) + sum(name is not None for name in true.values()))
+
+
+def demo_rows(scores: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """A row per organism: per claim what was said, with ✓, or ✗ and what is true; precision and recall."""
+    rows = []
+    for name, score in scores.items():
+        claims = {claim: _compared(**answers) for claim, answers in score["claims"].items()}
+        rows.append({"organism": name} | claims | {part: score[part] for part in ("precision", "recall")})
+    return pd.DataFrame(rows)
+
+
+def _compared(said: str, true: str) -> str:
+    if said == NOT_SAID:
+        return f"{said} (is: {true})"
+    return f"✓ {said}" if said == true else f"✗ {said} (is: {true})"
