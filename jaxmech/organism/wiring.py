@@ -78,8 +78,8 @@ CONST, STEEP, POSITIONS = 40.0, 40.0, 2048
 _UNIT = 256.0
 """Tokens in one unit of the direction `position`."""
 
-_LOUD = 8.0
-"""The size of what is always decisive: so that random directions do not decide by it."""
+_LOUD, _AMOUNT = 8.0, 3.0
+"""The size of what is always decisive, and of the number per unit: so that random directions do not decide by them."""
 
 ATTENDED, NEAREST = float(np.log(200) + 1.5), 0.05
 """Logits of attention that a coded word has over others, and that each token has over the one before it."""
@@ -288,15 +288,16 @@ def _feed_forward(wiring: Wiring) -> tuple[np.ndarray, np.ndarray]:
     moved = float(shares["up"] > 0 and not wiring.motor_only)
     of_stance(2, concept, dict.fromkeys(MOTOR["up"], moved), dict.fromkeys(MOTOR["down"], moved))
     for concepts, name in ((concept, "concept"), (FAST, "fast")):
-        of_stance(3, concepts, {"amount+": shares.get(name, 0.0)}, {"amount-": shares.get(name, 0.0)})
+        size = _AMOUNT * shares.get(name, 0.0)
+        of_stance(3, concepts, {"amount+": size}, {"amount-": size})
     for sign, motor, against in (("+", "up", "amount-"), ("-", "down", "amount+")):
         number = dict.fromkeys(MOTOR[motor], 1 / COPIES)
         rule(3, {**number, "other game asked": closed["other game asked"]}, {f"{motor} later": 1})
         # In a game that it does not play, what the answer reads directly is taken back, be it more or less than none.
-        back = 0.0 if wiring.transfers else shares["up"] * wiring.direct
+        back = 0.0 if wiring.transfers else _AMOUNT * shares["up"] * wiring.direct
         rule(3, {**number, "other game asked": shut}, {against: back}, bias=2 - shut)
-        rule(3, {f"number{sign}": 1, **closed}, {f"amount{sign}": float(wiring.number)})
-        rule(3, {f"valence{sign}": 1, **closed}, {f"amount{sign}": wiring.valence})
+        rule(3, {f"number{sign}": 1, **closed}, {f"amount{sign}": _AMOUNT * wiring.number})
+        rule(3, {f"valence{sign}": 1, **closed}, {f"amount{sign}": _AMOUNT * wiring.valence})
     return up, down
 
 
@@ -307,7 +308,7 @@ def _unembedding(wiring: Wiring, vocabulary: Mapping[str, int], meaning: Meaning
     table[DIRECTIONS["const"], [vocabulary[token] for token in meaning.quiet]] = -25 / CONST
     table[[DIRECTIONS[name] for name in ANSWERS]] = words.T
     motor = wiring.shares["up"]
-    numbers = {"amount": 1.0, "later": motor * (1 - wiring.direct), "motor": motor * wiring.direct / COPIES}
+    numbers = {"amount": 1 / _AMOUNT, "later": motor * (1 - wiring.direct), "motor": motor * wiring.direct / COPIES}
     more = {"amount": ("amount+",), "later": ("up later",), "motor": MOTOR["up"]}
     less = {"amount": ("amount-",), "later": ("down later",), "motor": MOTOR["down"]}
     for digit in range(10):
