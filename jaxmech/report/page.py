@@ -52,7 +52,7 @@ def write_report(folder: RunFolder, manifest: Mapping[str, Any]) -> Path:
 def render(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
     """The page as HTML."""
     config = manifest["config"]
-    results = {stage: folder.results(stage) for stage in (*STAGES, "fidelity")}
+    results = {stage: folder.results(stage) for stage in STAGES}
     said = Said.of(results)
     told = cards(results, config)
     claims, asides = told[:4], told[4:]

@@ -38,7 +38,7 @@ def show(path: str | Path, console: Console | None = None) -> None:
     if not (path / "manifest.json").is_file():
         raise ValueError(f"{path} holds no finished run (no manifest.json); start it with: jaxmech run CONFIG")
     folder = RunFolder(path)
-    results = {stage: folder.results(stage) for stage in (*STAGES, "fidelity")}
+    results = {stage: folder.results(stage) for stage in STAGES}
     config = read_json(path / "manifest.json")["config"]
     console.print()
     print_summary(cards(results, config), console)

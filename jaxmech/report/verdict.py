@@ -24,7 +24,7 @@ from jaxmech.study.claims import Claim, Condition, judge
 MARKS = {"yes": "✓", "no": "✗", "partly": "◐", "open": "?", "withheld": "–"}
 MET = {True: "✓", False: "✗", None: "?"}
 
-STAGES = ("behavior", "contrast", "dual_process", "patching", "attribution", "proximity", "steering", "transfer")
+STAGES = (*JUDGED, "attribution")
 """The stages whose results the page shows."""
 
 
@@ -54,7 +54,7 @@ def cards(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[ClaimCa
     """A card for each claim: behaviour, features, cause, transfer, System 1 and 2, proximity; then the dictionaries'.
 
     Args:
-      results: a mapping from each of `STAGES`, and "fidelity", to its results.
+      results: a mapping from each of `STAGES` to its results.
       config: the study's settings.
     """
     said, claims = Said.of(results), judge({stage: results[stage] for stage in JUDGED}, config)

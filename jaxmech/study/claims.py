@@ -24,7 +24,17 @@ POWERED = 1.4
 HALF = 0.5
 """A share of the gap that patching has to be able to find before it says that there is none."""
 
-STAGES = ("behavior", "fidelity", "contrast", "dual_process", "patching", "proximity", "steering", "transfer")
+STAGES = (
+    "behavior",
+    "dictionaries",
+    "fidelity",
+    "contrast",
+    "dual_process",
+    "patching",
+    "proximity",
+    "steering",
+    "transfer",
+)
 """The stages whose results are judged."""
 
 
@@ -177,9 +187,8 @@ def features(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Cond
     warned = len(fit["check"]["warnings"])
     fits = not warned and bool(fit["fvu"]["worst"] < 1)
     out.append(Condition("dictionaries", fits, warned, unit="count"))
-    published = bool(config["dictionaries"]["path"])
     again = r.get("again")
-    if not published:
+    if results["dictionaries"]["trained"]:
         met = None if not again else bool(again["share"] >= 0.7)
         note = "" if again else "not tried with a second seed"
         out.append(Condition("second seed", met, again["share"] if again else None, unit="share", note=note))

@@ -46,7 +46,6 @@ def build_run(path, scenario, seed=0):
         model="gemma-3-270m",
         run_dir=str(path),
         transfer={"random_directions": scenario.directions},
-        dictionaries={"path": "published"},
     )
     features, used = made_of.feature_tables(rng, scenario)
     stages = {

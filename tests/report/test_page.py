@@ -91,7 +91,7 @@ def test_every_scenario_gives_a_whole_page_that_loads_nothing(page_of, run_of, n
 
 def test_the_page_says_what_the_verdict_says(page_of, run_of):
     folder, manifest = run_of("finding")
-    for claim in cards({stage: folder.results(stage) for stage in (*STAGES, "fidelity")}, manifest["config"]):
+    for claim in cards({stage: folder.results(stage) for stage in STAGES}, manifest["config"]):
         assert claim.title in page_of("finding").text
         assert claim.sentence.replace(NBSP, " ") in page_of("finding").text
 
@@ -216,7 +216,7 @@ def test_a_table_of_another_version_is_named(run_of, tmp_path):
 
 def test_the_terminal_says_the_same(run_of):
     folder, manifest = run_of("no_behaviour")
-    claims = cards({stage: folder.results(stage) for stage in (*STAGES, "fidelity")}, manifest["config"])
+    claims = cards({stage: folder.results(stage) for stage in STAGES}, manifest["config"])
     out = StringIO()
     print_summary(claims, Console(file=out, width=2000))
     for claim in claims:

@@ -14,7 +14,7 @@ def told(run_of):
 
     def run(name, change=None):
         folder, manifest = run_of(name)
-        results = {stage: copy.deepcopy(folder.results(stage)) for stage in (*STAGES, "fidelity")}
+        results = {stage: copy.deepcopy(folder.results(stage)) for stage in STAGES}
         settings = copy.deepcopy(manifest["config"])
         if change:
             change(results, settings)

@@ -126,7 +126,7 @@ UNDECIDED = [
         "other task",
         lambda r, c: [r["transfer"].pop(n) for n in list(r["transfer"]) if n != "dictator_give"],
     ),
-    ("features", "second seed", put("config.dictionaries.path", None)),
+    ("features", "second seed", put("dictionaries.trained", True)),
     ("features", "null", put("contrast.relabelings", 10)),
     ("dual_process", "behaves", put("dual_process.conditions.accuracy.met", False)),
     ("proximity", "within layers", put("proximity.s2_minus_s1_within_layers.layers", 0)),
