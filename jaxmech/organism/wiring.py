@@ -65,8 +65,8 @@ CONTEXT = (
 is decided the former are silent, and the latter the same whatever the stance."""
 
 NAMES = ("const", *CONTEXT, *FEATURES)
-FILLERS = 40
-"""Directions without a meaning, which words write noise to."""
+FILLERS = 120
+"""Directions without a meaning, which words write noise to: many, so that a random direction is mostly of them."""
 
 DIRECTIONS = {name: index for index, name in enumerate((*NAMES, *ANSWERS))}
 
