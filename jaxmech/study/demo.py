@@ -31,10 +31,6 @@ SWITCHES: dict[str, str] = {
 
 NOT_SAID = "n/a"
 
-_SMALLEST = 0.01
-"""Of the planted gap: what a single feature must move to count as found to be causal."""
-
-
 def run_demo(
     config: StudyConfig, *, report: Callable[..., Path] | None = None, switches: Mapping[str, str] = SWITCHES
 ) -> dict[str, dict[str, Any]]:
@@ -74,14 +70,13 @@ def score_run(config: StudyConfig, folder: RunFolder, results: Mapping[str, Any]
     """
     truth = organism_of(config).truth
     gap = truth["gap_pp"]
-    singles = folder.table("proximity", "features").merge(
-        folder.table("contrast", "selected")[["layer", "feature", "selected"]]
-    )
-    moving = singles["proximity"].notna() & (100 * singles["total"].abs() >= _SMALLEST * abs(np.nan_to_num(gap)))
-    found = _pairs(singles[moving & singles["selected"]])
+    alone = folder.table("patching", "singles")
+    by_rule = results["selection"]["mode"] == "rule"
+    found = _pairs(alone[~alone["passenger"].astype(bool)]) if by_rule else set()
     planted = {(row["layer"], row["feature"]): row for row in truth["causal"]}
     later = [pair for pair, row in planted.items() if row["class"] == "s2" and pair in found]
-    known = singles.set_index(["layer", "feature"]).loc[later]
+    known = folder.table("proximity", "features").set_index(["layer", "feature"])
+    known = known.loc[[pair for pair in later if pair in known.index]]
     claims = results.get("claims", {})
     return {
         "precision": _share(len(found & set(planted)), len(found)),
@@ -89,7 +84,7 @@ def score_run(config: StudyConfig, folder: RunFolder, results: Mapping[str, Any]
         "classes_f1": _f1(folder.table("dual_process", "classes"), planted),
         "gap_pp": {"found": results["behavior"]["shift_pp"], "true": gap},
         "direct_share": {
-            "found": float(known["direct"].sum() / known["total"].sum()) if later else None,
+            "found": float(known["direct"].sum() / known["total"].sum()) if len(known) else None,
             "true": truth["direct_share"],
         },
         "claims": {

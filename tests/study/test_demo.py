@@ -58,11 +58,12 @@ class Tables:
         self.selected = pd.DataFrame(rows)[["layer", "feature"]].assign(selected=True)
         self.classes = self.selected.assign(**{"class": [row["class"] or "silent" for row in rows]})
         causal = np.arange(len(rows)) < len(rows) - 1
-        total = np.where(causal, 0.05, 1e-6)  # a passenger moves what the last norm takes
+        total = np.where(causal, 0.05, 1e-6)
         self.features = self.classes.assign(total=total, direct=0.6 * total, proximity=0.6)
+        self.singles = self.selected.assign(passenger=~causal)
 
     def table(self, stage, name):
-        return {"selected": self.selected, "classes": self.classes, "features": self.features}[name]
+        return {"classes": self.classes, "features": self.features, "singles": self.singles}[name]
 
 
 def test_what_was_found_is_scored(config):
@@ -70,7 +71,7 @@ def test_what_was_found_is_scored(config):
     truth = organism_of(study).truth
     at_two = sum(row["layer"] == 2 for row in truth["causal"])
     claims = {"behavior": {"answer": "yes"}, "cause": {"answer": "no"}}
-    results = {"behavior": {"shift_pp": 20.0}, "claims": claims}
+    results = {"behavior": {"shift_pp": 20.0}, "claims": claims, "selection": {"mode": "rule"}}
     score = score_run(study, Tables(truth, lost=1), results)
     assert score["precision"] == 1 and score["recall"] == (at_two - 1) / len(truth["causal"])
     assert score["classes_f1"] == 1 and score["direct_share"] == {"found": pytest.approx(0.6), "true": 0.6}
