@@ -17,7 +17,7 @@ def config(tmp_path, monkeypatch):
 
     def make(model, **settings):
         small = dict(
-            bank=dict(selection=6, development=0, test=6, pairs=1, examples=2), dual_process=dict(items=1),
+            bank=dict(selection=6, development=0, test=6, pairs=1, examples=2), dual_process=dict(items=2),
             transfer=dict(families=1),
         )  # fmt: skip
         return StudyConfig(model=model, run_dir=str(tmp_path / "run"), **(small | settings))
