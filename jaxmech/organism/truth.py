@@ -73,7 +73,7 @@ def claims_of(wiring: Wiring) -> dict[str, str]:
         "features": not wiring.hidden,
         "cause": not wiring.motor_only,
         "transfer": wiring.transfers,
-        "dual_process": wiring.solves,
+        "dual_process": wiring.solves or None,
         "proximity": True if wiring.s1_path and wiring.s2_path and not wiring.motor_only else None,
     }  # fmt: skip
     said: dict[str, str] = {}

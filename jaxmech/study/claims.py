@@ -213,9 +213,8 @@ def cause(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Conditi
     for name, share in patching["held_out"].items():
         out.append(off_zero("held out", share, scale=HALF, unit="share", about=name))
     for name, crossed in patching["cross"].items():
-        if Control(**results["behavior"]["words"]["controls"][name]).oriented:
-            excess = {"value": crossed["excess_pp"], "ci": crossed["excess_ci"]}
-            out.append(off_zero("exceeds patched control", excess, scale=least, about=name))
+        excess = {"value": crossed["excess_pp"], "ci": crossed["excess_ci"]}
+        out.append(off_zero("exceeds patched control", excess, scale=least, about=name))
     return [*out, *specific(results), home(tasks, least)]
 
 

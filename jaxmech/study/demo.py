@@ -30,6 +30,7 @@ SWITCHES: dict[str, str] = {
 
 NOT_SAID = "n/a"
 
+
 def run_demo(
     config: StudyConfig, *, report: Callable[..., Path] | None = None, switches: Mapping[str, str] = SWITCHES
 ) -> dict[str, dict[str, Any]]:

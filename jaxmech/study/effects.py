@@ -88,8 +88,9 @@ def pairs_of(features: pd.DataFrame) -> Pairs:
 
 def sweep_sets(run: Callable[..., Choices], sets: edits.Selection, values: Any, *, what: str) -> np.ndarray:
     """Expected scores [S,B] of a sweep over feature sets; `run` takes them and the options of `sweep`."""
+    chunk = CHUNK if len(sets.index) > CHUNK // 2 else 1  # a few sets in a padded chunk would cost as much as eight
     with progress(what, len(sets.index), unit="sets") as advance:
-        return expected(run(sets, chunk=CHUNK, advance=advance), values)
+        return expected(run(sets, chunk=chunk, advance=advance), values)
 
 
 def by_family(values: np.ndarray, of: Side) -> np.ndarray:

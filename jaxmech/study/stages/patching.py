@@ -197,6 +197,7 @@ def other_words(ctx: Context, sides: dict[str, effects.Side]) -> dict[str, dict]
       control's plus and the reverse); `excess`: by family, what the behaviour's own donors move beyond the control's.
     """
     out: dict[str, dict] = {"moves": {}, "confounds": {}}
+    same = both_ways(ctx, sides, sides, what="own donors")["moved"]
     for name in ctx.behavior.paired("test"):
         control = ctx.behavior.controls[name]
         if control.flips:
@@ -205,10 +206,11 @@ def other_words(ctx: Context, sides: dict[str, effects.Side]) -> dict[str, dict]
         own = both_ways(ctx, pair, pair, what=name)
         if control.moves:
             out["moves"][name] = own["recovered"]
-        elif control.gate:
-            kept = {pole: effects.of_families(side, pair["plus"].families) for pole, side in sides.items()}
-            crossed, same = both_ways(ctx, kept, pair, what=f"from {name}"), both_ways(ctx, kept, kept, what="own")
-            excess = mean_effect(same["moved"] - crossed["moved"])
+        elif control.gate and control.oriented:
+            families = pair["plus"].families
+            kept = {pole: effects.of_families(side, families) for pole, side in sides.items()}
+            crossed = both_ways(ctx, kept, pair, what=f"from {name}")
+            excess = mean_effect(same[np.isin(np.unique(sides["plus"].families), families)] - crossed["moved"])
             out["confounds"][name] = {
                 "own": own["recovered"], "poles": crossed["recovered"],
                 "excess_pp": 100 * excess.value, "excess_ci": [100 * excess.low, 100 * excess.high],
