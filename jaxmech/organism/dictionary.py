@@ -12,7 +12,7 @@ from jaxmech.sae.module import SAE, SAEConfig
 
 DEAD = 20
 _NEVER = 1e9
-_THRESHOLD = 1e-3
+_THRESHOLD = 0.01
 """Of features. Context and noise have none: every filler and its opposite, so that what words write there is
 reconstructed, and likewise answers, which are written in directions of either sign."""
 

@@ -108,15 +108,18 @@ def _check_prompts(config: StudyConfig, model: Outline, stages: set[str], own: B
     """Checks that every prompt can be written with this tokenizer, and that the text fills a training batch."""
     tokenizer = model.tokenizer()
     if own:
-        behavior = own
+        behavior, chosen = own, config.transfer.tasks or ()
+        if unknown := [name for name in chosen if name not in own.transfer]:
+            raise ValueError(f"transfer.tasks: {config.behavior} has no {', '.join(unknown)}; expected some of "
+                             f"{', '.join(own.transfer) or 'none'}")  # fmt: skip
         for table in (own.prompts, *(task.prompts for task in own.transfer.values())):
             _check_written(table, memoized(tokenizer))
     else:
         bank = {f.name: f"bank.{f.name}" for f in dataclasses.fields(BankConfig)}
-        with renamed({"families": "transfer.families", "names": "transfer.games"} | bank):
+        with renamed({"families": "transfer.families", "names": "transfer.tasks"} | bank):
             behavior = open_behavior(config, tokenizer)
             if "transfer" in stages:
-                games(config.transfer.families, tokenizer, names=config.transfer.games, seed=config.seed)
+                games(config.transfer.families, tokenizer, names=config.transfer.tasks, seed=config.seed)
     prompts = behavior.prompts
 
     def length(text: str) -> int:

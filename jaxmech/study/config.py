@@ -213,10 +213,9 @@ class SteeringSettings(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class TransferSettings(Checked):
-    """Other tasks: which games (all of them by default; for altruism only), families of each task, coefficients, random
-    directions."""
+    """Other tasks: the names of those to try (all by default), families of each, coefficients, random directions."""
 
-    games: list[str] | None = None
+    tasks: list[str] | None = None
     families: int = 6
     alphas: list[float] = dataclasses.field(default_factory=lambda: [-1.0, 0.0, 1.0])
     random_directions: int = 20

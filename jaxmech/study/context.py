@@ -91,9 +91,9 @@ class Context:
     @property
     def tasks(self) -> Mapping[str, Task]:
         """The other tasks, to which the behaviour may carry over."""
+        chosen = self.config.transfer.tasks
         if self.config.behavior != "altruism":
-            return self.behavior.transfer
-        chosen = self.config.transfer.games
+            return {name: task for name, task in self.behavior.transfer.items() if chosen is None or name in chosen}
         make = partial(games, names=chosen, seed=self.config.seed)
         return self._once("tasks", make, self.config.transfer.families, self.lm.tokenizer)
 

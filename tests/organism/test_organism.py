@@ -197,8 +197,8 @@ def test_other_games_are_played_or_not(transfers):
     sets = [[(0, made.features["concept+"])], [(2, made.features[name]) for name in MOTOR["up"]]]
     chosen = jm.edits.select_sets(sets, lm.config.n_layers)
     for name, task in games(2, lm.tokenizer).items():
-        if not all(answer.isdigit() for row in task.prompts["answers"] for answer in row):
-            continue  # it knows numbers only
+        if not task.expected_sign or not all(answer.isdigit() for row in task.prompts["answers"] for answer in row):
+            continue  # it knows numbers only, and what is given
         encoded = encode_table(lm, task.prompts)
         base = jm.collect.run_decision(lm.config, lm.params, encoded.prompts).choices.expected(encoded.values)
         donors = jnp.repeat(donor, len(task.prompts), axis=1)
@@ -273,7 +273,7 @@ def test_every_switch_has_the_same_vocabulary_and_shapes(organism):
         (Wiring(motor_only=True), "yes yes no withheld yes cannot be told"),
         (Wiring(transfers=False), "yes yes yes no yes yes"),
         (Wiring(s1_path=0.0), "yes yes yes yes yes cannot be told"),
-        (Wiring(solves=False), "yes yes yes yes no withheld"),
+        (Wiring(solves=False), "yes yes yes yes cannot be told withheld"),
     ],
     ids=str,
 )
@@ -338,7 +338,7 @@ def test_seeds_hide_the_wiring_anew(organism):
     again, other = build_organism(bank=BANK), build_organism(Wiring(seed=1), BANK)
     jax.tree.map(np.testing.assert_array_equal, again.lm.params, organism.lm.params)
     assert again.features == organism.features != other.features
-    assert np.abs(other.lm.params["embed"]["embedding"] - organism.lm.params["embed"]["embedding"]).max() > 1
+    assert np.abs(other.saes.params["W_dec"] - organism.saes.params["W_dec"]).max() > 0.1
     np.testing.assert_allclose(shift(other), shift(organism), atol=0.02)
 
 

@@ -24,7 +24,7 @@ def test_keys_change_with_what_a_stage_depends_on(small_study):
 
     assert changed(run_dir="elsewhere") == set()
     assert changed(transfer={"families": 1}) == {"transfer"}
-    assert changed(steering={"alphas": [-2.0, 0.0, 2.0]}) == {"steering", "transfer"}
+    assert changed(steering={"alphas": [-2.0, -1.0, 0.0, 1.0]}) == {"steering", "transfer"}
     assert changed(dictionaries={"train": {"sparsity": 9}}) == set(base) - {"behavior", "text"}
     assert changed(dictionaries={"train": {"checkpoint_every": 3}}) == set()
     assert changed(seed=1) == set(base)
@@ -83,6 +83,7 @@ def test_a_finished_run_that_cannot_be_written_to_is_shown(small_study, tmp_path
     folder = RunFolder(small_study.run_dir)
     for name, key in runner.stage_keys(small_study).items():
         folder.save(name, Outcome({"excluded_pairs": 0}), {"key": key, "seconds": 1.0})
+    monkeypatch.setattr(runner.claims, "judge", lambda results, config: {})
     assert runner.run_study(small_study) == folder.path and (folder.path / "results.json").is_file()
 
     def refused(*_):
