@@ -58,8 +58,8 @@ def interval(pair: Sequence[float | None] | None, digits: int = 1, *, scale: flo
 
 
 def coefficient(value: float) -> str:
-    """As short as it can be: −0.5, 2."""
-    return f"{value:g}".replace("-", "−")
+    """As short as it can be, to two decimals: −0.5, 2."""
+    return f"{round(value, 2):g}".replace("-", "−")
 
 
 def span(low: float, high: float) -> str:
