@@ -42,16 +42,12 @@ def added(config: ModelConfig, params: Params, prompts: Prompts, edit: edits.Edi
     def at_layer(layer):
         below = (jnp.arange(config.n_layers) < layer)[:, None, None]
         upstream = edit.replace(spans=edit.spans.replace(prompt=edit.spans.prompt & below))
-        tap = Tap(edit.reads or site, partial(_at_slot, slot))
+        tap = Tap(edit.reads or site, lambda _, x: x[:, slot])
         _, out = score(config, params, prompts, edits={site: (upstream,)}, taps={"x": tap})
         here = jax.tree.map(lambda leaf: leaf[layer], edit)
         return jnp.where(here.spans.prompt[:, -1:], here.change(out.taps["x"][layer][:, None])[:, 0], 0.0)
 
     return jax.lax.map(at_layer, jnp.arange(config.n_layers))
-
-
-def _at_slot(slot: int, _, x):
-    return x[:, slot]
 
 
 @struct.dataclass
@@ -107,10 +103,10 @@ def _achieved(matched: AddMatched, selections: edits.Selection) -> jax.Array:
     return jax.lax.map(share, selections)
 
 
-def with_norm(vector: jax.Array, norm: jax.Array) -> jax.Array:
-    """vector [L,B,D], or what broadcasts to it, with the norm [L,B]; zeros stay zeros."""
+def with_norm(vector: Array, norm: Array | float) -> jax.Array:
+    """Vectors [...,D] with the norm [...], or what broadcasts to it; zeros stay zeros."""
     length = jnp.linalg.norm(vector, axis=-1, keepdims=True)
-    return jnp.where(length > _TINY, vector / jnp.maximum(length, _TINY), 0.0) * norm[..., None]
+    return jnp.where(length > _TINY, vector / jnp.maximum(length, _TINY), 0.0) * jnp.asarray(norm)[..., None]
 
 
 def matched_sets(

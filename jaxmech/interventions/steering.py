@@ -72,11 +72,18 @@ def set_to_dose(
       base: the same prompts' residuals [L,B,D] without steering.
       options: as for `sweep`.
     """
-    check_donors(config, prompts, base, saes.config.site)
-    spans = at_last(config.n_layers, prompts.tokens.shape[1])
-    values = donor_values(gather(saes, selection)[0], base)[:, :, None]
-    build = SetToDose(saes, selection, jnp.asarray(gap), values, spans)
+    build = dose_at_last(config, prompts, saes=saes, selection=selection, gap=gap, base=base)
     return sweep(config, params, prompts, build, np.asarray(alphas, np.float32), **options)
+
+
+def dose_at_last(
+    config: ModelConfig, prompts: Prompts, *, saes: SAE, selection: Selection, gap: Array, base: jax.Array
+) -> SetToDose:
+    """What `set_to_dose` sweeps; arguments as there."""
+    check_donors(config, prompts, base, saes.config.site)
+    values = donor_values(gather(saes, selection)[0], base)[:, :, None]
+    spans = at_last(config.n_layers, prompts.tokens.shape[1])
+    return SetToDose(saes, selection, jnp.asarray(gap), values, spans)
 
 
 @struct.dataclass

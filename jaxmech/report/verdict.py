@@ -19,7 +19,7 @@ from jaxmech.report.formats import (
 )
 from jaxmech.report.words import Said
 from jaxmech.study.claims import STAGES as JUDGED
-from jaxmech.study.claims import Claim, Condition, judge
+from jaxmech.study.claims import Claim, Condition, judge, tested
 
 MARKS = {"yes": "✓", "no": "✗", "partly": "◐", "open": "?", "withheld": "–"}
 MET = {True: "✓", False: "✗", None: "?"}
@@ -238,8 +238,7 @@ def cause(results: Mapping[str, Any], said: Said) -> str:
 
 
 def transfer(r: Mapping[str, Any], said: Said) -> str:
-    others = {name: task for name, task in r.items() if isinstance(task, Mapping) and not task.get("home", True)}
-    signed = {name: task for name, task in others.items() if task["expected_sign"] and not task["kind"]}
+    signed = tested(r)
     if not signed:
         return f"No other {said.tasks} with an expected sign were tried."
     moved = [name for name, task in signed.items() if off_zero(task, task["expected_sign"])]

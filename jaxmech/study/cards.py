@@ -6,14 +6,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from jaxmech.interventions import edits
+from jaxmech.interventions import edits, steering
 from jaxmech.io.arguments import Array
-from jaxmech.models.decoder import Tap, forward
 from jaxmech.study.context import Context
 
 TOP, CONTEXT, ROWS = 5, 5, 16
@@ -27,8 +24,7 @@ def feature_cards(ctx: Context, picked: pd.DataFrame) -> pd.DataFrame:
         for k in ("tokens", "mask")
     }
     tokens, mask = rows["tokens"], rows["mask"].astype(bool)
-    z, valid = selected_activations(ctx, tokens, mask, ctx.selection(picked))
-    z = np.where((mask & (np.cumsum(mask, axis=1) > 1))[..., None], z, 0.0)  # BOS never counts
+    z = selected_activations(ctx, tokens, mask, ctx.selection(picked))
     promoted, suppressed = logit_tokens(ctx, picked)
     cards = []
     for i, row in enumerate(selection_order(picked)):
@@ -57,25 +53,16 @@ def decode(ctx: Context, ids: Sequence[int] | Array) -> str:
 
 def selected_activations(
     ctx: Context, tokens: Array, mask: Array, selection: edits.Selection, batch: int = 8
-) -> tuple[np.ndarray, np.ndarray]:
-    """Activations [N,T,n] of the chosen features, in the selection's order, and its `valid` mask."""
-    encoder, _ = edits.gather(ctx.saes, selection)
-    valid, parts = np.asarray(selection.valid), []
+) -> np.ndarray:
+    """Activations [N,T,n] of the chosen features, in the selection's order; 0 at padding and BOS, which never count."""
+    parts = []
+    read = partial(steering.values_in_text, ctx.lm.config, ctx.lm.params, saes=ctx.saes, selection=selection)
     for start in range(0, len(tokens), batch):
         rows = np.minimum(np.arange(start, start + batch), len(tokens) - 1)
-        z = _activations(ctx.lm.config, ctx.saes.config.site, ctx.lm.params, tokens[rows], mask[rows], encoder)
+        z = read(tokens[rows], mask=mask[rows])
         parts.append(np.moveaxis(np.asarray(z), 0, 2)[: len(tokens) - start])  # [N,T,L,K]
-    return np.concatenate(parts)[:, :, valid], valid
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _activations(config, site, params, tokens, mask, encoder):
-    taps = {"z": Tap(site, _encode, encoder)}
-    return forward(config, params, tokens, mask=mask, taps=taps, logits="none").taps["z"]
-
-
-def _encode(encoder, x):
-    return encoder.encode(x.astype(jnp.float32))
+    listed, real = np.concatenate(parts)[:, :, np.asarray(selection.valid)], np.asarray(mask)
+    return np.where((real & (np.cumsum(real, axis=1) > 1))[..., None], listed, 0.0)
 
 
 def logit_tokens(ctx: Context, picked: pd.DataFrame, n: int = 8) -> tuple[dict, dict]:

@@ -259,9 +259,10 @@ def specific(results: Mapping[str, Any]) -> list[Condition]:
     return out
 
 
-def tasks_of(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The other tasks that have a result."""
-    return {name: task for name, task in results.items() if isinstance(task, Mapping) and "slope" in task}
+def tested(tasks: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The tasks that transfer is judged by: not the behaviour's own, with an expected sign, and none of those in which
+    giving may serve oneself."""
+    return {n: task for n, task in tasks.items() if not task["home"] and task["expected_sign"] and not task["kind"]}
 
 
 def moves_as_expected(name: str, task: str, r: Mapping[str, Any], *, scale: float, p: str) -> Condition:
@@ -277,7 +278,7 @@ def moves_as_expected(name: str, task: str, r: Mapping[str, Any], *, scale: floa
 
 def home(results: Mapping[str, Any], scale: float) -> Condition:
     """Whether the behaviour's own task moves without examples of it: else it is the examples that are steered."""
-    found = next(((name, task) for name, task in tasks_of(results).items() if task["home"]), None)
+    found = next(((name, task) for name, task in results.items() if task["home"]), None)
     if found is None:
         return Condition("home task", None, note="not tried")
     return moves_as_expected("home task", *found, scale=scale, p="p_random")
@@ -287,8 +288,7 @@ def transfer(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Cond
     """At least one task that is not the behaviour's own, after Holm's correction over all."""
     tried = [
         moves_as_expected("task", name, task, scale=worth_finding(results), p="p_holm")
-        for name, task in tasks_of(results["transfer"]).items()
-        if not task["home"] and task["expected_sign"] and not task["kind"]
+        for name, task in tested(results["transfer"]).items()
     ]
     if not tried:
         return [Condition("other task", None, note="not tried")]

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from jaxmech.study.config import StudyConfig
+from jaxmech.study.effects import pairs_of
 from jaxmech.study.folder import RunFolder, read_json, write_json
 from jaxmech.study.organisms import organism_of
 from jaxmech.study.run import run_study
@@ -72,7 +73,7 @@ def score_run(config: StudyConfig, folder: RunFolder, results: Mapping[str, Any]
     gap = truth["gap_pp"]
     alone = folder.table("patching", "singles")
     by_rule = results["selection"]["mode"] == "rule"
-    found = _pairs(alone[~alone["passenger"].astype(bool)]) if by_rule else set()
+    found = set(pairs_of(alone[~alone["passenger"].astype(bool)])) if by_rule else set()
     planted = {(row["layer"], row["feature"]): row for row in truth["causal"]}
     later = [pair for pair, row in planted.items() if row["class"] == "s2" and pair in found]
     known = folder.table("proximity", "features").set_index(["layer", "feature"])
@@ -94,18 +95,13 @@ def score_run(config: StudyConfig, folder: RunFolder, results: Mapping[str, Any]
     }  # fmt: skip
 
 
-def _pairs(table: pd.DataFrame) -> set[tuple[int, int]]:
-    return set(zip(table["layer"].astype(int), table["feature"].astype(int), strict=True))
-
-
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else float("nan")
 
 
 def _f1(classes: pd.DataFrame, planted: Mapping[tuple[int, int], Mapping[str, Any]]) -> float:
     """F1 of being of System 1 or 2 and of the right one, over the selected causal features."""
-    pairs = zip(classes["layer"].astype(int), classes["feature"].astype(int), strict=True)
-    said = dict(zip(pairs, classes["class"], strict=True))
+    said = dict(zip(pairs_of(classes), classes["class"], strict=True))
     true = {pair: row["class"] for pair, row in planted.items() if pair in said}
     named = {pair: name for pair, name in said.items() if pair in true and name in ("s1", "s2")}
     right = sum(true[pair] == name for pair, name in named.items())

@@ -25,6 +25,9 @@ DIRECTIONS = {"to_plus": ("minus", "plus"), "to_minus": ("plus", "minus")}
 Pairs = list[tuple[int, int]]
 """(layer, feature) of a set."""
 
+LEAST_RATIO = 0.8
+"""Of the selection's norm: sets that reach less of it are no comparison, and give no p."""
+
 CHUNK = 8
 """Sweep points in one call of a compiled sweep: enough to hide the call, few enough that padding costs little."""
 

@@ -29,8 +29,7 @@ def lexical_flags(ctx: Context, features: pd.DataFrame) -> np.ndarray:
     rows = pd.concat([pole.iloc[np.unique(np.linspace(0, len(pole) - 1, PROMPTS, dtype=int))] for pole in poles])
     tokens, mask = (np.asarray(a) for a in encode_prompts(ctx.lm, list(rows["prefix"] + rows["query"])))
     selection = ctx.selection(features)
-    z, _ = selected_activations(ctx, tokens, mask, selection)
-    z = np.where((mask & (np.cumsum(mask, axis=1) > 1))[..., None], z, 0.0)  # BOS never counts
+    z = selected_activations(ctx, tokens, mask, selection)
     injected, feature, places = [], [], []
     for k in range(z.shape[-1]):
         triggers = trigger_tokens(tokens, z[..., k])
@@ -43,7 +42,7 @@ def lexical_flags(ctx: Context, features: pd.DataFrame) -> np.ndarray:
     if not injected:
         return flags
     names = [f"trigger tokens of feature {k}" for k in feature]
-    put, _ = selected_activations(ctx, *left_padded(ctx.lm, "text", injected, names, None), selection)
+    put = selected_activations(ctx, *left_padded(ctx.lm, "text", injected, names, None), selection)
     T = put.shape[1]
     fired = [(put[i, T - a : T - b, k] > 0).any() for i, (k, (a, b)) in enumerate(zip(feature, places, strict=True))]
     share = pd.Series(fired).groupby(feature).mean()

@@ -1,10 +1,12 @@
 """Synthetic run folders with every table that the stages write, small and plausible, one a named scenario."""
 
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
 
+from jaxmech.report.verdict import STAGES
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.folder import Outcome, RunFolder
 from jaxmech.study.tables import TABLES
@@ -28,6 +30,21 @@ def run_of(tmp_path_factory):
         if name not in made:
             made[name] = build_run(tmp_path_factory.mktemp(name), SCENARIOS[name])
         return made[name]
+
+    return make
+
+
+@pytest.fixture
+def changed(run_of):
+    """`changed(name, change)` -> (results by stage, settings) of a scenario, changed in place by `change`."""
+
+    def make(name, change=None):
+        folder, manifest = run_of(name)
+        results = {stage: folder.results(stage) for stage in STAGES}
+        settings = copy.deepcopy(manifest["config"])
+        if change:
+            change(results, settings)
+        return results, settings
 
     return make
 

@@ -1,26 +1,15 @@
 """The verdict says what the claims say: answer, what stands in its way, numbers, and what would have been found."""
 
-import copy
-
 import pytest
 
 from jaxmech.report import formats
-from jaxmech.report.verdict import STAGES, cards
+from jaxmech.report.verdict import cards
 
 
 @pytest.fixture
-def told(run_of):
+def told(changed):
     """`told(name, change)` -> the seven cards of a scenario, its results changed in place by `change`."""
-
-    def run(name, change=None):
-        folder, manifest = run_of(name)
-        results = {stage: copy.deepcopy(folder.results(stage)) for stage in STAGES}
-        settings = copy.deepcopy(manifest["config"])
-        if change:
-            change(results, settings)
-        return cards(results, settings)
-
-    return run
+    return lambda name, change=None: cards(*changed(name, change))
 
 
 def facts(card):

@@ -1,28 +1,18 @@
 """Claims from results: all hold, each condition alone changes its claim, what cannot be told is not denied."""
 
-import copy
-
 import pytest
 
-from jaxmech.study.claims import STAGES, as_json, judge
+from jaxmech.study.claims import as_json, judge
+from tests.report.conftest import changed as changed
 from tests.report.conftest import run_of as run_of
 
 NAMES = ("behavior", "features", "cause", "transfer", "dual_process", "proximity")
 
 
 @pytest.fixture
-def judged(run_of):
+def judged(changed):
     """`judged(scenario, change)` -> claims by name, the scenario's results changed in place by `change`."""
-
-    def run(scenario="finding", change=None):
-        folder, manifest = run_of(scenario)
-        results = {stage: copy.deepcopy(folder.results(stage)) for stage in STAGES}
-        config = copy.deepcopy(manifest["config"])
-        if change:
-            change(results, config)
-        return judge(results, config)
-
-    return run
+    return lambda scenario="finding", change=None: judge(*changed(scenario, change))
 
 
 def put(path, value):

@@ -118,7 +118,7 @@ def test_lexical_features_fire_on_their_triggers_in_unrelated_text(context, monk
         z[..., place[2, 4]] = tokens == word
         z[..., place[0, 1]] = (tokens == word) & (tokens == also).any(1, keepdims=True)
         z[..., place[0, 2]] = tokens == other
-        return z, None
+        return z
 
     monkeypatch.setattr(lexical, "selected_activations", activations)
     assert list(lexical.lexical_flags(context, context.selected)) == [True, False, False, True]

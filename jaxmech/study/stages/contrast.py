@@ -72,11 +72,7 @@ def controls(behavior: Behavior) -> list[str]:
     """The controls of the selection families that features are compared with, which should not move as the behaviour
     does; and those whose worked examples teach the reverse."""
     named = behavior.paired("selection")
-    return [name for name in named if flips_examples(behavior, name) or not behavior.controls[name].moves]
-
-
-def flips_examples(behavior: Behavior, name: str) -> bool:
-    return behavior.controls[name].flips
+    return [name for name in named if behavior.controls[name].flips or not behavior.controls[name].moves]
 
 
 def judge(
@@ -117,11 +113,10 @@ def read_positions(ctx: Context, table: pd.DataFrame) -> tuple[list[selection.Fe
         none = np.zeros((len(part.plus), cell.shape[1]))  # as many cells, for one program to serve all
         streamed, _ = stream_moments(ctx, encoded, part, cell=none, window=window, label=name)
         for i, m in enumerate(streamed):
-            if flips_examples(ctx.behavior, name):
+            if ctx.behavior.controls[name].flips:
                 flipped[i].append(m)
             else:
-                oriented = ctx.behavior.controls[name].oriented
-                sizes[i][name] = selection.control_size(m, oriented=oriented)
+                sizes[i][name] = selection.control_size(m, oriented=ctx.behavior.controls[name].oriented)
     density = ctx.folder.arrays("fidelity")["density"]
     stats = [
         selection.feature_stats(

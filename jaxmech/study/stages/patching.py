@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,9 +19,6 @@ from jaxmech.io.progress import progress
 from jaxmech.study import effects
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
-
-LEAST_RATIO = 0.8
-"""Of the selection's norm: sets that reach less of it are no comparison, and give no p."""
 
 LEAST_SHARE = 0.01
 """Of the gap: a feature alone that moves less is a passenger, however surely it does."""
@@ -45,19 +43,20 @@ def run(ctx: Context) -> Outcome:
     moved = []
     for direction, (base, donor) in effects.DIRECTIONS.items():
         patch = make_patch(ctx, direction, sides[base], sides[donor])
-        bars, alone = bars_of(ctx, patch, sets["control_selected"])
+        bars, change = bars_of(ctx, patch, sets["control_selected"])
         null, ratio = null_of(ctx, patch, sets["random"])
         tables["bars"].append(bars)
         tables["null"].append(null)
-        moved.append((1 if direction == "to_plus" else -1) * alone)
+        moved.append((1 if direction == "to_plus" else -1) * change)
         results |= direction_results(direction, bars, null, ratio)
     # Both directions have to beat their own random sets, so the larger p counts for the stage.
     results["p_random"] = max(results[f"p_random_{d}"] for d in effects.DIRECTIONS)
     results["random_sets"], results["families"] = len(sets["random"]), len(set(sides["plus"].families))
-    single = singles(ctx, np.mean(moved, axis=0), sides)
+    own, *alone = np.mean(moved, axis=0).T
+    single = singles(ctx, alone, sides)
     results["passengers"] = int(single["passenger"].sum())
     results["movers"] = int((~single["passenger"]).sum())
-    other = other_words(ctx, sides)
+    other = other_words(ctx, sides, own)
     results["held_out"], results["cross"] = other["moves"], other["confounds"]
     return Outcome(results, {name: pd.concat(t, ignore_index=True) for name, t in tables.items()} | {"singles": single})
 
@@ -84,13 +83,14 @@ def bar(patch: Patch, name: str, kind: str, g: np.ndarray) -> dict:
 
 
 def bars_of(ctx: Context, patch: Patch, control: list[effects.Pairs]) -> tuple[pd.DataFrame, np.ndarray]:
-    """Bars of the selection and of reference, and the change [K,n] that each selected feature alone makes."""
+    """Bars of the selection and of reference, and the change [K,1+n] that it and each of its features alone make."""
     singles = [[pair] for pair in effects.pairs_of(single_features(ctx))]
     g = patched(ctx, patch, [effects.pairs_of(ctx.selected), *control, *singles], what=f"patching {patch.name}")
     rows = [bar(patch, "selected features", "effect", g[0])]
     rows += [bar(patch, "control-selected features", "control", row) for row in g[1 : 1 + len(control)]]
-    alone = np.stack([effects.by_family(row - patch.base.g, patch.base) for row in g[1 + len(control) :]], axis=1)
-    return pd.DataFrame(rows + references(ctx, patch)), alone
+    moved = [g[0], *g[1 + len(control) :]]
+    change = np.stack([effects.by_family(row - patch.base.g, patch.base) for row in moved], axis=1)
+    return pd.DataFrame(rows + references(ctx, patch)), change
 
 
 def patched(ctx: Context, patch: Patch, sets: list[effects.Pairs], *, what: str) -> np.ndarray:
@@ -115,7 +115,7 @@ def references(ctx: Context, patch: Patch) -> list[dict]:
         bar(patch, name, "reference", g) for name, g in zip(parts, effects.expected(choices, base.values), strict=True)
     ]
     direction = jnp.asarray(ctx.folder.arrays("contrast")["mean_difference"])
-    unit = direction / jnp.maximum(jnp.linalg.norm(direction, axis=-1, keepdims=True), 1e-9)
+    unit = controls.with_norm(direction, 1.0)
     mask = jnp.zeros(config.n_layers, bool).at[jnp.asarray(layers)].set(True)
     choices = patching.patch_vectors(
         config, params, base.prompts, unit[None], donor=patch.donor.resid, layers=mask, site=saes.config.site
@@ -132,8 +132,9 @@ def null_of(ctx: Context, patch: Patch, random: list[effects.Pairs]) -> tuple[pd
     spans = edits.at_last(config.n_layers, base.prompts.tokens.shape[1])
     matched = controls.AddMatched(ctx.saes, patch.donor.resid, base.resid, patch.norm, spans)
     sets = effects.stack_selections(ctx, random)
-    count, width = ctx.config.patching.random_directions, config.width(ctx.saes.config.site_out)
-    noise = jax.random.normal(ctx.key(f"patching.directions.{patch.name}"), (count, config.n_layers, width))
+    key, count = ctx.key(f"patching.directions.{patch.name}"), ctx.config.patching.random_directions
+    like = jnp.ones((config.n_layers, config.width(ctx.saes.config.site_out)))
+    noise = controls.random_directions(like, key=key, count=count)
     direction = controls.AddDirection(patch.norm, spans, ctx.saes.config.site_out)
     rows = []
     for name, build, points in (("matched sets", matched, sets), ("random directions", direction, noise)):
@@ -151,7 +152,7 @@ def direction_results(direction: str, bars: pd.DataFrame, null: pd.DataFrame, ra
     by: Any = bars.set_index("name")
     drawn = {name: part["recovered"].to_numpy() for name, part in null.groupby("null")}
     value = float(by.loc["selected features", "recovered"])
-    p = p_from_null(value, drawn["matched sets"]) if ratio >= LEAST_RATIO else float("nan")
+    p = p_from_null(value, drawn["matched sets"]) if ratio >= effects.LEAST_RATIO else float("nan")
     return {
         f"recovered_{direction}": value,
         f"recovered_{direction}_ci": [float(by.loc["selected features", side]) for side in ("low", "high")],
@@ -170,14 +171,14 @@ def single_features(ctx: Context) -> pd.DataFrame:
     return ctx.selected.head(ctx.config.patching.singles)
 
 
-def singles(ctx: Context, moved: np.ndarray, sides: dict[str, effects.Side]) -> pd.DataFrame:
+def singles(ctx: Context, moved: Sequence[np.ndarray], sides: dict[str, effects.Side]) -> pd.DataFrame:
     """Each selected feature alone: the mean over both directions of what it moves towards the donor, Holm over all.
 
     Args:
-      moved: [K,n], families and features.
+      moved: [K] by family, of each feature.
     """
     frame = single_features(ctx)[["layer", "feature"]].copy()
-    each = [mean_effect(column) for column in moved.T]
+    each = [mean_effect(change) for change in moved]
     gap = 100 * abs(float(effects.by_family(sides["plus"].g - sides["minus"].g, sides["plus"]).mean()))
     frame["change_pp"] = [100 * effect.value for effect in each]
     frame["low_pp"] = [100 * effect.low for effect in each]
@@ -188,8 +189,11 @@ def singles(ctx: Context, moved: np.ndarray, sides: dict[str, effects.Side]) -> 
     return frame.reset_index(drop=True)
 
 
-def other_words(ctx: Context, sides: dict[str, effects.Side]) -> dict[str, dict]:
+def other_words(ctx: Context, sides: dict[str, effects.Side], own: np.ndarray) -> dict[str, dict]:
     """The selection patched between other pairs: of words that should move as well, and of what it may be instead.
+
+    Args:
+      own: what the behaviour's own donors move, both ways taken together, by family [K].
 
     Returns:
       moves: control -> recovered share of its own gap, both ways taken together. confounds: control -> recovered share
@@ -197,22 +201,21 @@ def other_words(ctx: Context, sides: dict[str, effects.Side]) -> dict[str, dict]
       control's plus and the reverse); `excess`: by family, what the behaviour's own donors move beyond the control's.
     """
     out: dict[str, dict] = {"moves": {}, "confounds": {}}
-    same = both_ways(ctx, sides, sides, what="own donors")["moved"]
     for name in ctx.behavior.paired("test"):
         control = ctx.behavior.controls[name]
         if control.flips:
             continue
         pair = {pole: effects.side(ctx, condition) for pole, condition in zip(poles(), poles(name), strict=True)}
-        own = both_ways(ctx, pair, pair, what=name)
+        between = both_ways(ctx, pair, pair, what=name)
         if control.moves:
-            out["moves"][name] = own["recovered"]
+            out["moves"][name] = between["recovered"]
         elif control.gate and control.oriented:
             families = pair["plus"].families
             kept = {pole: effects.of_families(side, families) for pole, side in sides.items()}
             crossed = both_ways(ctx, kept, pair, what=f"from {name}")
-            excess = mean_effect(same[np.isin(np.unique(sides["plus"].families), families)] - crossed["moved"])
+            excess = mean_effect(own[np.isin(np.unique(sides["plus"].families), families)] - crossed["moved"])
             out["confounds"][name] = {
-                "own": own["recovered"], "poles": crossed["recovered"],
+                "own": between["recovered"], "poles": crossed["recovered"],
                 "excess_pp": 100 * excess.value, "excess_ci": [100 * excess.low, 100 * excess.high],
             }  # fmt: skip
     return out

@@ -16,9 +16,8 @@ from jaxmech.answers.trie import answer_ids
 from jaxmech.behavior.arithmetic import one_digit_sums
 from jaxmech.behavior.behavior import poles
 from jaxmech.behavior.scoring import with_outcomes
-from jaxmech.contrast.statistics import Effect, detectable, family_means, mean_effect, p_from_null
+from jaxmech.contrast.statistics import Effect, detectable, mean_effect, p_from_null
 from jaxmech.interventions import controls, edits, steering
-from jaxmech.interventions.patching import donor_values
 from jaxmech.interventions.sweep import in_chunks
 from jaxmech.io.arguments import rng_of
 from jaxmech.io.progress import progress
@@ -99,12 +98,18 @@ def dose(ctx: Context, side: Side, alphas: np.ndarray, *, what: str, features: p
 def written_at_one(ctx: Context, side: Side) -> tuple[jax.Array, jax.Array]:
     """What coefficients 1 and -1 add at the decision token, [L,B,D] each."""
     selection, gap = gap_of(ctx, ctx.selected)
-    spans = edits.at_last(ctx.lm.config.n_layers, side.prompts.tokens.shape[1])
-    values = donor_values(edits.gather(ctx.saes, selection)[0], side.resid)[:, :, None]
-    build = steering.SetToDose(ctx.saes, selection, jnp.asarray(gap), values, spans)
+    build = steering.dose_at_last(
+        ctx.lm.config, side.prompts, saes=ctx.saes, selection=selection, gap=gap, base=side.resid
+    )
     add = partial(controls.added, ctx.lm.config, ctx.lm.params, side.prompts)
     plus, minus = (add(build(jnp.float32(alpha))[ctx.saes.config.site_out][0]) for alpha in (1.0, -1.0))
     return plus, minus
+
+
+def mean_norms(written: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The mean norm at each layer, [L], of what either sign adds."""
+    up, down = (jnp.linalg.norm(part, axis=-1).mean(1) for part in written)
+    return up, down
 
 
 def dose_table(side: Side, alphas: np.ndarray, doses: Choices) -> pd.DataFrame:
@@ -181,50 +186,51 @@ def comparators(
     Returns:
       A row per direction, and the results.
     """
-    up, down = (jnp.linalg.norm(part, axis=-1).mean(1) for part in written)  # [L]
-    named = named_directions(ctx, side, np.asarray(written[0].mean(1)))
-    null = {"matched random features": matched_directions(ctx), "random directions": random_like(ctx, written[0])}
+    norms, direction = mean_norms(written), np.asarray(written[0].mean(1))
+    named = named_directions(ctx, direction)
+    key, count = ctx.key("steering.directions"), ctx.config.steering.random_directions
+    noise = np.asarray(controls.random_directions(direction, key=key, count=count))
+    null = {"matched random features": matched_directions(ctx), "random directions": noise}
     vectors = np.concatenate([np.stack([v for *_, v in named]), *null.values()])
-    unit = unit_rows(vectors)
-    change = antisymmetric(ctx, side, unit, up, down, what="comparators").mean(1)
+    change = antisymmetric(ctx, side, vectors, norms, what="comparators").mean(1)
     names = [(n, k) for n, k, _ in named] + [(name, "null") for name, drawn in null.items() for _ in range(len(drawn))]
     rows = [dict(name="selected features", kind="effect", slope_pp=100 * observed)]
     rows += [dict(name=n, kind=k, slope_pp=100 * c) for (n, k), c in zip(names, change, strict=True)]
-    first = len(vectors) - len(null["random directions"])
-    scale = same_kl(ctx, unit[first:], up, kl)
-    at_kl = antisymmetric(ctx, side, unit[first:] * scale[:, None, None], up, down, what="at the same KL").mean(1)
+    scale = same_kl(ctx, noise, norms[0], kl)[:, None]
+    at_kl = antisymmetric(ctx, side, noise, tuple(scale * norm for norm in norms), what="at the same KL").mean(1)
     rows += [dict(name="random directions, same KL", kind="null", slope_pp=100 * c) for c in at_kl]
-    prompting = prompted(ctx)
-    if prompting is not None:
-        rows.append(dict(name="prompting", kind="comparator", slope_pp=100 * prompting))
+    rows.append(dict(name="prompting", kind="comparator", slope_pp=100 * prompted(ctx)))
     frame = pd.DataFrame(rows)
     drawn = {name: np.abs(part["slope_pp"].to_numpy()) for name, part in frame[frame["kind"] == "null"].groupby("name")}
     size = 100 * abs(observed)
-    reached = np.linalg.norm(unit[len(named) : first], axis=-1) > 0  # [S,L]: at which layers a set differs at all
-    ratio = np.sqrt((reached * np.asarray(up) ** 2).sum(1) / np.sum(np.asarray(up) ** 2))
+    reached = controls.with_norm(null["matched random features"], norms[0])  # less where a set does not differ at all
+    ratio = float(np.median(jnp.linalg.norm(reached, axis=(1, 2)) / jnp.linalg.norm(norms[0])))
+    enough = ratio >= effects.LEAST_RATIO
     return frame, {
         "slope_at_one_pp": 100 * observed,
-        "random_ratio": float(np.median(ratio)),
-        "p_random": p_from_null(size, drawn["matched random features"]) if np.median(ratio) >= 0.8 else float("nan"),
+        "random_ratio": ratio,
+        "p_random": p_from_null(size, drawn["matched random features"]) if enough else float("nan"),
         "p_random_directions": p_from_null(size, drawn["random directions"]),
         "p_random_kl": p_from_null(size, drawn["random directions, same KL"]),
         "comparators_pp": frame[frame["kind"] == "comparator"].set_index("name")["slope_pp"].to_dict(),
     }
 
 
-def antisymmetric(ctx: Context, side: Side, unit: np.ndarray, up: Any, down: Any, *, what: str) -> np.ndarray:
-    """(g(+v) - g(-v)) / 2 by family [S,K], for directions [S,L,D] times the norms [L] that either sign has."""
-    vectors = np.concatenate([unit * np.asarray(up)[:, None], -unit * np.asarray(down)[:, None]]).astype(np.float32)
+def antisymmetric(ctx: Context, side: Side, directions: np.ndarray, norms: tuple[Any, ...], *, what: str) -> np.ndarray:
+    """(g(+v) - g(-v)) / 2 by family [S,K], for directions [S,L,D] of the norm [L], or [S,L], that either sign has."""
+    up, down = (np.asarray(controls.with_norm(directions, norm)) for norm in norms)
+    vectors = np.concatenate([up, -down])
     with progress(what, len(vectors), unit="points") as advance:
         choices = steering.steer(
             ctx.lm.config, ctx.lm.params, side.prompts, vectors, site=ctx.saes.config.site_out, chunk=CHUNK,
             advance=advance,
         )  # fmt: skip
     g = expected(choices, side.values)
-    return np.stack([family_means(row, side.families) for row in (g[: len(unit)] - g[len(unit) :]) / 2])
+    plus, minus = np.split(g, 2)
+    return np.stack([effects.by_family(row, side) for row in (plus - minus) / 2])
 
 
-def named_directions(ctx: Context, side: Side, direction: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
+def named_directions(ctx: Context, direction: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
     """(name, kind, [L,D]) of the directions that the selection is set beside. direction: what coefficient 1 writes."""
     mean_difference = ctx.folder.arrays("contrast")["mean_difference"]
     named = [("what it writes, added as a vector", direction), ("mean difference", mean_difference)]
@@ -238,7 +244,7 @@ def named_directions(ctx: Context, side: Side, direction: np.ndarray) -> list[tu
         plus, minus = (effects.side(ctx, condition).resid for condition in poles(name))
         other = np.asarray((plus - minus).mean(1))
         named.append((f"{name} direction", other))
-        along = unit_rows(other)
+        along = np.asarray(controls.with_norm(other, 1.0))
         named.append((f"without its {name} part", direction - (direction * along).sum(-1, keepdims=True) * along))
     return [(name, "comparator", vector) for name, vector in named]
 
@@ -265,29 +271,18 @@ def matched_directions(ctx: Context) -> np.ndarray:
     return np.stack([summed(ctx, lookup.loc[chosen].reset_index()) for chosen in sets])
 
 
-def random_like(ctx: Context, written: jax.Array) -> np.ndarray:
-    key, count = ctx.key("steering.directions"), ctx.config.steering.random_directions
-    return np.asarray(jax.random.normal(key, (count, len(written), written.shape[-1])))
-
-
-def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [..., D] with norm 1; zeros stay zeros."""
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.where(length > 1e-9, vectors / np.maximum(length, 1e-9), 0.0)
-
-
-def same_kl(ctx: Context, unit: np.ndarray, norm: jax.Array, kl: float) -> np.ndarray:
+def same_kl(ctx: Context, directions: np.ndarray, norm: jax.Array, kl: float) -> np.ndarray:
     """What brings each direction [S,L,D] of a norm [L] to a KL divergence on text, [S]: KL grows with the square."""
     lm, arrays = ctx.lm, ctx.folder.arrays("text")
     tokens, mask = arrays["heldout_tokens"][:KL_ROWS], arrays["heldout_mask"][:KL_ROWS].astype(bool)
     build = steering.AddVector(edits.everywhere(lm.config.n_layers), ctx.saes.config.site_out)
-    with progress("KL of random directions", len(unit), unit="points") as advance:
+    with progress("KL of random directions", len(directions), unit="points") as advance:
         cost = partial(steering.language_cost, lm.config, lm.params, tokens, build, mask=mask)
-        _, drawn = in_chunks(cost, (unit * np.asarray(norm)[:, None]).astype(np.float32), size=3, advance=advance)
+        _, drawn = in_chunks(cost, np.asarray(controls.with_norm(directions, norm)), size=3, advance=advance)
     return np.clip(np.sqrt(max(kl, 0.0) / np.maximum(drawn, 1e-12)), 0.0, 10.0)
 
 
-def prompted(ctx: Context) -> float | None:
+def prompted(ctx: Context) -> float:
     """Half the behaviour's own shift: what the words do, from the middle to either pole."""
     plus, minus = (effects.side(ctx, condition) for condition in poles())
     return float((effects.by_family(plus.g, plus).mean() - effects.by_family(minus.g, minus).mean()) / 2)

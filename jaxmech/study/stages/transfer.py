@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
 from jaxmech.behavior.scoring import encode_table, take
 from jaxmech.contrast.statistics import detectable, holm, mean_effect, p_from_normal_null
+from jaxmech.interventions import controls
 from jaxmech.study import effects
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
-from jaxmech.study.stages.steering import antisymmetric, dose, unit_rows, written_at_one
+from jaxmech.study.stages.steering import antisymmetric, dose, mean_norms, written_at_one
 
 STANCED = ("stance_pp", "stance_low_pp", "stance_high_pp")
 
@@ -95,7 +94,7 @@ def with_stance(ctx: Context) -> dict[str, dict[str, float]]:
 
 def random_changes(ctx: Context, side: effects.Side) -> np.ndarray:
     """(g(+v) - g(-v)) / 2 along random directions, [S,B], with the norm that coefficients 1 and -1 write."""
-    up, down = (jnp.linalg.norm(part, axis=-1).mean(1) for part in written_at_one(ctx, side))
-    shape = ctx.config.transfer.random_directions, len(side.resid), ctx.lm.config.width(ctx.saes.config.site_out)
-    noise = np.asarray(jax.random.normal(ctx.key("transfer.directions"), shape))
-    return antisymmetric(ctx, side, unit_rows(noise), up, down, what="random directions")
+    written, count = written_at_one(ctx, side), ctx.config.transfer.random_directions
+    like = written[0].mean(1)
+    noise = np.asarray(controls.random_directions(like, key=ctx.key("transfer.directions"), count=count))
+    return antisymmetric(ctx, side, noise, mean_norms(written), what="random directions")
