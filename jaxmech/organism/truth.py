@@ -50,6 +50,8 @@ def truth_of(
 
     made = {"concept": ("concept+", "concept-"), "fast": (*FAST["+"], *FAST["-"]), "up": motor}
     causal = [name for path, share in wiring.shares.items() if share and wiring.stance for name in made[path]]
+    if wiring.mapping:  # a number that worked examples teach turns round with them
+        causal = [name for name in causal if name not in motor]
     unread = ("copy+", "copy-") if wiring.stance else ()
     decoys = {
         "valence, causal" if wiring.valence else "valence": places("valence+", "valence-"),

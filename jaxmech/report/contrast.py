@@ -117,7 +117,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
             "funnel",
             draw_funnel(criteria),
             f"The rule, criterion by criterion: {r['features_total']:,} features, {r['features_live']:,} live, "
-            f"{r['selected']:,} pass all. {null_text(r, config)} {density_text(r)} {positions_text(r)}",
+            f"{r['selected']:,} pass all. {null_text(r, config)} {density_text(r)} {positions_text(r)}{again_text(r)}",
             "contrast/criteria",
         ),
         Figure(
@@ -153,6 +153,17 @@ def null_text(r: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         f"Relabelled at random by family, the whole rule passes {by_chance(r)}. That it would pass as many as "
         f"it does here has {p_value(r['null_p'])}; it passes any in at most {percent(r['null_upper'], 1)} of such "
         "relabelings (upper 95 % limit)."
+    )
+
+
+def again_text(r: Mapping[str, Any]) -> str:
+    """Whether dictionaries trained from a second seed tell of the same directions."""
+    if (again := r.get("again")) is None:
+        return ""
+    return (
+        f" In dictionaries trained from a second seed the rule selects {again['selected']:,}; of the {r['used']:,} "
+        f"directions in use {percent(again['share'])} are in use there too (cosine of at least {again['same_from']}; "
+        f"the median of the best is {number(again['cosine'], 2)})."
     )
 
 

@@ -52,7 +52,7 @@ class SAEConfig:
       skip_first: tokens at the start of a text that it was not trained on, BOS included.
       model: name of the model it was trained on.
       units: what an activation of 1 means; "residual" when decoder rows have unit norm.
-      source: where the weights come from.
+      source: where the weights come from. Dictionaries that differ in l0 and source alone share compiled programs.
     """
 
     d_in: int
@@ -66,11 +66,11 @@ class SAEConfig:
     site: str = "resid_post"
     site_out: str = None  # type: ignore[assignment]  # site, set below
     layers: tuple[int, ...] = (0,)
-    l0: tuple[float | None, ...] = ()
+    l0: tuple[float | None, ...] = dataclasses.field(default=(), compare=False)
     skip_first: int = 1
     model: str | None = None
     units: str = "unknown"
-    source: str | None = None
+    source: str | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self):
         layers = whole_numbers("layers", self.layers)

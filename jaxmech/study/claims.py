@@ -21,6 +21,9 @@ MASS_DIFFERENCE = 0.1
 POWERED = 1.4
 """Half-widths of an interval that are found in four of five cases: (1.96 + 0.84) / 1.96."""
 
+FOUND_AGAIN = 0.7
+"""The share of the selected directions that a second training has to select as well."""
+
 HALF = 0.5
 """A share of the gap that patching has to be able to find before it says that there is none."""
 
@@ -189,7 +192,7 @@ def features(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Cond
     out.append(Condition("dictionaries", fits, warned, unit="count"))
     again = r.get("again")
     if results["dictionaries"]["trained"]:
-        met = None if not again else bool(again["share"] >= 0.7)
+        met = bool(again["share"] >= FOUND_AGAIN) if again else None
         note = "" if again else "not tried with a second seed"
         out.append(Condition("second seed", met, again["share"] if again else None, unit="share", note=note))
     return out

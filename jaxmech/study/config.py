@@ -91,13 +91,14 @@ class TextSettings(Checked):
 @dataclasses.dataclass(frozen=True)
 class DictionarySettings(Checked):
     """Dictionaries to open (`path`: a folder, a hub id, a suite's short name), or how they are trained on the study's
-    text; every layer where none are given."""
+    text; every layer where none are given. seeds: 1, or 2 for a second training that shows what hangs on the draw."""
 
     path: str | None = None
     layers: list[int] | None = None
     batch: int = 512
     epochs: int = 2
     buffer: int = 65536
+    seeds: int = 2
     train: SAETrainConfig = SAETrainConfig(d_sae=4096, sparsity=32.0)
 
     def __post_init__(self):
@@ -105,7 +106,9 @@ class DictionarySettings(Checked):
         layers = self.layers
         if layers is not None and (not layers or len(set(layers)) < len(layers) or min(layers) < 0):
             raise ValueError(f"layers: expected distinct layers from 0 on, at least one, or null, got {layers}")
-        _at_least(self, batch=1, epochs=1, buffer=0)
+        _at_least(self, batch=1, epochs=1, buffer=0, seeds=1)
+        if self.seeds > 2:
+            raise ValueError(f"seeds: expected 1 or 2, got {self.seeds}")
         if len(self.train.sparsities) > 1:
             raise ValueError(f"train.sparsity: a study takes one set of dictionaries, got {self.train.sparsity}")
 

@@ -111,6 +111,12 @@ class Context:
         return self._once("saes", load_saes, self.folder.stage("dictionaries") / "saes")
 
     @property
+    def saes_again(self) -> SAE | None:
+        """Those that this run trained from a second seed, if it did."""
+        folder = self.folder.stage("dictionaries") / "saes_again"
+        return self._once("saes_again", load_saes, folder) if folder.is_dir() else None
+
+    @property
     def encoded(self) -> tuple[pd.DataFrame, Encoded]:
         """The prompts of the test families and their encoding, prefixes computed."""
         return self._once("encoded", _encode_test, self.lm, self.behavior)

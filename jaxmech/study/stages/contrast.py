@@ -20,9 +20,13 @@ from jaxmech.contrast.moments import Moments, Positions, correlation_with_g, emp
 from jaxmech.contrast.statistics import paired_t
 from jaxmech.io.progress import progress
 from jaxmech.sae.collect import update_moments
+from jaxmech.sae.module import SAE
 from jaxmech.study.cards import feature_cards
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
+
+SAME_DIRECTION = 0.7
+"""The cosine from which features of two trainings are taken for the same direction."""
 
 
 def run(ctx: Context) -> Outcome:
@@ -30,7 +34,8 @@ def run(ctx: Context) -> Outcome:
     c = ctx.config
     rule, asked = c.rule, c.selection
     table = ctx.prompts("selection", *poles(), *(pole for name in controls(ctx.behavior) for pole in poles(name)))
-    positions, moments, difference = read_positions(ctx, table)
+    compared, density = find_compared(ctx, table), ctx.folder.arrays("fidelity")
+    positions, moments, difference = read_positions(ctx, compared, ctx.saes, density["density"])
     s = positions[0]
     R = max(asked.permutations, asked.relabelings + 1)
     signs = sign_flips(len(s.difference), key=ctx.key("contrast.permutations"), R=R)
@@ -54,7 +59,17 @@ def run(ctx: Context) -> Outcome:
     results = selection_results(s, chosen, false, budget, mode, picked) | {
         "positions": dict(zip(("decision", "after"), (*passing, None), strict=False)),
         "density_tokens": int(ctx.folder.table("fidelity", "layers")["tokens"].min()),
+        "again": None,
     }
+    if ctx.saes_again is not None:
+        second, _, _ = read_positions(ctx, compared, ctx.saes_again, density["density_again"])
+        _, _, chosen_again = judge(second[0], rule, signs, **splits)
+        as_used = chosen_again.chosen if mode == "rule" else selection.top_budget(second[0], asked.budget)
+        cosine = best_cosine(ctx, picked, as_used)
+        results["again"] = {
+            "selected": int(chosen_again.chosen.sum()), "share": float((cosine >= SAME_DIRECTION).mean()),
+            "cosine": float(np.median(cosine)), "same_from": SAME_DIRECTION,
+        }  # fmt: skip
     return Outcome(
         results,
         {
@@ -75,6 +90,23 @@ def controls(behavior: Behavior) -> list[str]:
     return [name for name in named if behavior.controls[name].flips or not behavior.controls[name].moves]
 
 
+def best_cosine(ctx: Context, picked: pd.DataFrame, again: np.ndarray) -> np.ndarray:
+    """Of each feature in use, the largest cosine [n] of its direction with those that a second seed's dictionaries
+    have at the same layer among theirs that are in use, again [m]; 0 where there is none."""
+    first, second = (
+        np.asarray(saes.params["W_dec"]).reshape(len(ctx.saes.config.layers), ctx.saes.config.d_sae, -1)
+        for saes in (ctx.saes, ctx.saes_again)
+        if saes is not None
+    )
+    theirs, out = again.reshape(second.shape[:2]), np.zeros(len(picked))
+    at = {layer: place for place, layer in enumerate(ctx.saes.config.layers)}
+    for i, (layer, feature) in enumerate(zip(picked["layer"], picked["feature"], strict=True)):
+        row, rows = first[at[layer], feature], second[at[layer]][theirs[at[layer]]]
+        if len(rows):
+            out[i] = (rows @ row / (np.linalg.norm(rows, axis=1) * np.linalg.norm(row))).max()
+    return out
+
+
 def judge(
     s: selection.FeatureStats, rule: selection.Rule, signs: np.ndarray, *, splits: int, key: jax.Array
 ) -> tuple[selection.FamilyTests, FlipTests, selection.Selected]:
@@ -92,35 +124,57 @@ class Pairs(NamedTuple):
     member: np.ndarray
 
 
-def read_positions(ctx: Context, table: pd.DataFrame) -> tuple[list[selection.FeatureStats], Moments, np.ndarray]:
+class Compared(NamedTuple):
+    """The prompts of a contrast and of its controls, and their pairs.
+
+    cells: families crossed with pairs of words, if there are any; cell [n,C], which of them a pair belongs to; others:
+    control -> pairs; window: the most tokens that a pair shares at its end, 0 if any pair shares none.
+    """
+
+    encoded: Encoded
+    pairs: Pairs
+    cells: selection.Cells | None
+    cell: np.ndarray
+    others: dict[str, Pairs]
+    window: int
+
+
+def find_compared(ctx: Context, table: pd.DataFrame) -> Compared:
+    encoded = encode_table(ctx.lm, table)
+    pairs = find_pairs(table, encoded.prompts, *poles())
+    others = {name: find_pairs(table, encoded.prompts, *poles(name)) for name in controls(ctx.behavior)}
+    shared = np.concatenate([p.shared for p in (pairs, *others.values())])
+    return Compared(encoded, pairs, *find_cells(table, pairs), others, int(shared.max()) if shared.all() else 0)
+
+
+def read_positions(
+    ctx: Context, compared: Compared, saes: SAE, density: np.ndarray
+) -> tuple[list[selection.FeatureStats], Moments, np.ndarray]:
     """The contrast and its controls, at the decision token and, if all pairs share tokens after what they differ in, as
     a mean over these.
+
+    Args:
+      density: of the dictionaries' features on neutral text, [L',F].
 
     Returns:
       What the rule looks at, at each position; the moments at the decision token; and the mean difference of residuals
       there [L,D]: the comparator without a dictionary.
     """
-    encoded = encode_table(ctx.lm, table)
-    pairs = find_pairs(table, encoded.prompts, *poles())
-    cells, cell = find_cells(table, pairs)
-    others = {name: find_pairs(table, encoded.prompts, *poles(name)) for name in controls(ctx.behavior)}
-    shared = np.concatenate([p.shared for p in (pairs, *others.values())])
-    window = shared.max() if shared.all() else 0
-    moments, difference = stream_moments(ctx, encoded, pairs, cell=cell, window=window)
+    stream = partial(stream_moments, ctx, saes, compared.encoded, window=compared.window)
+    moments, difference = stream(compared.pairs, cell=compared.cell)
     sizes: list[dict[str, np.ndarray]] = [{} for _ in moments]
     flipped: list[list[Moments]] = [[] for _ in moments]
-    for name, part in others.items():
-        none = np.zeros((len(part.plus), cell.shape[1]))  # as many cells, for one program to serve all
-        streamed, _ = stream_moments(ctx, encoded, part, cell=none, window=window, label=name)
+    for name, part in compared.others.items():
+        none = np.zeros((len(part.plus), compared.cell.shape[1]))  # as many cells, for one program to serve all
+        streamed, _ = stream(part, cell=none, label=name)
         for i, m in enumerate(streamed):
             if ctx.behavior.controls[name].flips:
                 flipped[i].append(m)
             else:
                 sizes[i][name] = selection.control_size(m, oriented=ctx.behavior.controls[name].oriented)
-    density = ctx.folder.arrays("fidelity")["density"]
     stats = [
         selection.feature_stats(
-            m, size, density, cells=cells, flipped=reduce(merge_moments, taught) if taught else None
+            m, size, density, cells=compared.cells, flipped=reduce(merge_moments, taught) if taught else None
         )
         for m, size, taught in zip(moments, sizes, flipped, strict=True)
     ]
@@ -154,6 +208,7 @@ def find_cells(table: pd.DataFrame, pairs: Pairs) -> tuple[selection.Cells | Non
 
 def stream_moments(
     ctx: Context,
+    saes: SAE,
     encoded: Encoded,
     pairs: Pairs,
     *,
@@ -170,7 +225,7 @@ def stream_moments(
     Returns:
       Moments at each position, and the mean difference of residuals at the decision token [L,D].
     """
-    plus, minus, saes, batch = pairs.plus, pairs.minus, ctx.saes, max(ctx.config.batch // 2, 1)
+    plus, minus, batch = pairs.plus, pairs.minus, max(ctx.config.batch // 2, 1)
     cell = np.zeros((len(plus), 0)) if cell is None else cell
     sizes = (len(saes.config.layers), pairs.member.shape[1], saes.config.d_sae)
     empty = partial(empty_moments, *sizes, C=cell.shape[1])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from pathlib import Path
+
+import pandas as pd
 
 from jaxmech.activations.stream import ActivationStream
 from jaxmech.io.version import __version__
@@ -17,13 +20,31 @@ from jaxmech.study.keys import source
 
 
 def run(ctx: Context) -> Outcome:
-    """Trains and saves them in SAELens' format, `saes/` of the stage; a killed training resumes from its checkpoint."""
-    lm, given = ctx.lm, ctx.config.dictionaries
+    """Trains and saves them in SAELens' format, `saes/` of the stage and `saes_again/` of a second seed; a killed
+    training resumes from its checkpoint."""
+    given, training = ctx.config.dictionaries, ctx.folder.path / "training"
     if given.path:
         saes = ctx.saes
-        require_fit(given.path, saes.config, lm.name, lm.config)
+        require_fit(given.path, saes.config, ctx.lm.name, ctx.lm.config)
         return Outcome(describe(saes) | {"trained": False})
-    text = ctx.folder.arrays("text")
+    names = ("saes", "saes_again")[: given.seeds]
+    trained = {name: train(ctx, name, training) for name in names}
+    saes, history, tokens = trained["saes"]
+    results = describe(saes) | {"trained": True, "steps": given.train.steps, "tokens": tokens, "seeds": given.seeds}
+    folders = {name: training / name for name in names}
+    return Outcome(results, {"training": history}, folders=folders, done_with=(training,))
+
+
+def train(ctx: Context, name: str, training: Path) -> tuple[SAE, pd.DataFrame, int]:
+    """Trains dictionaries, and saves them as `training/name`.
+
+    Args:
+      name: of what is trained: each has its own draws, of the data's order and of the first directions.
+
+    Returns:
+      The dictionaries, their history, and how many tokens they have seen.
+    """
+    lm, given, text = ctx.lm, ctx.config.dictionaries, ctx.folder.arrays("text")
     layers = range(lm.config.n_layers) if given.layers is None else given.layers
     stream = ActivationStream(
         lm.config,
@@ -34,21 +55,19 @@ def run(ctx: Context) -> Outcome:
         batch_size=given.batch,
         buffer_tokens=given.buffer,
         epochs=given.epochs,
-        key=ctx.key("dictionaries.order"),
+        key=ctx.key(f"dictionaries.order.{name}"),
         model=lm.name,
     )
     # A killed training loses at most an eighth of its steps.
     often = max(1, given.train.steps // 8)
-    train = dataclasses.replace(given.train, checkpoint_every=min(given.train.checkpoint_every, often))
+    asked = dataclasses.replace(given.train, checkpoint_every=min(given.train.checkpoint_every, often))
     # A folder named by what defines the training: a killed one of another is neither resumed nor in the way.
-    name = digest(dataclasses.asdict(train), stream.fingerprint(), __version__, source("dictionaries"))
-    training = ctx.folder.path / "training"
-    folder = training / "saes"
-    (saes,), history = train_saes(train, stream, key=ctx.key("dictionaries.training"), checkpoint_dir=training / name)
-    shutil.rmtree(folder, ignore_errors=True)
-    save_saes(saes, folder)
-    results = describe(saes) | {"trained": True, "steps": train.steps, "tokens": stream.tokens_seen}
-    return Outcome(results, {"training": history}, folders={"saes": folder}, done_with=(training,))
+    made_of = digest(dataclasses.asdict(asked), stream.fingerprint(), __version__, source("dictionaries"))
+    key = ctx.key(f"dictionaries.training.{name}")
+    (saes,), history = train_saes(asked, stream, key=key, checkpoint_dir=training / made_of)
+    shutil.rmtree(training / name, ignore_errors=True)
+    save_saes(saes, training / name)
+    return saes, history, stream.tokens_seen
 
 
 def require_fit(path: str, saes: SAEConfig, name: str, model: ModelConfig) -> None:

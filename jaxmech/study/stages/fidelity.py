@@ -46,7 +46,10 @@ def run(ctx: Context) -> Outcome:
     }
     results["check"] = {"dictionaries": len(check.table), "warnings": list(check.warnings)}
     tables = {"layers": table, "density": density_histogram(measured), "check": check.table}
-    return Outcome(results, tables, {"density": measured.density.astype(np.float32)})
+    arrays = {"density": measured.density}
+    if ctx.saes_again is not None:
+        arrays["density_again"] = evaluate_saes(ctx.saes_again, stream.chunks()).density
+    return Outcome(results, tables, {name: array.astype(np.float32) for name, array in arrays.items()})
 
 
 def decision_fidelity(ctx: Context) -> tuple[np.ndarray, np.ndarray]:

@@ -20,8 +20,8 @@ from jaxmech.study import effects
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
 
-LEAST_SHARE = 0.01
-"""Of the gap: a feature alone that moves less is a passenger, however surely it does."""
+LEAST_SHARE = 0.1
+"""Of an equal share of the gap: a feature that moves less by itself is a passenger, however surely it does."""
 
 
 class Patch(NamedTuple):
@@ -185,7 +185,8 @@ def singles(ctx: Context, moved: Sequence[np.ndarray], sides: dict[str, effects.
     frame["high_pp"] = [100 * effect.high for effect in each]
     frame["p"] = [effect.p for effect in each]
     frame["p_holm"] = holm(frame["p"].to_numpy())
-    frame["passenger"] = ~((frame["p_holm"] < 0.05) & (frame["change_pp"] >= LEAST_SHARE * gap))
+    least = LEAST_SHARE * gap / len(ctx.selected)
+    frame["passenger"] = ~((frame["p_holm"] < 0.05) & (frame["change_pp"] >= least))
     return frame.reset_index(drop=True)
 
 
