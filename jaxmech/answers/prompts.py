@@ -56,11 +56,19 @@ class Prompts(NamedTuple):
 
     def of(self, rows: np.ndarray | jax.Array) -> Prompts:
         """Some of the prompts; what they share with others is kept."""
+        *tries, kinds = self.trie
+        rows, of = jnp.asarray(rows), [segment.rows for segment in self.cache]
+        taken = _taken((self.tokens, self.mask, tries, of, self.prefix and self.prefix.rows), rows)
+        tokens, mask, tries, of, follows = taken
+        cache = (s._replace(rows=rows if r is None else r) for s, r in zip(self.cache, of, strict=True))
         return Prompts(
-            self.tokens[rows], self.mask[rows], self.trie.of(rows),
-            tuple(s._replace(rows=jnp.asarray(rows if s.rows is None else s.rows[rows])) for s in self.cache),
-            self.prefix and self.prefix._replace(rows=self.prefix.rows[rows]),
-        )  # fmt: skip
+            tokens, mask, Trie(*tries, kinds), tuple(cache), self.prefix and self.prefix._replace(rows=follows)
+        )
+
+
+@jax.jit  # one program for all arrays
+def _taken(arrays: Any, rows: jax.Array) -> Any:
+    return jax.tree.map(lambda a: a[rows], arrays)
 
 
 def make_prompts(

@@ -51,7 +51,7 @@ class Choices(NamedTuple):
     @property
     def mass(self) -> jax.Array:
         """[B], the probability that the answer is one of the choices."""
-        return jnp.exp(jax.nn.logsumexp(self.logprobs, axis=-1))
+        return _mass(self.logprobs)
 
     def expected(self, values: jax.Array) -> jax.Array:
         """The mean [B] of `values` [N] or [B,N] under `probs`.
@@ -63,7 +63,17 @@ class Choices(NamedTuple):
         shape, given = self.logprobs.shape, values.shape
         if given[-1:] != shape[-1:] or given[:-1] not in ((), shape[:-1], shape[-2:-1]):
             raise ValueError(f"values: expected [N] or [B,N] for choices {list(shape)}, got shape {list(given)}")
-        return (self.probs * values).sum(-1)
+        return _expected(self.logprobs, values)
+
+
+@jax.jit
+def _mass(logprobs: Array) -> jax.Array:
+    return jnp.exp(jax.nn.logsumexp(logprobs, axis=-1))
+
+
+@jax.jit  # one program, where a dozen small ones would be compiled for every shape
+def _expected(logprobs: Array, values: Array) -> jax.Array:
+    return (jax.nn.softmax(logprobs, axis=-1) * values).sum(-1)
 
 
 def score(

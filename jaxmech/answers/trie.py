@@ -58,10 +58,6 @@ class Trie(NamedTuple):
     def __repr__(self) -> str:
         return short_repr(self)
 
-    def of(self, rows: np.ndarray | jax.Array) -> Trie:
-        """The tries of some rows."""
-        return Trie._make([*(a[rows] for a in self[:-1]), self.kinds])
-
 
 def build_tries(
     lm: LanguageModel, prompts: Sequence[str], choices: Sequence[Sequence[Any]], *, nodes: int | None = None
