@@ -9,6 +9,7 @@ a fresh order before the next one replaces it.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -48,6 +49,7 @@ class BatchStream:
     epochs: int
     order: tuple[int, ...]
     buffer_sizes: tuple[int, ...]
+    _visit: tuple[Any, Any] = (None, None)
 
     def __repr__(self) -> str:
         count = f"{sum(self.buffer_sizes):,} activations of width {self.d_in}, batches of {self.batch_size:,}"
@@ -71,6 +73,12 @@ class BatchStream:
     def fingerprint(self) -> str:
         """A hash of `settings()`."""
         return hash_of(sorted(self.settings().items()))
+
+    def reordered(self, key: jax.Array) -> BatchStream:
+        """The same buffers, rows in the order of another key: what this stream holds is not computed again."""
+        other = copy.copy(self)
+        other.order, other._visit = order_of(key), (None, None)
+        return other
 
     @property
     def batches_per_pass(self) -> int:
@@ -107,7 +115,7 @@ class BatchStream:
 
     def _order(self, *visit: int) -> np.ndarray:
         """The order of a buffer's rows on one visit (round, buffer, epoch)."""
-        if getattr(self, "_visit", (None, None))[0] != visit:
+        if self._visit[0] != visit:
             order = np.random.default_rng((*self.order, 1, *visit)).permutation(self.buffer_sizes[visit[1]])
             self._visit = (visit, order)
         return self._visit[1]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmech.io import help_topics
 from jaxmech.io.arguments import strings, whole_number
 from jaxmech.io.folders import walk
 from jaxmech.io.progress import progress
@@ -121,7 +122,7 @@ def require_source(file: str | Path | None, dataset: str | None) -> None:
     if file:
         for path in text_files(file):
             _read(path)
-    if dataset:
+    if dataset and dataset != help_topics.NAME:
         _datasets()
 
 
@@ -153,7 +154,12 @@ def from_dataset(
     column: str = "text",
     subset: str | None = None,
 ) -> Tokens:
-    """A data set of the hub, streamed and packed into rows. Needs the `datasets` package and a connection."""
+    """A data set of the hub, streamed and packed into rows. Needs the `datasets` package and a connection.
+
+    "pydoc-topics" stands for the help topics that come with Python, and needs neither.
+    """
+    if name == help_topics.NAME:
+        return pack_texts(lm, help_topics.texts(), length=length, limit=limit)
     datasets = _datasets()
     try:
         rows = datasets.load_dataset(name, subset, split=split, streaming=True)

@@ -62,7 +62,7 @@ class Prompts(NamedTuple):
         tokens, mask, tries, of, follows = taken
         cache = (s._replace(rows=rows if r is None else r) for s, r in zip(self.cache, of, strict=True))
         return Prompts(
-            tokens, mask, Trie(*tries, kinds), tuple(cache), self.prefix and self.prefix._replace(rows=follows)
+            tokens, mask, Trie._make([*tries, kinds]), tuple(cache), self.prefix and self.prefix._replace(rows=follows)
         )
 
 

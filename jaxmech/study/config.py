@@ -73,8 +73,8 @@ class GateSettings(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class TextSettings(Checked):
-    """What dictionaries are trained on: a file, a data set of the hub, or else the model's own samples; its number of
-    rows, and tokens per row."""
+    """What dictionaries are trained on: a file, a data set (of the hub, or pydoc-topics, which comes with Python), or
+    else the model's own samples; its number of rows, and tokens per row."""
 
     file: str | None = None
     dataset: str | None = None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmech.behavior.read import is_own, is_table
-from jaxmech.io import hub
+from jaxmech.io import help_topics, hub
 from jaxmech.io.folders import walk
 from jaxmech.io.version import __version__
 from jaxmech.study.config import StudyConfig
@@ -119,7 +119,7 @@ def stage_keys(config: StudyConfig) -> dict[str, str]:
     settings["dictionaries"]["path"] = (config.dictionaries.path, contents(opened.dictionaries.path))
     del settings["dictionaries"]["train"]["checkpoint_every"]
     settings["text"]["file"] = (config.text.file, contents(config.text.file))
-    settings["text"]["dataset"] = (config.text.dataset, _revision(config.text.dataset, "dataset"))
+    settings["text"]["dataset"] = (config.text.dataset, _data_set(config.text.dataset))
     for stage in STAGES:
         own = {name: value for name, value in settings.items() if stage.declares(name)}
         read = [keys[name] for name in stage.after]
@@ -144,7 +144,7 @@ def contents(name: str | None) -> list:
         except ValueError:  # not installed: what opens it explains
             return []
         return [sha256] if sha256 else [_fact(file, file.parent) for file in files]
-    commit = _revision(_repository(name))
+    commit = hub.revision(repository, "model") if (repository := _repository(name)) else None
     return [commit] if commit else []
 
 
@@ -181,8 +181,11 @@ def _repository(name: str) -> str | None:
         return None
 
 
-def _revision(repository: str | None, kind: str = "model") -> str | None:
-    return hub.revision(repository, kind) if repository else None
+def _data_set(name: str | None) -> Any:
+    """Facts that change with a data set: the commit of one of the hub, the file of one that comes with Python."""
+    if name == help_topics.NAME:
+        return contents(help_topics.file())
+    return hub.revision(name, "dataset") if name else None
 
 
 def source(stage: str, root: Path = _ROOT) -> str:

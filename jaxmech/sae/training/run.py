@@ -50,7 +50,8 @@ class TrainSettings(SAETrainConfig):
     Attributes:
       model, dtype: as `load_model` takes them. run_dir: where everything is written.
       seed: for the sampled text, the order of activations, and the training.
-      text_file, text_dataset: a file or a data set of the hub; without either, text is sampled from the model.
+      text_file, text_dataset: a file, or a data set (of the hub, or pydoc-topics, which comes with Python); without
+        either, text is sampled from the model.
       text_count, text_length: rows of text, and tokens per row. held_out: the share of rows kept for evaluation.
       site, layers: what is trained on; every layer if none are given.
       batch, buffer, epochs, skip_first, forward_batch, cache: see `jaxmech.activations.stream.ActivationStream`.

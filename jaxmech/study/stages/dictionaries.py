@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from jaxmech.activations.stream import ActivationStream
+from jaxmech.activations.stream import ActivationStream, BatchStream
 from jaxmech.io.version import __version__
 from jaxmech.models.config import ModelConfig
 from jaxmech.sae.formats import save_saes
@@ -27,26 +27,24 @@ def run(ctx: Context) -> Outcome:
         saes = ctx.saes
         require_fit(given.path, saes.config, ctx.lm.name, ctx.lm.config)
         return Outcome(describe(saes) | {"trained": False})
-    names = ("saes", "saes_again")[: given.seeds]
-    trained = {name: train(ctx, name, training) for name in names}
-    saes, history, tokens = trained["saes"]
-    results = describe(saes) | {"trained": True, "steps": given.train.steps, "tokens": tokens, "seeds": given.seeds}
-    folders = {name: training / name for name in names}
+    stream = text_stream(ctx)
+    saes, history = train(ctx, stream, training, "saes")
+    folders = {"saes": training / "saes"}
+    if given.seeds > 1:
+        again = "saes_again"
+        train(ctx, stream.reordered(ctx.key(f"dictionaries.order.{again}")), training, again)
+        folders[again] = training / again
+    results = describe(saes) | {
+        "trained": True, "steps": given.train.steps, "tokens": stream.tokens_seen, "seeds": given.seeds
+    }  # fmt: skip
     return Outcome(results, {"training": history}, folders=folders, done_with=(training,))
 
 
-def train(ctx: Context, name: str, training: Path) -> tuple[SAE, pd.DataFrame, int]:
-    """Trains dictionaries, and saves them as `training/name`.
-
-    Args:
-      name: of what is trained: each has its own draws, of the data's order and of the first directions.
-
-    Returns:
-      The dictionaries, their history, and how many tokens they have seen.
-    """
+def text_stream(ctx: Context) -> ActivationStream:
+    """The activations of the study's text."""
     lm, given, text = ctx.lm, ctx.config.dictionaries, ctx.folder.arrays("text")
     layers = range(lm.config.n_layers) if given.layers is None else given.layers
-    stream = ActivationStream(
+    return ActivationStream(
         lm.config,
         lm.params,
         text["tokens"],
@@ -55,9 +53,18 @@ def train(ctx: Context, name: str, training: Path) -> tuple[SAE, pd.DataFrame, i
         batch_size=given.batch,
         buffer_tokens=given.buffer,
         epochs=given.epochs,
-        key=ctx.key(f"dictionaries.order.{name}"),
+        key=ctx.key("dictionaries.order.saes"),
         model=lm.name,
     )
+
+
+def train(ctx: Context, stream: BatchStream, training: Path, name: str) -> tuple[SAE, pd.DataFrame]:
+    """Trains dictionaries and saves them as `training/name`; a key of their own, by the name.
+
+    Returns:
+      The dictionaries and their history.
+    """
+    given = ctx.config.dictionaries
     # A killed training loses at most an eighth of its steps.
     often = max(1, given.train.steps // 8)
     asked = dataclasses.replace(given.train, checkpoint_every=min(given.train.checkpoint_every, often))
@@ -67,7 +74,7 @@ def train(ctx: Context, name: str, training: Path) -> tuple[SAE, pd.DataFrame, i
     (saes,), history = train_saes(asked, stream, key=key, checkpoint_dir=training / made_of)
     shutil.rmtree(training / name, ignore_errors=True)
     save_saes(saes, training / name)
-    return saes, history, stream.tokens_seen
+    return saes, history
 
 
 def require_fit(path: str, saes: SAEConfig, name: str, model: ModelConfig) -> None:
