@@ -75,6 +75,16 @@ def test_batches_are_pure_functions_of_key_and_number():
     np.testing.assert_array_equal(first, forwards[0])
 
 
+def test_the_same_buffers_in_another_order():
+    data = stream(key=jax.random.key(1))
+    first, held = np.asarray(data.batch(0)), data.buffer(0)
+    other = data.reordered(jax.random.key(2))
+    assert rows(np.asarray(other.buffer(0))) == rows(np.asarray(held))
+    assert not np.array_equal(other.batch(0), first) and np.array_equal(data.batch(0), first)
+    assert other.fingerprint() != data.fingerprint()
+    assert np.array_equal(other.batch(3), data.reordered(jax.random.key(2)).batch(3))
+
+
 def test_statistics_and_chunks():
     data = stream()
     x = np.asarray(data.buffer(0), np.float64)

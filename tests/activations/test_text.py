@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxmech.activations import text
+from jaxmech.io import help_topics
 from jaxmech.models.config import ModelConfig, Rope
 from jaxmech.models.decoder import init_params
 
@@ -85,6 +86,15 @@ def test_draw(tmp_path):
     assert rows.tokens.shape == (5, 4) and origin == "sampled from the model"
     with pytest.raises(ValueError, match="not both"):
         text.draw(LM, 5, 4, jax.random.key(0), file="a.txt", dataset="b")
+
+
+def test_help_topics_come_with_python(monkeypatch):
+    texts = help_topics.texts()
+    assert len(texts) > 50 and all("\n" in t for t in texts) and texts == help_topics.texts() != sorted(texts)
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    text.require_source(None, help_topics.NAME)
+    monkeypatch.setattr(help_topics, "texts", lambda: ["abcabc"])
+    assert text.from_dataset(LM, help_topics.NAME, length=4, limit=1).tokens.tolist() == [[1, 3, 4, 5]]
 
 
 def test_data_sets_need_their_package(monkeypatch):

@@ -7,6 +7,7 @@ import chex
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from jaxmech.behavior.behavior import poles
 from jaxmech.behavior.scoring import allocate, encode_table
@@ -67,16 +68,21 @@ def test_text_and_dictionaries(finished, word_lm):
     assert folder.table("dictionaries", "training")["step"].max() == config.dictionaries.train.steps
 
 
+def codes_of(context, lm, saes):
+    """The codes [L',B,F] at the decision tokens of all pairs, by pole."""
+    codes = {}
+    for pole in ("plus", "minus"):
+        table = context.prompts("selection", pole).sort_values(["family", "pair"])
+        resid = run_decision(lm.config, lm.params, encode_table(lm, table.reset_index(drop=True)).prompts).resid
+        codes[pole] = np.asarray(saes.encode(resid[np.array(saes.config.layers)]))
+    return codes
+
+
 def test_contrast(finished, word_lm):
     """A feature's mean difference, by encoding every pair's decision tokens."""
     config, folder, context = finished
     features, saes = folder.table("contrast", "features"), context.saes
-    codes = {}
-    for pole in ("plus", "minus"):
-        table = context.prompts("selection", pole).sort_values(["family", "pair"])
-        prompts = encode_table(word_lm, table.reset_index(drop=True)).prompts
-        resid = run_decision(word_lm.config, word_lm.params, prompts).resid
-        codes[pole] = np.asarray(saes.encode(resid[np.array(saes.config.layers)]))
+    codes = codes_of(context, word_lm, saes)
     chex.assert_shape(codes["plus"], (2, 6, config.dictionaries.train.d_sae))
     want = (codes["plus"] - codes["minus"]).mean(1).reshape(-1)
     np.testing.assert_allclose(features["dz"], want, atol=1e-3, rtol=1e-3)
@@ -88,6 +94,28 @@ def test_contrast(finished, word_lm):
     assert (remaining.diff().dropna() <= 0).all() and remaining.iloc[-1] == features["selected"].sum()
     budget = folder.table("contrast", "budgets").set_index("share").loc[config.selection.budget, "features"]
     assert features["in_budget"].sum() == budget
+
+
+def test_a_second_seed(finished, word_lm):
+    """Which of the directions in use a second training has in use as well, one by one."""
+    config, folder, context = finished
+    first, second = context.saes, context.saes_again
+    assert np.abs(np.asarray(first.params["W_dec"]) - np.asarray(second.params["W_dec"])).max() > 0.1
+    codes = codes_of(context, word_lm, second)
+    F, d = second.config.d_sae, codes["plus"] - codes["minus"]
+    fires = np.maximum((codes["plus"] > 0).mean(1), (codes["minus"] > 0).mean(1)) > 0
+    t = np.where(fires, np.abs(stats.ttest_1samp(d, 0, axis=1).statistic), -1)
+    theirs = np.argsort(-t.reshape(-1))[: round(config.selection.budget * t.size)]
+    assert folder.results("contrast")["mode"] == "budget"
+    best = []
+    for layer, feature in folder.table("contrast", "selected")[["layer", "feature"]].to_numpy():
+        at = first.config.layers.index(layer)
+        a = np.asarray(first.params["W_dec"])[at, feature]
+        rows = [np.asarray(second.params["W_dec"])[at, i % F] for i in theirs if i // F == at]
+        best.append(max((a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in rows), default=0.0))
+    again = folder.results("contrast")["again"]
+    assert again["cosine"] == pytest.approx(np.median(best), abs=1e-3)
+    assert again["share"] == np.mean(np.array(best) >= 0.7)
 
 
 def test_contrast_after_the_stance(finished, word_lm):
