@@ -216,6 +216,34 @@ def test_correlated_but_dense_or_rare_features_fail():
     assert set(np.flatnonzero(chosen.chosen)) == {2}
 
 
+def test_a_feature_that_often_goes_the_other_way_fails():
+    """In pairs, or in families, and by nothing else: a sparse feature, which may do so more often, is selected."""
+    s = planted()
+    positive, d, minus = s.positive.copy(), s.difference.copy(), s.minus.copy()
+    positive[:4, 0] = 1  # one of the two pairs
+    d[:2, 1] = -0.2
+    minus[:2, 1] = s.plus[:2, 1] + 0.2
+    s = s._replace(positive=positive, difference=d, minus=minus)
+    chosen = selected(s)
+    assert selection.family_tests(s).sign[:3].tolist() == [28 / 32, 14 / 16, 1.0]
+    assert set(np.flatnonzero(chosen.chosen)) == {2} and not chosen.passed["sign"][:2].any()
+    active = s.active.copy()
+    active[..., :2] *= 0.8
+    assert set(np.flatnonzero(selected(s._replace(active=active)).chosen)) == {0, 1, 2}
+
+
+def test_q_is_adjusted_over_the_live_features_of_all_layers():
+    z, g, family = data(pairs=48)
+    z[:, 1] += 0.4 * np.arange(2)[::-1, None, None]  # much of the second layer differs, none of the first
+    z[..., 2] = 0
+    s = selection.feature_stats(streamed(z, g, family, 12), {}, np.zeros((L, F)))
+    d = z[0] - z[1]
+    means = np.stack([d[:, family == k].mean(1).ravel() for k in range(K)])
+    live, want = np.tile(np.arange(F) != 2, L), np.ones(L * F)
+    want[live] = stats.false_discovery_control(stats.ttest_1samp(means[:, live], 0).pvalue)
+    np.testing.assert_allclose(selection.family_tests(s).q, want, rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_permutation_p_equals_a_plain_loop():
     d = np.random.default_rng(3).normal(0.4, 1.0, (12, 6)).astype(np.float32)

@@ -1,5 +1,6 @@
 """Patching, attribution, steering and proximity against plain loops, finite differences and identities."""
 
+from functools import partial
 from operator import itemgetter
 
 import jax
@@ -20,6 +21,8 @@ from jaxmech.sae.collect import run_decision
 AMOUNTS = ["0", "1", "5", "10"]
 BASE, DONOR = ["a stingy one $", "the mean man $"], ["a generous one $", "the kind man $"]
 VALUES = jnp.array([0.0, 0.1, 0.5, 1.0])
+FIRST, SECOND, LATE = (1, 12), (1, 16), (3, 17)
+"""Features whose values differ between base and donor, of both prompts: of others a patch does nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +43,18 @@ def sets(*pairs):
     return jax.tree.map(lambda *a: jnp.stack(a), *(select(p, 4, 2) for p in pairs))
 
 
+def test_the_features_that_are_patched_here_differ(saes, runs):
+    (_, base), (_, donor) = runs["base"], runs["donor"]
+    for layer, feature in (FIRST, SECOND, LATE):
+        codes = [saes.at(layer).encode(run.resid[layer])[:, feature] for run in (base, donor)]
+        assert (np.abs(codes[0] - codes[1]) > 0.3).all()
+
+
 @pytest.mark.slow
 def test_patching_a_prompt_with_itself_changes_nothing(lm, saes, runs):
     p, base = runs["base"]
     got = patching.patch_features(
-        lm.config, lm.params, p, sets([(1, 3), (3, 5)], [(1, 0)]), saes=saes, donor=base.resid
+        lm.config, lm.params, p, sets([FIRST, LATE], [SECOND]), saes=saes, donor=base.resid
     ).logprobs
     for each in got:
         np.testing.assert_allclose(each, base.choices.logprobs, atol=2e-5)
@@ -57,17 +67,22 @@ def test_patching_a_prompt_with_itself_changes_nothing(lm, saes, runs):
 def test_sets_are_set_to_the_donor_after_upstream_patches(lm, saes, runs):
     """By hand: patch at layer 1, run on, read z at layer 3 anew, and push there by what is still missing."""
     (p, _), (_, donor) = runs["base"], runs["donor"]
-    chosen = [(1, 3), (1, 7), (3, 5)]
-    # The plain loop, one edit at a time, each with deltas from the run that holds the earlier ones.
-    first = {"resid_post": (one_layer(lm, saes, [(1, 3), (1, 7)], donor.resid),)}
-    _, middle = score.score(lm.config, lm.params, p, edits=first, taps=("resid_post",))
-    sae = saes.at(3)
-    now, then = sae.encode(middle.taps["resid_post"][3, :, 0])[:, 5], sae.encode(donor.resid[3])[:, 5]
-    push = jnp.zeros((4, 2, 32)).at[3].set((then - now)[:, None] * sae.params["W_dec"][5])
-    both = merge(first, {"resid_post": (add_vector(push, at_last(4, 1, (3,))),)})
+    first = {"resid_post": (one_layer(lm, saes, [FIRST, SECOND], donor.resid),)}
+    both = then_set(lm, saes, p, first, LATE, donor.resid)
     want = score.score(lm.config, lm.params, p, edits=both)[0].logprobs
-    got = patching.patch_features(lm.config, lm.params, p, sets(chosen), saes=saes, donor=donor.resid).logprobs[0]
+    got = patching.patch_features(
+        lm.config, lm.params, p, sets([FIRST, SECOND, LATE]), saes=saes, donor=donor.resid
+    ).logprobs[0]
     np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def then_set(lm, saes, p, edits, pair, resid):
+    """The edits, and what a feature, read from the run that holds them, still lacks of its value at `resid`."""
+    (layer, feature), sae = pair, saes.at(pair[0])
+    _, run = score.score(lm.config, lm.params, p, edits=edits, taps=("resid_post",))
+    now, then = (sae.encode(x)[:, feature] for x in (run.taps["resid_post"][layer, :, 0], resid[layer]))
+    push = jnp.zeros((4, 2, 32)).at[layer].set((then - now)[:, None] * sae.params["W_dec"][feature])
+    return merge(edits, {"resid_post": (add_vector(push, at_last(4, 1, (layer,))),)})
 
 
 def one_layer(lm, saes, pairs, resid):
@@ -134,7 +149,7 @@ def test_a_dose_sets_features_once_however_many_layers_see_them(lm, saes, runs):
 
 def test_what_an_edit_adds_is_what_it_adds_after_those_below(lm, saes, runs):
     (p, _), (_, donor) = runs["base"], runs["donor"]
-    chosen = [(1, 3), (1, 7), (3, 5)]
+    chosen = [FIRST, SECOND, LATE]
     added = controls.added(lm.config, lm.params, p, one_layer(lm, saes, chosen, donor.resid))
     assert not np.asarray(added[jnp.array([0, 2])]).any()
     edits = {"resid_post": (add_vector(added, at_last(4, 1)),)}
@@ -188,7 +203,7 @@ def test_direct_effect_with_nothing_downstream_is_the_total(lm, saes, runs):
     (p, base), (_, donor) = runs["base"], runs["donor"]
     sae = saes.at(1)
     early = int(np.abs(sae.encode(donor.resid[1]) - sae.encode(base.resid[1])).min(0).argmax())  # one that moves
-    chosen = sets([(3, 5)], [(1, early)])
+    chosen = sets([LATE], [(1, early)])
     sublayers = base_sublayers(lm.config, lm.params, p)
     total = patching.patch_features(lm.config, lm.params, p, chosen, saes=saes, donor=donor.resid).logprobs
     direct = direct_effects(lm.config, lm.params, p, chosen, saes=saes, donor=donor.resid, base=sublayers).logprobs
@@ -198,17 +213,18 @@ def test_direct_effect_with_nothing_downstream_is_the_total(lm, saes, runs):
 
 
 def test_holding_a_set_at_base_takes_its_part_out(lm, saes, runs):
+    """By hand: patch at layer 1, run on, and at layer 3 push the held feature back to where it was."""
     (p, base), (_, donor) = runs["base"], runs["donor"]
-    a, b = select([(1, 3)], 4, 1), select([(3, 5)], 4, 1)
-    free = mediated_effect(
-        lm.config, lm.params, p, saes=saes, patched=a, held=select([], 4, 1), donor=donor.resid, base_donor=base.resid
-    ).logprobs
-    want = patching.patch_features(lm.config, lm.params, p, sets([(1, 3)]), saes=saes, donor=donor.resid).logprobs[0]
+    patched, held, nothing = (select(pairs, 4, 1) for pairs in ([FIRST], [LATE], []))
+    effect = partial(
+        mediated_effect, lm.config, lm.params, p, saes=saes, patched=patched, donor=donor.resid, base_donor=base.resid
+    )
+    free, without = effect(held=nothing).logprobs, effect(held=held).logprobs
+    want = patching.patch_features(lm.config, lm.params, p, sets([FIRST]), saes=saes, donor=donor.resid).logprobs[0]
     np.testing.assert_allclose(free, want, atol=1e-5)
-    held = mediated_effect(
-        lm.config, lm.params, p, saes=saes, patched=a, held=b, donor=donor.resid, base_donor=base.resid
-    ).logprobs
-    assert np.isfinite(held).all()
+    by_hand = then_set(lm, saes, p, {"resid_post": (one_layer(lm, saes, [FIRST], donor.resid),)}, LATE, base.resid)
+    np.testing.assert_allclose(without, score.score(lm.config, lm.params, p, edits=by_hand)[0].logprobs, atol=1e-4)
+    assert np.abs(free - without).max() > 1e-3
 
 
 def test_matched_sets_match_layers_and_avoid_the_selection(saes):

@@ -8,6 +8,7 @@ import pytest
 
 from jaxmech.answers.trie import _spellings
 from jaxmech.behavior.altruism import scenarios
+from jaxmech.behavior.altruism.altruism import parse
 from jaxmech.behavior.altruism.dictator import EXAMPLES, PAIRED, BankConfig, build_bank, stock_families
 from jaxmech.behavior.altruism.scenarios import SCENARIOS, TEST_SCENARIOS
 from jaxmech.behavior.behavior import SPLITS, poles
@@ -167,6 +168,11 @@ def test_scores_are_what_the_other_side_gets(bank):
         assert row.score == [(10 - a if row.frame in ("keep", "take") else a) / 10 for a in range(0, 11)]
         assert row.frame in row.condition or row.frame in ("give", "own_accounts")
         assert row.query.startswith("Q: ") and row.query.rstrip("$€£").endswith("\nA: ")
+
+
+@pytest.mark.parametrize("frame, share", [("give", 0.3), ("own_accounts", 0.3), ("keep", 0.7), ("take", 0.7)])
+def test_a_sampled_answer_is_worth_what_the_other_side_gets(frame, share):
+    assert parse({"stake": 10, "frame": frame}, " $3\nQ: ").score == pytest.approx(share)
 
 
 def test_the_seed_shuffles_and_nothing_else(bank):
