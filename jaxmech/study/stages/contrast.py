@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxmech.contrast.flips import FlipTests, flip_tests, sign_flips
 from jaxmech.contrast.moments import Moments, Positions, correlation_with_g, empty_moments, merge_moments
 from jaxmech.contrast.statistics import paired_t
 from jaxmech.io.progress import progress
-from jaxmech.sae.collect import update_moments
+from jaxmech.sae.collect import Run, fold_moments, update_moments
 from jaxmech.sae.module import SAE
 from jaxmech.study.cards import feature_cards
 from jaxmech.study.context import Context
@@ -35,7 +35,9 @@ def run(ctx: Context) -> Outcome:
     rule, asked = c.rule, c.selection
     table = ctx.prompts("selection", *poles(), *(pole for name in controls(ctx.behavior) for pole in poles(name)))
     compared, density = find_compared(ctx, table), ctx.folder.arrays("fidelity")
-    positions, moments, difference = read_positions(ctx, compared, ctx.saes, density["density"])
+    again = None if ctx.saes_again is None else (ctx.saes_again, density["density_again"])
+    read, moments, difference = read_positions(ctx, compared, ctx.saes, density["density"], again=again)
+    positions, second = (read[:-1], read[-1]) if again else (read, None)
     s = positions[0]
     R = max(asked.permutations, asked.relabelings + 1)
     signs = sign_flips(len(s.difference), key=ctx.key("contrast.permutations"), R=R)
@@ -61,10 +63,9 @@ def run(ctx: Context) -> Outcome:
         "density_tokens": int(ctx.folder.table("fidelity", "layers")["tokens"].min()),
         "again": None,
     }
-    if ctx.saes_again is not None:
-        second, _, _ = read_positions(ctx, compared, ctx.saes_again, density["density_again"])
-        _, _, chosen_again = judge(second[0], rule, signs, **splits)
-        as_used = chosen_again.chosen if mode == "rule" else selection.top_budget(second[0], asked.budget)
+    if second is not None:
+        _, _, chosen_again = judge(second, rule, signs, **splits)
+        as_used = chosen_again.chosen if mode == "rule" else selection.top_budget(second, asked.budget)
         cosine = best_cosine(ctx, picked, as_used)
         results["again"] = {
             "selected": int(chosen_again.chosen.sum()), "share": float((cosine >= SAME_DIRECTION).mean()),
@@ -148,19 +149,26 @@ def find_compared(ctx: Context, table: pd.DataFrame) -> Compared:
 
 
 def read_positions(
-    ctx: Context, compared: Compared, saes: SAE, density: np.ndarray
+    ctx: Context,
+    compared: Compared,
+    saes: SAE,
+    density: np.ndarray,
+    *,
+    again: tuple[SAE, np.ndarray] | None = None,
 ) -> tuple[list[selection.FeatureStats], Moments, np.ndarray]:
     """The contrast and its controls, at the decision token and, if all pairs share tokens after what they differ in, as
     a mean over these.
 
     Args:
       density: of the dictionaries' features on neutral text, [L',F].
+      again: other dictionaries of the same layers and theirs, which are read at the decision token alone.
 
     Returns:
-      What the rule looks at, at each position; the moments at the decision token; and the mean difference of residuals
-      there [L,D]: the comparator without a dictionary.
+      What the rule looks at, at each position, and of the other dictionaries; the moments at the decision token; and
+      the mean difference of residuals there [L,D]: the comparator without a dictionary.
     """
-    stream = partial(stream_moments, ctx, saes, compared.encoded, window=compared.window)
+    other = again[0] if again else None
+    stream = partial(stream_moments, ctx, saes, compared.encoded, window=compared.window, again=other)
     moments, difference = stream(compared.pairs, cell=compared.cell)
     sizes: list[dict[str, np.ndarray]] = [{} for _ in moments]
     flipped: list[list[Moments]] = [[] for _ in moments]
@@ -172,11 +180,12 @@ def read_positions(
                 flipped[i].append(m)
             else:
                 sizes[i][name] = selection.control_size(m, oriented=ctx.behavior.controls[name].oriented)
+    densities = [density] * len(moments) if again is None else [density] * (len(moments) - 1) + [again[1]]
     stats = [
         selection.feature_stats(
-            m, size, density, cells=compared.cells, flipped=reduce(merge_moments, taught) if taught else None
+            m, size, rare, cells=compared.cells, flipped=reduce(merge_moments, taught) if taught else None
         )
-        for m, size, taught in zip(moments, sizes, flipped, strict=True)
+        for m, size, taught, rare in zip(moments, sizes, flipped, densities, strict=True)
     ]
     return stats, moments[0], difference
 
@@ -214,22 +223,25 @@ def stream_moments(
     *,
     cell: np.ndarray | None = None,
     window: int = 0,
+    again: SAE | None = None,
     label: str = "poles",
 ) -> tuple[tuple[Moments, ...], np.ndarray]:
     """One pass over the pairs of a contrast, folded batch by batch.
 
     Args:
       cell: [n,C], which cell a pair belongs to; none by default. window: the most tokens that a pair shares at the end;
-        0 reads the decision token only.
+        0 reads the decision token only. again: other dictionaries of the same layers.
 
     Returns:
-      Moments at each position, and the mean difference of residuals at the decision token [L,D].
+      Moments at each position and, last, of the other dictionaries at the decision token; and the mean difference of
+      residuals there [L,D].
     """
     plus, minus, batch = pairs.plus, pairs.minus, max(ctx.config.batch // 2, 1)
     cell = np.zeros((len(plus), 0)) if cell is None else cell
     sizes = (len(saes.config.layers), pairs.member.shape[1], saes.config.d_sae)
     empty = partial(empty_moments, *sizes, C=cell.shape[1])
     moments = Positions(empty(), empty()) if window else empty()
+    others = empty() if again else None
     difference = np.zeros((ctx.lm.config.n_layers, ctx.lm.config.d_model), np.float32)
     with progress(f"contrast {label}", len(plus), unit="pairs") as advance:
         for start in range(0, len(plus), batch):
@@ -238,21 +250,34 @@ def stream_moments(
             shared = pairs.shared[rows, None]
             weight = np.tile((np.arange(window) >= window - shared) / shared, (2, 1)) if window else None
             prompts, values = take(encoded, np.concatenate([plus[rows], minus[rows]]))
+            belongs = dict(
+                member=jnp.asarray(pairs.member[rows] * real[:, None], jnp.float32),
+                cell=jnp.asarray(cell[rows] * real[:, None], jnp.float32),
+            )
             moments, decision = update_moments(
                 ctx.lm.config,
                 ctx.lm.params,
                 prompts,
                 saes=saes,
                 values=values,
-                member=jnp.asarray(pairs.member[rows] * real[:, None], jnp.float32),
                 moments=moments,
-                cell=jnp.asarray(cell[rows] * real[:, None], jnp.float32),
                 weight=None if weight is None else jnp.asarray(weight, jnp.float32),
+                **belongs,
             )
+            if again is not None:
+                others = _fold(again, decision, values, moments=others, **belongs)
             plus_resid, minus_resid = np.split(np.asarray(decision.resid), 2, axis=1)
             difference += (plus_resid - minus_resid)[:, real].sum(1)
             advance(int(real.sum()))
-    return moments if isinstance(moments, Positions) else (moments,), difference / len(plus)
+    at = moments if isinstance(moments, Positions) else (moments,)
+    return at if others is None else (*at, others), difference / len(plus)
+
+
+@partial(jax.jit, donate_argnames="moments")
+def _fold(saes: SAE, decision: Run, values: jax.Array, **more: Any) -> Moments:
+    """A batch of pairs, run already, folded into the moments of other dictionaries."""
+    x = decision.resid[np.asarray(saes.config.layers)][:, :, None]
+    return fold_moments(saes, x, g=decision.choices.expected(values).reshape(2, -1), **more)
 
 
 def feature_table(
