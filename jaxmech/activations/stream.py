@@ -31,6 +31,9 @@ from jaxmech.models.checks import check_tokens
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params, Tap, forward
 
+_WIDTHS = 64
+"""Texts run padded to a multiple of it."""
+
 
 class BatchStream:
     """Batches [L',B,D] from buffers [L',n,D] that a subclass provides; endless, buffer after buffer.
@@ -232,6 +235,9 @@ class ActivationStream(BatchStream):
         self.buffer_tokens = max(whole_number("buffer_tokens", buffer_tokens), batch_size)
         self._bounds = _split(self._kept.sum(1), self.buffer_tokens, batch_size)
         self.buffer_sizes = tuple(int(self._kept[a:z].sum()) for a, z in self._bounds)
+        # Texts of a length run together, so that short ones are not padded to the longest.
+        by_length = np.concatenate([a + np.argsort(_ends(self._mask[a:z]), kind="stable") for a, z in self._bounds])
+        self._tokens, self._mask, self._kept = (rows[by_length] for rows in (self._tokens, self._mask, self._kept))
         self._check()
         shapes = jax.eval_shape(partial(_read, self._config, self.site, self.layers), self._params, *self._block(0, 1))
         self.d_in = shapes.shape[-1]
@@ -257,7 +263,7 @@ class ActivationStream(BatchStream):
         for start in range(first, last, self.forward_batch):
             stop = min(start + self.forward_batch, last)
             x = np.asarray(read(self._config, self.site, self.layers, self._params, *self._block(start, stop)))
-            x = x[:, : stop - start][:, self._kept[start:stop]]
+            x = x[:, : stop - start][:, self._kept[start:stop, : x.shape[2]]]
             out[:, filled : filled + x.shape[1]] = x
             filled += x.shape[1]
         return out
@@ -278,9 +284,16 @@ class ActivationStream(BatchStream):
         return [sample_of(leaf) for leaf in jax.tree.leaves(self._params)]
 
     def _block(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Texts start..stop, filled up to the one shape that is compiled."""
+        """Texts start..stop, filled up to one of few shapes, each of which is compiled."""
         rows = np.minimum(np.arange(start, start + self.forward_batch), stop - 1)
-        return self._tokens[rows], self._mask[rows]
+        width = -(-_ends(self._mask[rows]).max() // _WIDTHS) * _WIDTHS
+        return self._tokens[rows, :width], self._mask[rows, :width]
+
+
+def _ends(mask: np.ndarray) -> np.ndarray:
+    """Where each text's last real token ends, [N] of mask [N,T]."""
+    T = mask.shape[1]
+    return np.where(mask.any(1), T - mask[:, ::-1].argmax(1), 1)
 
 
 def order_of(key: jax.Array | None) -> tuple[int, ...]:

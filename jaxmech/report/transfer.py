@@ -52,6 +52,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
     names = dict(zip(table["task"], table["label"], strict=True))
     curves = need(folder, "transfer", "curves")
     prompts = need(folder, "transfer", "prompts")
+    drawn = next(iter(results["transfer"].values()))["random_directions"]
     beyond = int((table["slope_pp"].abs() > 1.96 * table["null_sd_pp"]).sum())
     columns = {
         "label": ("task", text),
@@ -73,7 +74,7 @@ def section(folder: RunFolder, results: Mapping[str, Any], config: Mapping[str, 
             "tasks",
             draw_tasks(table),
             "What coefficient 1 does to each score, half the difference to −1, with 95 % intervals over families, "
-            f"beside 1.96 standard deviations of what {config['transfer']['random_directions']} random directions of "
+            f"beside 1.96 standard deviations of what {drawn} random directions of "
             f"the same norm do (band). {beyond} of {len(table)} lie outside their band. P-values are two-sided.",
             "transfer/tasks",
         ),

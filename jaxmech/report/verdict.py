@@ -197,7 +197,7 @@ def features(r: Mapping[str, Any], config: Mapping[str, Any], said: Said) -> str
     if r["selected"] == 0:
         return (
             f"No feature of {r['features_total']:,} passes every criterion. What follows uses {budget}, and is "
-            "exploratory: these features were taken by budget, not by a test."
+            "exploratory: these features were taken by budget, not by a test, and are set beside few random ones."
         )
     return (
         f"As configured, the study uses a budget, not the rule: {budget}; {r['budget_and_rule']} of them pass every "

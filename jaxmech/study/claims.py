@@ -206,13 +206,13 @@ def cause(results: Mapping[str, Any], config: Mapping[str, Any]) -> list[Conditi
     for direction in ("to_plus", "to_minus"):
         share = {"value": patching[f"recovered_{direction}"], "ci": patching[f"recovered_{direction}_ci"]}
         ps = [patching[f"p_random_{direction}"], patching[f"p_directions_{direction}"]]
-        sizes = [patching["random_sets"], config["patching"]["random_directions"]]
+        sizes = [patching["random_sets"], patching["random_directions"]]
         out.append(beyond(off_zero("patching", share, scale=HALF, unit="share", about=direction), ps, sizes))
     effect = {"value": steering["at_one_pp"], "ci": steering["at_one_ci"], "detectable_pp": steering["detectable_pp"]}
     least = worth_finding(results)
-    count = config["steering"]["random_directions"]
+    sizes = [steering["random_sets"], *[steering["random_directions"]] * 2]
     ps = [steering[name] for name in ("p_random", "p_random_directions", "p_random_kl")]
-    out.append(beyond(off_zero("steering", effect, scale=least), ps, [patching["random_sets"], count, count]))
+    out.append(beyond(off_zero("steering", effect, scale=least), ps, sizes))
     for name, share in patching["held_out"].items():
         out.append(off_zero("held out", share, scale=HALF, unit="share", about=name))
     for name, crossed in patching["cross"].items():

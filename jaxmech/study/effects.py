@@ -28,6 +28,9 @@ Pairs = list[tuple[int, int]]
 LEAST_RATIO = 0.8
 """Of the selection's norm: sets that reach less of it are no comparison, and give no p."""
 
+FEW = 4
+"""Random sets and directions where nothing hangs on them."""
+
 CHUNK = 8
 """Sweep points in one call of a compiled sweep: enough to hide the call, few enough that padding costs little."""
 
@@ -44,6 +47,13 @@ class Side(NamedTuple):
     values: jax.Array
     g: np.ndarray
     resid: jax.Array
+
+
+def random_ones(ctx: Context, asked: int) -> int:
+    """How many random sets or directions to compare with: a few where the rule was asked for, selected nothing, and the
+    features in use were taken by budget, so that no claim is made of them."""
+    by_budget = ctx.folder.results("contrast")["mode"] == "budget"
+    return min(asked, FEW) if by_budget and ctx.config.selection.mode == "rule" else asked
 
 
 def side(ctx: Context, *conditions: str) -> Side:

@@ -325,6 +325,7 @@ def patching(rng, used, scenario):
     excess = {"excess_pp": 9.0, "excess_ci": [5.0, 13.0]}
     results |= {
         "p_random": 0.005 if scenario.effect else 0.62, "random_sets": 199, "families": FAMILIES,
+        "random_directions": 99,
         "movers": int((~singles["passenger"]).sum()), "passengers": int(singles["passenger"].sum()),
         "held_out": {"heldout": share(names[0][2]), "unstanced": share(names[0][2])},
         "cross": {
@@ -462,6 +463,8 @@ def steering(rng, scenario):
         "p_random": p,
         "random_ratio": 1.0,
         "p_random_directions": p,
+        "random_sets": 199,
+        "random_directions": 99,
         "p_random_kl": p,
         "comparators_pp": {"mean difference": 6.0},
         "specificity": {
@@ -527,6 +530,7 @@ def transfer(rng, scenario):
             "home": name == "dictator_give",
             "families": 6,
             "detectable_pp": 1.1,
+            "random_directions": scenario.directions,
         }
     prompts = pd.concat([game_prompts(PLAYED[name], families=1).assign(task=name) for name in GAMES])
     tables = {"tasks": pd.DataFrame(rows), "curves": pd.concat(curves, ignore_index=True), "prompts": prompts}

@@ -104,7 +104,7 @@ UNDECIDED = [
     ("cause", "patching", put("patching.recovered_to_plus_ci", [None, None])),
     ("cause", "patching", put("patching.p_random_to_plus", None)),
     ("cause", "patching", put("patching.random_sets", 3)),
-    ("cause", "steering", put("config.steering.random_directions", 10)),
+    ("cause", "steering", put("steering.random_directions", 10)),
     ("cause", "steering", lambda r, c: r["steering"].update(at_one_ci=[-9.0, 19.0], detectable_pp=20.0)),
     ("cause", "moves too", lambda r, c: r["steering"]["specificity"]["keep"].update(ci=[-9.0, 19.0], detectable_pp=20)),
     ("cause", "moves too", lambda r, c: r["steering"]["specificity"].pop("take")),

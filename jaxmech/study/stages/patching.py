@@ -51,6 +51,7 @@ def run(ctx: Context) -> Outcome:
         results |= direction_results(direction, bars, null, ratio)
     # Both directions have to beat their own random sets, so the larger p counts for the stage.
     results["p_random"] = max(results[f"p_random_{d}"] for d in effects.DIRECTIONS)
+    results["random_directions"] = effects.random_ones(ctx, ctx.config.patching.random_directions)
     results["random_sets"], results["families"] = len(sets["random"]), len(set(sides["plus"].families))
     own, *alone = np.mean(moved, axis=0).T
     single = singles(ctx, alone, sides)
@@ -132,7 +133,8 @@ def null_of(ctx: Context, patch: Patch, random: list[effects.Pairs]) -> tuple[pd
     spans = edits.at_last(config.n_layers, base.prompts.tokens.shape[1])
     matched = controls.AddMatched(ctx.saes, patch.donor.resid, base.resid, patch.norm, spans)
     sets = effects.stack_selections(ctx, random)
-    key, count = ctx.key(f"patching.directions.{patch.name}"), ctx.config.patching.random_directions
+    key = ctx.key(f"patching.directions.{patch.name}")
+    count = effects.random_ones(ctx, ctx.config.patching.random_directions)
     like = jnp.ones((config.n_layers, config.width(ctx.saes.config.site_out)))
     noise = controls.random_directions(like, key=key, count=count)
     direction = controls.AddDirection(patch.norm, spans, ctx.saes.config.site_out)
@@ -247,7 +249,7 @@ def control_sets(ctx: Context) -> dict[str, list[effects.Pairs]]:
         fires=np.maximum(grid("fires_plus"), grid("fires_minus")),
         strength=grid("strength"),
         layers=layers,
-        sets=ctx.config.patching.random_sets,
+        sets=effects.random_ones(ctx, ctx.config.patching.random_sets),
         key=ctx.key("patching.sets"),
     )
     if not features["control_d_z"].any():  # there is no control to select by

@@ -188,7 +188,7 @@ def comparators(
     """
     norms, direction = mean_norms(written), np.asarray(written[0].mean(1))
     named = named_directions(ctx, direction)
-    key, count = ctx.key("steering.directions"), ctx.config.steering.random_directions
+    key, count = ctx.key("steering.directions"), effects.random_ones(ctx, ctx.config.steering.random_directions)
     noise = np.asarray(controls.random_directions(direction, key=key, count=count))
     null = {"matched random features": matched_directions(ctx), "random directions": noise}
     vectors = np.concatenate([np.stack([v for *_, v in named]), *null.values()])
@@ -209,6 +209,8 @@ def comparators(
     return frame, {
         "slope_at_one_pp": 100 * observed,
         "random_ratio": ratio,
+        "random_sets": len(null["matched random features"]),
+        "random_directions": count,
         "p_random": p_from_null(size, drawn["matched random features"]) if enough else float("nan"),
         "p_random_directions": p_from_null(size, drawn["random directions"]),
         "p_random_kl": p_from_null(size, drawn["random directions, same KL"]),
@@ -264,7 +266,7 @@ def matched_directions(ctx: Context) -> np.ndarray:
         fires=features[["fires_plus", "fires_minus"]].max(axis=1).to_numpy().reshape(len(layers), F),
         strength=features["strength"].to_numpy().reshape(len(layers), F),
         layers=layers,
-        sets=ctx.config.patching.random_sets,
+        sets=effects.random_ones(ctx, ctx.config.patching.random_sets),
         key=ctx.key("steering.sets"),
     )
     lookup = features.set_index(["layer", "feature"])

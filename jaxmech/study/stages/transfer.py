@@ -63,6 +63,7 @@ def run(ctx: Context) -> Outcome:
                     "detectable_pp", "stance_pp",
                 )
             },
+            "random_directions": len(drawn),
         }
         for row in summary.to_dict("records")
     }  # fmt: skip
@@ -94,7 +95,7 @@ def with_stance(ctx: Context) -> dict[str, dict[str, float]]:
 
 def random_changes(ctx: Context, side: effects.Side) -> np.ndarray:
     """(g(+v) - g(-v)) / 2 along random directions, [S,B], with the norm that coefficients 1 and -1 write."""
-    written, count = written_at_one(ctx, side), ctx.config.transfer.random_directions
+    written, count = written_at_one(ctx, side), effects.random_ones(ctx, ctx.config.transfer.random_directions)
     like = written[0].mean(1)
     noise = np.asarray(controls.random_directions(like, key=ctx.key("transfer.directions"), count=count))
     return antisymmetric(ctx, side, noise, mean_norms(written), what="random directions")
