@@ -1,7 +1,7 @@
 """Where there is nothing to find, the study finds nothing: each of its tests on many draws without an effect.
 
-    python scripts/checks/check_nulls.py                       # the organism; some minutes
-    python scripts/checks/check_nulls.py configs/quickstart.yaml run_dir=runs/nulls   # any study, as `jaxmech run`
+    python scripts/checks/check_nulls.py seed=1                # the organism; some minutes
+    python scripts/checks/check_nulls.py --config quickstart   # any study
 
 Labels swapped in a random half of the families: the rule selects something in at most 5 % of the draws, and so do word
 pairs that mean nothing, dealt by family, pass the behaviour's gate. Random vectors in place of the selection's
@@ -171,7 +171,7 @@ def nulls(config: StudyConfig, *, runs: int, directions: int, simulations: int) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", nargs="?", default="organism")
+    parser.add_argument("--config", default="organism", help="a study's YAML file, or the name of one")
     parser.add_argument("overrides", nargs="*", help="key=value pairs that replace values of the file")
     parser.add_argument("--runs", type=int, default=40, help="draws of labels")
     parser.add_argument("--directions", type=int, default=100, help=f"groups of {GROUP} random vectors")
