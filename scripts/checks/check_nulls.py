@@ -158,7 +158,7 @@ def error_only(config: StudyConfig) -> Row:
 def nulls(config: StudyConfig, *, runs: int, directions: int, simulations: int) -> list[Row]:
     rng = np.random.default_rng(config.seed)
     run_study(config, until="dual_process")
-    ctx = Context(config).of("transfer")
+    ctx = Context(config)
     rows = [
         at_most("labels swapped in half of the families", selected_by_chance(ctx, runs, rng), "something selected"),
         at_most("words without a stance, dealt by family", gates_passed(ctx, runs, rng), "a shift"),
