@@ -157,7 +157,8 @@ def error_only(config: StudyConfig) -> Row:
 
 def nulls(config: StudyConfig, *, runs: int, directions: int, simulations: int) -> list[Row]:
     rng = np.random.default_rng(config.seed)
-    run_study(config, until="dual_process")
+    for stage in ("behavior", "dual_process"):
+        run_study(config, until=stage)
     ctx = Context(config)
     rows = [
         at_most("labels swapped in half of the families", selected_by_chance(ctx, runs, rng), "something selected"),
