@@ -84,7 +84,9 @@ class TextSettings(Checked):
     def __post_init__(self):
         super().__post_init__()
         if self.file and self.dataset:
-            raise ValueError(f"file, dataset: expected one of them, got {self.file} and {self.dataset}")
+            raise ValueError(
+                f"file, dataset: expected one of them, got {self.file} and {self.dataset}; set the other to null"
+            )
         _at_least(self, count=2, length=2)
 
 

@@ -61,7 +61,7 @@ def test_a_run_folder_that_cannot_be_written_is_named(monkeypatch, capsys, tmp_p
 LATE = [
     ("dictionaries.layers=[99]", "dictionaries.layers: gemma-3-270m has layers 0..17, got 99"),
     ("dictionaries.path=/no/such", "dictionaries.path: "),
-    ("text.file=/no/such", "text.file: no text file at /no/such"),
+    ("text.dataset=null;text.file=/no/such", "text.file: no text file at /no/such"),
     ("bank.selection=500", "bank.selection: expected 0 to 54"),
     ("dual_process.items=200", "dual_process.items: doubling has only"),
     ("steering.sums=500", "steering.sums: there are 33"),
@@ -69,6 +69,7 @@ LATE = [
     ("dtype=int8", "dtype: expected one of float32"),
     ("model=no-such", "model: 'no-such' does not exist"),
     ("rule.q=2", "rule.q: expected a share"),
+    ("text.file=/no/such", "text.file, dataset: expected one of them, got /no/such and pydoc-topics; set the other"),
     ("bank.stance_words=[[very generous,selfish]]", "bank.stance_words: "),
     ("dictionaries.batch=1000000", "dictionaries.batch: a batch of 1000000"),
 ]
@@ -81,7 +82,7 @@ def test_what_can_be_known_is_refused_before_the_first_stage(
 ):
     monkeypatch.setattr(checks, "outline", small_outline(word_lm, checks.outline))
     monkeypatch.setattr("jaxmech.study.run.Stage.run", None)
-    code, _, err = call(monkeypatch, capsys, command, QUICKSTART, f"run_dir={tmp_path / 'run'}", override)
+    code, _, err = call(monkeypatch, capsys, command, QUICKSTART, f"run_dir={tmp_path / 'run'}", *override.split(";"))
     assert code == 1 and message in err and not (tmp_path / "run").exists()
 
 
