@@ -20,6 +20,7 @@ from jaxmech.sae.formats import load_saes
 from jaxmech.study import run as runner
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.context import Context
+from jaxmech.study.effects import FEW
 from jaxmech.study.folder import RunFolder, read_json
 from jaxmech.study.tables import TABLES
 
@@ -153,7 +154,8 @@ def test_patching_and_proximity(finished):
     bars, null = (folder.table("patching", name) for name in ("bars", "null"))
     drawn = null.groupby(["direction", "null"]).size().unstack()
     assert (drawn["matched sets"] == config.patching.random_sets).all()
-    assert (drawn["random directions"] == config.patching.random_directions).all()
+    assert folder.results("contrast")["mode"] == "budget" and FEW < config.patching.random_directions
+    assert (drawn["random directions"] == FEW).all() and folder.results("patching")["random_directions"] == FEW
     singles = folder.table("patching", "singles")
     assert len(singles) == len(folder.table("contrast", "selected")) and singles["p_holm"].between(0, 1).all()
     for _, part in bars.groupby("direction"):
