@@ -126,6 +126,7 @@ class Behavior:
       prompts: see above. exclusions: pairs that were built and left out, with the columns of `EXCLUDED`.
       controls: name -> what it rules out. transfer: name -> another task.
       parse: (row, text) -> the score of a sampled answer.
+      factors: columns of prompts that pairs differ in from one another, such as a stake: the shift is shown by each.
 
     Raises:
       ValueError: prompts that no study can use; names the row.
@@ -138,12 +139,15 @@ class Behavior:
     transfer: Mapping[str, Task] = dataclasses.field(default_factory=dict)
     exclusions: pd.DataFrame = dataclasses.field(default_factory=lambda: pd.DataFrame(columns=EXCLUDED))
     parse: Callable[[Mapping[str, Any], str], Parsed] = dataclasses.field(default_factory=lambda: parse_choice)
+    factors: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_prompts(self.prompts)
         check_families(self.prompts)
         if missing := [name for name in EXCLUDED if name not in self.exclusions]:
             raise ValueError(f"exclusions: the columns {', '.join(missing)} are missing")
+        if missing := [name for name in self.factors if name not in self.prompts]:
+            raise ValueError(f"factors: the prompts have no column {', '.join(missing)}")
         for name, task in self.transfer.items():
             check_prompts(task.prompts, f"transfer {name}, prompt", ("family", "prefix", "query", "answers", "score"))
             if twice := task.prompts["family"][task.prompts["family"].duplicated()].tolist():

@@ -23,6 +23,7 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
             "contrast", "families", "shift_pp", "low_pp", "high_pp", "p", "d_z", "mass", "size_pp", "detectable_pp",
             "excess_pp", "excess_low_pp", "excess_high_pp", "excess_detectable_pp",
         ),
+        "factors": ("factor", "level", "families", "shift_pp", "low_pp", "high_pp"),
         "distributions": ("condition", "share", "probability"),
         "exclusions": EXCLUDED,
     },

@@ -12,7 +12,7 @@ from jaxmech.behavior.behavior import Behavior, Control, Words, control_of
 from jaxmech.behavior.scoring import with_outcomes
 from jaxmech.study import claims
 from jaxmech.study.config import GateSettings
-from jaxmech.study.stages.behavior import contrast_effects, distributions, semantic_and_mapping, summary
+from jaxmech.study.stages.behavior import by_factor, contrast_effects, distributions, semantic_and_mapping, summary
 
 K, PAIRS = 8, 2
 CONTROLS = {
@@ -80,6 +80,25 @@ def test_shifts_excesses_and_sizes():
         if row.contrast != "poles":
             check(row.excess_pp, row.excess_low_pp, row.excess_high_pp, own - pairs.mean(1))
             assert row.excess_detectable_pp == pytest.approx(t * stats.sem(own - pairs.mean(1)))
+
+
+def test_the_shift_by_what_pairs_differ_in():
+    behavior, table, _ = scored()
+    table["stake"], table["word"] = 10 * (1 + table["pair"]), table["condition"].str.replace("plus", "kind")
+    table["form"] = "word"
+    behavior = dataclasses.replace(behavior, prompts=table, factors=("word", "stake", "form"))
+    pairs, rows = differences(table), by_factor(table, behavior)
+    assert list(rows["factor"]) == ["stake", "stake"] and list(rows["level"]) == ["10", "20"]  # others have one level
+    for row in rows.itertuples():
+        assert row.families == K
+        check(row.shift_pp, row.low_pp, row.high_pp, pairs[:, row.Index])
+    table.loc[table["family"] == "f0", "word"] += "ly"
+    word = by_factor(table, behavior).query("factor == 'word'").set_index("level")
+    assert word["families"].to_dict() == {"kind / minus": K - 1, "kindly / minusly": 1}
+    assert word.loc["kindly / minusly", "shift_pp"] == pytest.approx(pairs[0].mean())
+    assert np.isnan(word.loc["kindly / minusly", "low_pp"])
+    with pytest.raises(ValueError, match="factors: the prompts have no column mood"):
+        dataclasses.replace(behavior, factors=("mood",))
 
 
 def test_semantic_and_mapping_parts():

@@ -83,7 +83,10 @@ def altruism(config: BankConfig, tokenizer: Any, *, seed: int = 0) -> Behavior:
       ValueError: as `build_bank`.
     """
     bank = build_bank(config, tokenizer, seed=seed)
-    return Behavior("altruism", WORDS, bank.prompts, CONTROLS, exclusions=bank.exclusions, parse=parse)
+    return Behavior(
+        "altruism", WORDS, bank.prompts, CONTROLS, exclusions=bank.exclusions, parse=parse,
+        factors=("word", "stake", "form"),
+    )  # fmt: skip
 
 
 def games(

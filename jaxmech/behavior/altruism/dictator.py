@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from jaxmech.behavior import behavior
+from jaxmech.behavior.altruism.forms import FORMS, put
 from jaxmech.behavior.altruism.scenarios import LEADS, OWN_ACCOUNTS, SCENARIOS, TEST_SCENARIOS, Scenario
 from jaxmech.behavior.prompts import (
     allowed_amounts,
@@ -22,7 +23,6 @@ from jaxmech.behavior.prompts import (
     differ_elsewhere,
     digest,
     memoized,
-    person,
     rng,
     tokenize,
 )
@@ -39,7 +39,7 @@ EXAMPLES = ("flipped", "unstanced")
 PAIRED = (*EXAMPLES, "heldout", "placebo", "valence", "number", "other", "own_accounts")
 """Controls with two poles; those of `own_accounts` have prompts without a stance too."""
 CONTROLS = (*PAIRED, "neutral", "own_accounts_neutral", "keep", "take")
-COLUMNS = (*behavior.COLUMNS, "scenario", "word", "frame", "stake")
+COLUMNS = (*behavior.COLUMNS, "scenario", "word", "frame", "stake", "form")
 
 
 class Bank(NamedTuple):
@@ -61,6 +61,8 @@ class BankConfig(Checked):
       pairs: generous/selfish pairs per family. The pairs of a split, family by family, take `stance_words` in turn, and
         within a family another opening sentence each time that the words repeat.
       stakes: endowments; the pairs of a split take them in turn too, one further each time that the words repeat.
+      forms: of `forms.FORMS`, where a stance is put and who is asked; the pairs of a split get them evenly, at random.
+        Worked examples have their pair's form.
       examples: worked examples in a prefix, even.
       generous_tenths, selfish_tenths: answers given in worked examples of either stance, in tenths of the stake.
       stance_words: (generous, selfish) words of the queries; heldout_words: others, for families of the test split.
@@ -82,6 +84,7 @@ class BankConfig(Checked):
     test: int = 8
     pairs: int = 2
     stakes: tuple[int, ...] = (10,)
+    forms: tuple[str, ...] = ("word",)
     examples: int = 8
     generous_tenths: tuple[int, ...] = (8, 9)
     selfish_tenths: tuple[int, ...] = (0, 1)
@@ -127,6 +130,9 @@ class BankConfig(Checked):
         if twice := sorted({stake for stake in self.stakes if self.stakes.count(stake) > 1}):
             raise ValueError(f"stakes: {twice[0]} occurs twice; families get the stakes evenly, list each once")
         self._check_words()
+        if not self.forms or len(set(self.forms)) < len(self.forms):
+            raise ValueError(f"forms: expected one or more of {', '.join(FORMS)}, each once; got {list(self.forms)}")
+        self._check_choices("forms", FORMS)
         self._check_choices("stance_frames", ("give", "keep", "take"))
         self._check_choices("selection_controls", CONTROLS)
         self._check_choices("controls", CONTROLS)
@@ -175,7 +181,7 @@ def build_bank(config: BankConfig, tokenizer: Any, *, seed: int = 0, rendering: 
     Returns:
       Bank. `prompts` has the columns of a behaviour, see `jaxmech.behavior.behavior`: `answers` are the allowed
       amounts and `score` what each of them gives, as a share of the stake; and scenario, word (of the stance or the
-      control), frame and stake. `exclusions` has family, split, pair, condition, words, reason.
+      control), frame, stake and form. `exclusions` has family, split, pair, condition, words, reason.
 
     Raises:
       ValueError: no pair of some of `stance_words` passes the check.
@@ -223,10 +229,16 @@ class _Family:
         number, stakes = self.first + pair % self.config.pairs, self.config.stakes
         return stakes[(number + number // len(self.config.stance_words)) % len(stakes)]
 
+    def form(self, pair: int) -> str:
+        """A control's pair has the form of the behaviour's own pair of that number."""
+        number, forms = self.first + pair % self.config.pairs, self.config.forms
+        dealt = rng(self.seed, self.split, "forms", number // len(forms)).sample(forms, len(forms))
+        return dealt[number % len(forms)]
+
     def ask(self, pair: int, stance: str = "", *, after: str = "", lead: str = "", wording: str | None = None) -> str:
         wording = wording or getattr(self.scenario, self.frame)
-        who = person(self.scenario.giver, stance and self.intense(stance), after)
-        return lead + wording.format(E=self.scenario.endowment(self.stake(pair)), **who)
+        question = put(self.form(pair), wording, self.scenario.giver, stance and self.intense(stance), after)
+        return lead + question.format(E=self.scenario.endowment(self.stake(pair)))
 
     @property
     def lead(self) -> str:
@@ -308,6 +320,7 @@ class _Family:
             "score": [(stake - a if reverse else a) / stake for a in amounts],
             "scenario": self.scenario.name, "word": word,
             "frame": "own_accounts" if condition.startswith("own_accounts") else self.frame, "stake": stake,
+            "form": self.form(pair),
         }  # fmt: skip
 
 

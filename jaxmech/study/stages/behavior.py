@@ -28,7 +28,7 @@ def run(ctx: Context) -> Outcome:
     results = {"words": behavior.said()} | summary(test, effects, spread, ctx)
     results["excluded_pairs"] = len(behavior.exclusions)
     results["sampling"] = sampling_check(ctx, test)
-    tables = {"prompts": test, "effects": effects, "distributions": spread}
+    tables = {"prompts": test, "effects": effects, "factors": by_factor(test, behavior), "distributions": spread}
     return Outcome(results, tables | {"exclusions": behavior.exclusions.astype(str)})
 
 
@@ -77,6 +77,25 @@ def contrast_effects(scored: pd.DataFrame, behavior: Behavior) -> pd.DataFrame:
             )
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def by_factor(scored: pd.DataFrame, behavior: Behavior) -> pd.DataFrame:
+    """The behaviour's own shift at each level of each factor that has several, over the families that have it."""
+    plus, minus = (scored[scored["condition"] == pole].set_index(["family", "pair"]) for pole in poles())
+    pairs, rows = pair_differences(scored), []
+    for factor in behavior.factors:
+        both = plus[factor].astype(str).to_frame("plus").join(minus[factor].astype(str).rename("minus"))
+        level = both["plus"].where(both["plus"] == both["minus"], both["plus"] + " / " + both["minus"])
+        if level.nunique() < 2:
+            continue
+        for name, part in pairs.groupby(level):
+            means = by_family(part)
+            shift = effect_pp(means)
+            rows.append(
+                dict(factor=factor, level=name, families=len(means), shift_pp=shift["pp"], low_pp=shift["ci"][0],
+                     high_pp=shift["ci"][1])
+            )  # fmt: skip
+    return pd.DataFrame(rows, columns=("factor", "level", "families", "shift_pp", "low_pp", "high_pp"))
 
 
 def semantic_and_mapping(scored: pd.DataFrame, behavior: Behavior) -> dict[str, Any] | None:
