@@ -35,12 +35,12 @@ class Encoded(NamedTuple):
         return short_repr(self)
 
 
-def encode_table(lm: LanguageModel, table: pd.DataFrame, *, batch: int = 4) -> Encoded:
+def encode_table(lm: LanguageModel, table: pd.DataFrame, *, batch: int | None = 4) -> Encoded:
     """Tokenises prompts and their tries, and runs every distinct prefix once, if all prompts have one.
 
     Args:
       table: columns prefix, query, answers, score (see `jaxmech.behavior.behavior`).
-      batch: prefixes per pass.
+      batch: prefixes per pass; None leaves them to whoever scores the prompts, so that edits may act on them.
 
     Raises:
       ValueError: prefix and query do not tokenise separately, or an answer cannot be written after a query.
@@ -60,7 +60,9 @@ def encode_table(lm: LanguageModel, table: pd.DataFrame, *, batch: int = 4) -> E
     tokens, mask = encode_prompts(lm, list(table["query"]), length=-(-longest // 8) * 8, bos=False)
     prompts = Prompts(tokens, mask, trie, prefix=Prefix(*encode_prompts(lm, list(prefixes)), jnp.asarray(index)))
     check_length(lm.config, prompts)
-    return Encoded(cache_prefix(lm.config, lm.params, prompts, batch=batch), jnp.asarray(values))
+    if batch is not None:
+        prompts = cache_prefix(lm.config, lm.params, prompts, batch=batch)
+    return Encoded(prompts, jnp.asarray(values))
 
 
 def take(encoded: Encoded, rows: Sequence[int] | np.ndarray) -> tuple[Prompts, jax.Array]:

@@ -21,7 +21,16 @@ from scipy import optimize, stats
 
 from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.score import Choices
-from jaxmech.interventions.edits import Edits, Selection, Spans, add_vector, at_last, gather, set_features
+from jaxmech.interventions.edits import (
+    Edits,
+    Selection,
+    Spans,
+    add_vector,
+    at_last,
+    features,
+    gather,
+    set_features,
+)
 from jaxmech.interventions.patching import check_donors, donor_values
 from jaxmech.interventions.sweep import sweep
 from jaxmech.io.arguments import Array
@@ -30,6 +39,9 @@ from jaxmech.models.checks import check_tokens
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import Params, Tap, forward
 from jaxmech.sae.module import SAE
+
+WAYS = ("set", "add", "multiply")
+"""How a coefficient changes features: see `gain_and_shift`."""
 
 
 def feature_direction(saes: SAE, selection: Selection, dz: jax.Array) -> jax.Array:
@@ -107,6 +119,48 @@ class SetToDose:
         return {self.saes.config.site_out: (set_features(self.saes, self.selection, target=target, spans=self.spans),)}
 
 
+def gain_and_shift(way: str, alpha: float, *, values: Array, gap: Array) -> tuple[np.ndarray, np.ndarray]:
+    """What a coefficient makes of features z, as gain * z + shift, [L,B,K] each: a point of a sweep of `ScaleAndShift`.
+
+    Args:
+      way: "set", to max(0, values + alpha * gap), as `SetToDose`; "add", alpha * gap, which adds up over the layers at
+        which a feature persists; "multiply", by 1 + alpha * sign(gap), so that 1 doubles what speaks for plus and
+        silences what speaks for minus.
+      values: [L,B,K] without steering. gap: [L,K].
+
+    Raises:
+      ValueError: another way.
+    """
+    values = np.asarray(values)
+    gap = np.broadcast_to(np.asarray(gap, values.dtype)[:, None], values.shape)
+    if way == "set":
+        return np.zeros_like(values), np.maximum(values + alpha * gap, 0.0)
+    if way == "add":
+        return np.ones_like(values), alpha * gap
+    if way == "multiply":
+        return 1 + alpha * np.sign(gap), np.zeros_like(values)
+    raise ValueError(f"way: expected one of {', '.join(WAYS)}, got {way!r}")
+
+
+@struct.dataclass
+class ScaleAndShift:
+    """Edits for a sweep over (gain, shift), [L,B,K] each: the selected features become gain * z + shift.
+
+    Where gain is 1 and shift 0 nothing changes, so that points may differ in the layers at which they act.
+    """
+
+    saes: SAE
+    selection: Selection
+    spans: Spans
+
+    __repr__ = short_repr
+
+    def __call__(self, point: tuple[jax.Array, jax.Array]) -> Edits:
+        gain, shift = point
+        edit = features(self.saes, self.selection, gain=gain, shift=shift, spans=self.spans)
+        return {self.saes.config.site_out: (edit,)}
+
+
 def values_in_text(
     config: ModelConfig, params: Params, tokens: Array, *, mask: Array, saes: SAE, selection: Selection
 ) -> jax.Array:
@@ -132,6 +186,19 @@ class AddVector:
 
     def __call__(self, vector: jax.Array) -> Edits:
         return {self.site: (add_vector(vector, self.spans),)}
+
+
+@struct.dataclass
+class AddOn:
+    """Edits for a sweep over (vector [L,D], spans): a vector is added on tokens that differ among points."""
+
+    site: str = struct.field(pytree_node=False, default="resid_post")
+
+    __repr__ = short_repr
+
+    def __call__(self, point: tuple[jax.Array, Spans]) -> Edits:
+        vector, spans = point
+        return {self.site: (add_vector(vector, spans),)}
 
 
 def language_cost(

@@ -90,14 +90,14 @@ def section(folder: RunFolder, results: Mapping[str, Any], claim: ClaimCard) -> 
     ]
     by = need(folder, "behavior", "factors")
     if len(by):
-        columns = {
+        shown = {
             "factor": ("", text), "level": ("", text), "families": ("families", text),
             "shift_pp": ("shift, pp", fixed(1)), "low_pp": ("low", fixed(1)), "high_pp": ("high", fixed(1)),
         }  # fmt: skip
         caption = (
             "The behaviour's own shift by what its pairs differ in from one another, over the families that have it."
         )
-        blocks.append(Table(caption, *cells(by, columns), folded=True))
+        blocks.append(Table(caption, *cells(by, shown), folded=True))
     if rows := sampled(r.get("sampling", {}), said):
         columns = (said.varies, "valid answers", "sampled mean", "exact mean")
         blocks.append(

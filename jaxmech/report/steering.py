@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from jaxmech.io.tables import each_row
 from jaxmech.report.blocks import (
     Figure,
     Prompt,
@@ -36,6 +37,7 @@ from jaxmech.report.formats import (
 from jaxmech.report.style import (
     CONTROL,
     EFFECT,
+    KIND_STYLE,
     MINUS,
     NEUTRAL,
     REFERENCE,
@@ -109,6 +111,8 @@ def section(folder: RunFolder, results: Mapping[str, Any]) -> Section:
                 wide=True,
             )
         )
+    if len(ways := need(folder, "steering", "ways")):
+        blocks.append(Figure("ways", draw_ways(ways, said), ways_caption(ways, r, said), "steering/ways", wide=True))
     columns = {
         "alpha": ("coefficient", coefficient),
         "g": (said.outcome, lambda v: percent(v, 1)),
@@ -162,6 +166,48 @@ def comparators_caption(r: Mapping[str, Any], others: pd.DataFrame) -> str:
         "the same KL divergence on text). Effects are half the difference between either sign: degradation cancels."
     )
     return text + (f" For comparison: {listing(compared)}." if compared else "")
+
+
+WAYS = {
+    "set": "set to a dose of the gap",
+    "add": "the same dose added",
+    "multiply": "doubled or silenced",
+}
+"""How features are changed -> as a figure says it."""
+
+
+def ways_caption(ways: pd.DataFrame, r: Mapping[str, Any], said: Said) -> str:
+    window = r.get("window")
+    text = (
+        "Other ways of steering by the same features, half the difference between coefficients 1 and −1. What is set "
+        "at a layer need not be set again above it, what is added adds up; multiplying moves nothing where features "
+        "are silent. Tokens: the direction that the features write, added at every layer."
+    )
+    if window:
+        many = "s" if len(window["layers"]) > 1 else ""
+        text += (
+            f" Of the windows of layers, layer{many} {listing(list(map(str, window['layers'])))} moved most on "
+            f"development families; on test families {points(window['at_one_pp'])} ({interval(window['at_one_ci'])})."
+        )
+    if (lost := ways["mass"].min()) < 0.8:
+        text += (
+            f" Valid answers hold as little as {percent(lost)} of the probability: the model is no longer answering."
+        )
+    return text
+
+
+def draw_ways(ways: pd.DataFrame, said: Said) -> go.Figure:
+    """A line per way, with its interval over families."""
+    kinds = {"how": "effect", "layers": "reference", "tokens": "control"}
+    rows = [
+        dict(label=wrapped(WAYS.get(row.name, row.name)), value=row.change_pp, low=row.low_pp, high=row.high_pp,
+             kind=kinds[row.kind], note=f", valid answers {percent(row.mass)}")
+        for row in each_row(ways)
+    ]  # fmt: skip
+    names = {name: KIND_STYLE[kind][0] for name, kind in kinds.items()}
+    shown = {names["how"]: "how", names["layers"]: "at which layers, set", names["tokens"]: "on which tokens, added"}
+    out = forest(rows, x=f"change of the {said.outcome}, pp")
+    return out.for_each_trace(lambda trace: trace.update(name=shown.get(trace.name, trace.name)))
 
 
 def shade(out: go.Figure, usable: tuple[float, float]) -> go.Figure:

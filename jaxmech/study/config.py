@@ -202,11 +202,13 @@ class ProximitySettings(Checked):
 @dataclasses.dataclass(frozen=True)
 class SteeringSettings(Checked):
     """Coefficients, 1 being one gap between the poles; random directions of the same norm; one-digit sums on which
-    steering may not change the accuracy."""
+    steering may not change the accuracy; whether other ways of steering are compared (add, multiply, windows of layers,
+    more tokens)."""
 
     alphas: list[float] = dataclasses.field(default_factory=lambda: [step / 2 for step in range(-8, 9)])
     random_directions: int = 99
     sums: int = 33
+    ways: bool = True
 
     def __post_init__(self):
         super().__post_init__()

@@ -49,11 +49,15 @@ class Side(NamedTuple):
     resid: jax.Array
 
 
+def standing_in(ctx: Context) -> bool:
+    """Whether the rule was asked for and selected nothing: the features in use were taken by budget, and no claim is
+    made of them."""
+    return ctx.config.selection.mode == "rule" and ctx.folder.results("contrast")["mode"] == "budget"
+
+
 def random_ones(ctx: Context, asked: int) -> int:
-    """How many random sets or directions to compare with: a few where the rule was asked for, selected nothing, and the
-    features in use were taken by budget, so that no claim is made of them."""
-    by_budget = ctx.folder.results("contrast")["mode"] == "budget"
-    return min(asked, FEW) if by_budget and ctx.config.selection.mode == "rule" else asked
+    """How many random sets or directions to compare with: a few where nothing hangs on them."""
+    return min(asked, FEW) if standing_in(ctx) else asked
 
 
 def side(ctx: Context, *conditions: str) -> Side:

@@ -74,6 +74,7 @@ TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "steering": {
         "dose": ("alpha", "g", "g_low", "g_high", *_EDGES, "perplexity", "kl", "accuracy", "cost", "usable"),
         "comparators": ("name", "kind", "slope_pp"),
+        "ways": ("kind", "name", "layers", "change_pp", "low_pp", "high_pp", "mass", "development_pp", "chosen"),
     },
     "transfer": {
         "tasks": (

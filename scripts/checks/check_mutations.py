@@ -133,7 +133,7 @@ ROWS = [
     ("matched sets without rescaling, patches", "interventions/controls",
      "with_norm(self.direction(selection), self.norm)", "self.direction(selection)",
      "interventions/test_interventions::matched_sets_and_directions_have_the_norm_asked_for"),
-    ("matched sets without rescaling, steering", "study/stages/steering",
+    ("matched sets without rescaling, steering", "study/doses",
      "(np.asarray(controls.with_norm(directions, norm)) for norm in norms)", "(directions for norm in norms)",
      "study/test_planted::directions_are_added_with_the_norm_that_either_sign_has"),
 ]  # fmt: skip

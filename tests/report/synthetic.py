@@ -124,7 +124,15 @@ def behaviour(rng, scenario):
         },
     }
     exclusions = pd.DataFrame({"family": ["a", "b"], "reason": ["unequal length", "unequal length"]})
-    tables = {"effects": effects, "distributions": pd.DataFrame(distributions), "exclusions": exclusions}
+    by = [("stake", "10", 24.0), ("stake", "20", 21.0), ("form", "word", 26.0), ("form", "you", 19.0)]
+    columns = ["factor", "level", "families", "shift_pp", "low_pp", "high_pp"]
+    factors = pd.DataFrame([(*row[:2], FAMILIES, row[2], row[2] - 6, row[2] + 6) for row in by], columns=columns)
+    tables = {
+        "effects": effects,
+        "factors": factors,
+        "distributions": pd.DataFrame(distributions),
+        "exclusions": exclusions,
+    }
     return Outcome(results, tables | {"prompts": bank_prompts()})
 
 
@@ -481,8 +489,24 @@ def steering(rng, scenario):
         },
         "families": FAMILIES,
         "norm_share": 0.12,
+        "window": {"layers": [8, 9], "at_one_pp": 80 * slope, "at_one_ci": [80 * slope - 1, 80 * slope + 1]},
     }
-    return Outcome(results, {"dose": dose, "comparators": pd.DataFrame(rows, columns=["name", "kind", "slope_pp"])})
+    tables = {"dose": dose, "comparators": pd.DataFrame(rows, columns=["name", "kind", "slope_pp"])}
+    return Outcome(results, tables | {"ways": ways(slope)})
+
+
+def ways(slope):
+    moved = [("how", name, share) for name, share in (("set", 1.0), ("add", 1.6), ("multiply", 0.1))]
+    moved += [("layers", name, share) for name, share in (("layer 8", 0.5), ("layers 8 to 9", 0.8))]
+    moved += [
+        ("tokens", name, share) for name, share in (("decision token", 1.6), ("question", 0.9), ("everywhere", 0.2))
+    ]
+    return pd.DataFrame([
+        dict(kind=kind, name=name, layers=[8, 9], change_pp=100 * slope * share, low_pp=100 * slope * share - 1,
+             high_pp=100 * slope * share + 1, mass=0.88 if name != "everywhere" else 0.31,
+             development_pp=90 * slope * share if kind == "layers" else None, chosen=name == "layers 8 to 9")
+        for kind, name, share in moved
+    ])  # fmt: skip
 
 
 def transfer(rng, scenario):

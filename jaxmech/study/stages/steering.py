@@ -25,8 +25,11 @@ from jaxmech.models.language_model import LanguageModel
 from jaxmech.models.text import encode_prompts
 from jaxmech.study import effects
 from jaxmech.study.context import Context
-from jaxmech.study.effects import CHUNK, Side, expected
+from jaxmech.study.doses import antisymmetric, dose, gap_of, mean_norms, written_at_one
+from jaxmech.study.effects import Side, expected
 from jaxmech.study.folder import Outcome
+from jaxmech.study.ways import COLUMNS as WAYS_COLUMNS
+from jaxmech.study.ways import chosen_window, compare_ways
 
 EQUIVALENCE = 1 / 3
 """Of the effect at coefficient 1: what may not move has to stay within it, by its 90 % interval."""
@@ -55,6 +58,8 @@ def run(ctx: Context) -> Outcome:
     at_one = mean_effect(halves)
     written = written_at_one(ctx, steered)
     compared, comparison = comparators(ctx, steered, at_one.value, written, float(cost.loc[alphas == 1, "kl"].iloc[0]))
+    compared_ways = ctx.config.steering.ways and not effects.standing_in(ctx)
+    ways = compare_ways(ctx, conditions) if compared_ways else pd.DataFrame(columns=WAYS_COLUMNS)
     results: dict[Any, Any] = {
         "steered": list(conditions),
         "at_one_pp": 100 * at_one.value,
@@ -72,44 +77,12 @@ def run(ctx: Context) -> Outcome:
         "specificity": specificity(ctx, at_one),
         "families": len(set(steered.families)),
         "norm_share": norm_share(steered, written[0]),
+        "window": chosen_window(ways),
     }
     return Outcome(
-        results, {"dose": table.merge(cost, on="alpha"), "comparators": compared},
+        results, {"dose": table.merge(cost, on="alpha"), "comparators": compared, "ways": ways},
         {"direction": np.asarray(written[0].mean(1))},
     )  # fmt: skip
-
-
-def gap_of(ctx: Context, features: pd.DataFrame) -> tuple[edits.Selection, np.ndarray]:
-    """The features as a selection, and each one's mean difference between the poles [L,K]."""
-    selection = ctx.selection(features)
-    return selection, ctx.per_feature(selection, features, "dz")
-
-
-def dose(ctx: Context, side: Side, alphas: np.ndarray, *, what: str, features: pd.DataFrame | None = None) -> Choices:
-    """Choices, logprobs [S,B,N], with the selected features (or some) of the side set to each of the doses."""
-    selection, gap = gap_of(ctx, ctx.selected if features is None else features)
-    with progress(what, len(alphas), unit="points") as advance:
-        return steering.set_to_dose(
-            ctx.lm.config, ctx.lm.params, side.prompts, alphas, saes=ctx.saes, selection=selection, gap=gap,
-            base=side.resid, chunk=CHUNK, advance=advance,
-        )  # fmt: skip
-
-
-def written_at_one(ctx: Context, side: Side) -> tuple[jax.Array, jax.Array]:
-    """What coefficients 1 and -1 add at the decision token, [L,B,D] each."""
-    selection, gap = gap_of(ctx, ctx.selected)
-    build = steering.dose_at_last(
-        ctx.lm.config, side.prompts, saes=ctx.saes, selection=selection, gap=gap, base=side.resid
-    )
-    add = partial(controls.added, ctx.lm.config, ctx.lm.params, side.prompts)
-    plus, minus = (add(build(jnp.float32(alpha))[ctx.saes.config.site_out][0]) for alpha in (1.0, -1.0))
-    return plus, minus
-
-
-def mean_norms(written: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """The mean norm at each layer, [L], of what either sign adds."""
-    up, down = (jnp.linalg.norm(part, axis=-1).mean(1) for part in written)
-    return up, down
 
 
 def dose_table(side: Side, alphas: np.ndarray, doses: Choices) -> pd.DataFrame:
@@ -216,20 +189,6 @@ def comparators(
         "p_random_kl": p_from_null(size, drawn["random directions, same KL"]),
         "comparators_pp": frame[frame["kind"] == "comparator"].set_index("name")["slope_pp"].to_dict(),
     }
-
-
-def antisymmetric(ctx: Context, side: Side, directions: np.ndarray, norms: tuple[Any, ...], *, what: str) -> np.ndarray:
-    """(g(+v) - g(-v)) / 2 by family [S,K], for directions [S,L,D] of the norm [L], or [S,L], that either sign has."""
-    up, down = (np.asarray(controls.with_norm(directions, norm)) for norm in norms)
-    vectors = np.concatenate([up, -down])
-    with progress(what, len(vectors), unit="points") as advance:
-        choices = steering.steer(
-            ctx.lm.config, ctx.lm.params, side.prompts, vectors, site=ctx.saes.config.site_out, chunk=CHUNK,
-            advance=advance,
-        )  # fmt: skip
-    g = expected(choices, side.values)
-    plus, minus = np.split(g, 2)
-    return np.stack([effects.by_family(row, side) for row in (plus - minus) / 2])
 
 
 def named_directions(ctx: Context, direction: np.ndarray) -> list[tuple[str, str, np.ndarray]]:

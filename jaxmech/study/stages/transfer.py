@@ -13,8 +13,8 @@ from jaxmech.contrast.statistics import detectable, holm, mean_effect, p_from_no
 from jaxmech.interventions import controls
 from jaxmech.study import effects
 from jaxmech.study.context import Context
+from jaxmech.study.doses import antisymmetric, dose, mean_norms, written_at_one
 from jaxmech.study.folder import Outcome
-from jaxmech.study.stages.steering import antisymmetric, dose, mean_norms, written_at_one
 
 STANCED = ("stance_pp", "stance_low_pp", "stance_high_pp")
 
