@@ -77,7 +77,7 @@ def select_sets(sets: Sequence[Iterable[tuple[int, int]]], n_layers: int, width:
         raise ValueError("sets: expected at least one set of features, got none")
     if width is None:
         width = max((count for pairs in sets for count in Counter(layer for layer, _ in pairs).values()), default=1)
-    return jax.tree.map(lambda *a: jnp.stack(a), *(select(pairs, n_layers, width) for pairs in sets))
+    return jax.tree.map(lambda *a: jnp.asarray(np.stack(a)), *(select(pairs, n_layers, width) for pairs in sets))
 
 
 def check_selection(config: Any, selection: Selection) -> None:

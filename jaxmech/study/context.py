@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,6 +41,10 @@ def open_behavior(c: StudyConfig, tokenizer: Any) -> Behavior:
             f"got {c.behavior!r}"
         )
     return read_behavior(c.behavior, words=c.words, rules_out=c.words.controls)
+
+
+_FEWEST = 16
+"""Features per layer that a selection has room for, at least."""
 
 
 class Context:
@@ -141,7 +145,15 @@ class Context:
     def selection(self, features: pd.DataFrame | None = None) -> Selection:
         """Selected features (all by default) as a `Selection`."""
         features = self.selected if features is None else features
-        return select(zip(features["layer"], features["feature"], strict=True), self.lm.config.n_layers)
+        pairs = list(zip(features["layer"], features["feature"], strict=True))
+        return select(pairs, self.lm.config.n_layers, self.room(pairs))
+
+    def room(self, *sets: Sequence[tuple[int, int]]) -> int:
+        """K of a `Selection` that each of these sets fits into: a power of two, so that most share their programs."""
+        L = self.lm.config.n_layers
+        counts = [np.bincount([layer for layer, _ in pairs], minlength=L).max() for pairs in sets if pairs]
+        fullest = max(counts, default=1)
+        return max(_FEWEST, 1 << (int(fullest) - 1).bit_length())
 
     def per_feature(self, selection: Selection, features: pd.DataFrame, column: str) -> np.ndarray:
         """A column of `features` laid out like the selection, [L,K]."""

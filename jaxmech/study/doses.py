@@ -19,7 +19,7 @@ from jaxmech.interventions import controls, edits, steering
 from jaxmech.io.progress import progress
 from jaxmech.study import effects
 from jaxmech.study.context import Context
-from jaxmech.study.effects import CHUNK, Side, expected
+from jaxmech.study.effects import Side, chunk_of, expected
 
 
 def gap_of(ctx: Context, features: pd.DataFrame) -> tuple[edits.Selection, np.ndarray]:
@@ -34,7 +34,7 @@ def dose(ctx: Context, side: Side, alphas: np.ndarray, *, what: str, features: p
     with progress(what, len(alphas), unit="points") as advance:
         return steering.set_to_dose(
             ctx.lm.config, ctx.lm.params, side.prompts, alphas, saes=ctx.saes, selection=selection, gap=gap,
-            base=side.resid, chunk=CHUNK, advance=advance,
+            base=side.resid, chunk=chunk_of(len(alphas)), advance=advance,
         )  # fmt: skip
 
 
@@ -61,8 +61,8 @@ def antisymmetric(ctx: Context, side: Side, directions: np.ndarray, norms: tuple
     vectors = np.concatenate([up, -down])
     with progress(what, len(vectors), unit="points") as advance:
         choices = steering.steer(
-            ctx.lm.config, ctx.lm.params, side.prompts, vectors, site=ctx.saes.config.site_out, chunk=CHUNK,
-            advance=advance,
+            ctx.lm.config, ctx.lm.params, side.prompts, vectors, site=ctx.saes.config.site_out,
+            chunk=chunk_of(len(vectors)), advance=advance,
         )  # fmt: skip
     g = expected(choices, side.values)
     plus, minus = np.split(g, 2)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 from jaxmech.answers.prompts import Prompts
 from jaxmech.answers.score import Choices, before_last
@@ -31,8 +32,8 @@ LEAST_RATIO = 0.8
 FEW = 4
 """Random sets and directions where nothing hangs on them."""
 
-CHUNK = 8
-"""Sweep points in one call of a compiled sweep: enough to hide the call, few enough that padding costs little."""
+_CHUNK = 8
+"""Sweep points in one call of a compiled sweep, at most: enough to hide the call."""
 
 
 class Side(NamedTuple):
@@ -83,29 +84,27 @@ def of_families(of: Side, families: np.ndarray) -> Side:
 
 
 def expected(choices: Choices, values: Any) -> np.ndarray:
-    """Expected score [..., B] of choices [..., B, N]."""
-    return np.asarray(choices.expected(values))
+    """Expected score [..., B] of choices [..., B, N], on the host: `Choices.expected` is another program per shape."""
+    return (softmax(np.asarray(choices.logprobs, np.float64), axis=-1) * np.asarray(values)).sum(-1)
 
 
 def stack_selections(ctx: Context, sets: list[Pairs]) -> edits.Selection:
-    """Feature sets as one `Selection` with the sweep axis in front, [S,L,K].
-
-    K is what the whole selection needs, and at least 4, so that sweeps over sets of any size share one program.
-    """
-    L = ctx.lm.config.n_layers
-    width = max(
-        4, *(np.bincount([layer for layer, _ in s], minlength=L).max() for s in [pairs_of(ctx.selected), *sets] if s)
-    )
-    return edits.select_sets(sets, L, int(width))
+    """Feature sets as one `Selection` with the sweep axis in front, [S,L,K], K being what the whole selection needs."""
+    return edits.select_sets(sets, ctx.lm.config.n_layers, ctx.room(pairs_of(ctx.selected), *sets))
 
 
 def pairs_of(features: pd.DataFrame) -> Pairs:
     return [(int(a), int(b)) for a, b in zip(features["layer"], features["feature"], strict=True)]
 
 
+def chunk_of(points: int) -> int:
+    """Sweep points in one call, so that little of the last one is padding."""
+    return -(-points // -(-points // _CHUNK))
+
+
 def sweep_sets(run: Callable[..., Choices], sets: edits.Selection, values: Any, *, what: str) -> np.ndarray:
     """Expected scores [S,B] of a sweep over feature sets; `run` takes them and the options of `sweep`."""
-    chunk = CHUNK if len(sets.index) > CHUNK // 2 else 1  # a few sets in a padded chunk would cost as much as eight
+    chunk = _CHUNK if len(sets.index) > _CHUNK // 2 else 1  # two programs for any number of sets
     with progress(what, len(sets.index), unit="sets") as advance:
         return expected(run(sets, chunk=chunk, advance=advance), values)
 

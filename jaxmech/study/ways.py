@@ -23,7 +23,7 @@ from jaxmech.io.progress import progress
 from jaxmech.study import effects
 from jaxmech.study.context import Context
 from jaxmech.study.doses import gap_of
-from jaxmech.study.effects import CHUNK, Side
+from jaxmech.study.effects import Side, chunk_of
 
 SIGNS = (1.0, -1.0)
 """The coefficients; effects are half the difference between them."""
@@ -131,7 +131,7 @@ def swept(ctx: Context, side: Side, points: list[Point]) -> tuple[np.ndarray, np
     stacked = jax.tree.map(lambda *each: np.stack(each), *changes)
     with progress("ways of steering", len(changes), unit="points") as advance:
         choices = sweep(
-            ctx.lm.config, ctx.lm.params, side.prompts, build, stacked, chunk=CHUNK, advance=advance,
+            ctx.lm.config, ctx.lm.params, side.prompts, build, stacked, chunk=chunk_of(len(changes)), advance=advance,
         )  # fmt: skip
     return by_sign(choices, side.values)
 

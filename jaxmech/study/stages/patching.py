@@ -142,7 +142,7 @@ def null_of(ctx: Context, patch: Patch, random: list[effects.Pairs]) -> tuple[pd
     for name, build, points in (("matched sets", matched, sets), ("random directions", direction, noise)):
         total = len(jax.tree.leaves(points)[0])
         with progress(f"{name}, {patch.name}", total, unit="points") as advance:
-            choices = sweep(config, params, base.prompts, build, points, chunk=effects.CHUNK, advance=advance)
+            choices = sweep(config, params, base.prompts, build, points, chunk=effects.chunk_of(total), advance=advance)
         for g in effects.expected(choices, base.values):
             share = float(effects.by_family(g - base.g, base).sum() / patch.gap.sum())
             rows.append(dict(direction=patch.name, null=name, recovered=share))

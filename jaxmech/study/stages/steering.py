@@ -16,7 +16,7 @@ from jaxmech.answers.trie import answer_ids
 from jaxmech.behavior.arithmetic import one_digit_sums
 from jaxmech.behavior.behavior import poles
 from jaxmech.behavior.scoring import with_outcomes
-from jaxmech.contrast.statistics import Effect, detectable, mean_effect, p_from_null
+from jaxmech.contrast.statistics import Effect, detectable, family_means, mean_effect, p_from_null
 from jaxmech.interventions import controls, edits, steering
 from jaxmech.interventions.sweep import in_chunks
 from jaxmech.io.arguments import rng_of
@@ -260,13 +260,16 @@ def specificity(ctx: Context, at_one: Effect) -> dict:
 
     equivalent: whether the 90 % interval lies within a third of the effect on neutral prompts either way.
     """
-    margin, out = EQUIVALENCE * abs(at_one.value), {}
-    for name in ctx.behavior.controls:
-        if not len(ctx.rows(f"{name}:neutral")):
-            continue
-        side = effects.side(ctx, f"{name}:neutral")
-        g = expected(dose(ctx, side, np.array([-1.0, 1.0]), what=f"specificity, {name}"), side.values)
-        halves = effects.by_family((g[1] - g[0]) / 2, side)
+    margin, out = EQUIVALENCE * abs(at_one.value), dict[str, Any]()
+    asked = [name for name in ctx.behavior.controls if len(ctx.rows(f"{name}:neutral"))]
+    if not asked:
+        return out
+    side = effects.side(ctx, *(f"{name}:neutral" for name in asked))
+    g = expected(dose(ctx, side, np.array([-1.0, 1.0]), what="specificity"), side.values)
+    conditions = ctx.encoded[0].loc[side.rows, "condition"].to_numpy()
+    for name in asked:
+        own = conditions == f"{name}:neutral"
+        halves = family_means((g[1] - g[0])[own] / 2, side.families[own])
         effect, K = mean_effect(halves), len(halves)
         reach = stats.t.ppf(0.95, K - 1) * halves.std(ddof=1) / np.sqrt(K) if K > 1 else float("nan")
         out[name] = {
