@@ -79,6 +79,8 @@ def run_side(ctx: Context, rows: np.ndarray, families: np.ndarray, prompts: Prom
 def of_families(of: Side, families: np.ndarray) -> Side:
     """The side of some families only, one prompt each."""
     kept = np.flatnonzero(np.isin(of.families, families))
+    if len(kept) == len(of.families):  # prompts that are taken from others are laid out otherwise: other programs
+        return of
     prompts = of.prompts.of(kept)
     return Side(of.rows[kept], of.families[kept], prompts, of.values[kept], of.g[kept], of.resid[:, kept])
 

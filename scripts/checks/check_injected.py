@@ -260,7 +260,7 @@ def patch_table(lm: jm.LanguageModel, planted: Planted, sides: Mapping[str, Side
         Found("r1", "patched, recovers ≥ .8 of the whole residual's", span(shares["r1"]), min(shares["r1"]) >= 0.8),
         Found("r2", "patched, ≤ .1 of it", span(shares["r2"]), max(map(abs, shares["r2"])) <= 0.1),
         Found("r1, r2", "patched, as if added by hand, within 1e-4", f"{max(by_hand):.1e}", max(by_hand) <= 1e-4),
-        Found("r3", "added, moves ≥ .5 of it", span(shares["r3"]), min(shares["r3"]) >= 0.5),
+        Found("r3", "added, moves ≥ .3 of it (1 to first order)", span(shares["r3"]), min(shares["r3"]) >= 0.3),
         Found("r6 #0", "added, ≤ .1 of it", span(shares["r6"]), max(map(abs, shares["r6"])) <= 0.1),
     ]  # fmt: skip
 
@@ -368,7 +368,7 @@ def check(lm: jm.LanguageModel, layer: int, seed: int) -> list[Found]:
     planted = plant(seen, gradient, everywhere, layer=layer, seed=seed)
     # Inert beyond first order, too: once more, with the gradients on the way along these rows as they were.
     W_dec = np.asarray(planted.saes.params["W_dec"][0], np.float64)
-    asked = (("r2", 0.5), ("r2", 1.0), ("r6", 0.5))
+    asked = (("r2", 0.5), ("r2", 1.0), ("r2", 1.5), ("r6", 0.5))  # some pairs are read as more than one gap
     ways = [gradients_along(lm, W_dec[planted.features(name)[0]], sides, layer, point) for name, point in asked]
     planted = plant(seen, gradient, np.concatenate([everywhere, *ways]), layer=layer, seed=seed)
     readme = next(parent for parent in TEXT.parents if (parent / "README.md").is_file()) / "README.md"
