@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmech.answers.trie import Trie, build_tries
+from jaxmech.io.arguments import as_indices
 from jaxmech.io.reprs import short_repr
 from jaxmech.models.config import ModelConfig
 from jaxmech.models.decoder import KV
@@ -55,8 +56,14 @@ class Prompts(NamedTuple):
         return short_repr(self)
 
     def of(self, rows: np.ndarray | jax.Array) -> Prompts:
-        """Some of the prompts; what they share with others is kept."""
+        """Some of the prompts, by index or by a mask; what they share with others is kept.
+
+        Raises:
+          ValueError: rows that do not exist.
+        """
         *tries, kinds = self.trie
+        if not isinstance(rows, jax.core.Tracer):
+            rows = as_indices("rows", rows, len(self.tokens))
         rows, of = jnp.asarray(rows), [segment.rows for segment in self.cache]
         taken = _taken((self.tokens, self.mask, tries, of, self.prefix and self.prefix.rows), rows)
         tokens, mask, tries, of, follows = taken

@@ -81,8 +81,10 @@ def residual_gradient(
       first; padding has zeros.
 
     Raises:
-      ValueError: a `chunk` below one.
+      ValueError: a `chunk` below one, values of another number of prompts.
     """
+    if jnp.ndim(values) == 2 and len(values) != len(prompts.tokens):
+        raise ValueError(f"values: expected [N] or [B,N] for {len(prompts.tokens)} prompts, got {list(values.shape)}")
     if not everywhere:
         return decision_gradient(config, params, prompts, values, site=site, remat=remat)
     if prompts.prefix is None:

@@ -87,15 +87,31 @@ class PatchFrozen:
         )
 
 
-@partial(jax.jit, static_argnums=0)
 def mediated_effect(
     config: ModelConfig, params: Params, prompts: Prompts,
     *, saes: SAE, patched: Selection, held: Selection, donor: jax.Array,
     base_donor: jax.Array,
 ) -> Choices:  # fmt: skip
-    """Choices, logprobs [B,N], with `patched` set to the donor's values while `held` stays at the base run's values."""
+    """Choices, logprobs [B,N], with `patched` set to the donor's values while `held` stays at the base run's values.
+
+    Raises:
+      ValueError: a feature in both sets; residuals that are not [L,B,D].
+    """
     for resid in (donor, base_donor):
         check_donors(config, prompts, resid, saes.config.site)
+    if len(both := set(listed(patched)) & set(listed(held))):
+        raise ValueError(f"held: {', '.join(map(str, sorted(both)))} cannot be patched and held at once")
+    return _mediated(config, params, prompts, saes, patched, held, donor, base_donor)
+
+
+def listed(selection: Selection) -> list[tuple[int, int]]:
+    """The (layer, feature) pairs of one set."""
+    index, valid = np.asarray(selection.index), np.asarray(selection.valid)
+    return [(int(layer), int(index[layer, k])) for layer, k in np.argwhere(valid)]
+
+
+@partial(jax.jit, static_argnums=0)
+def _mediated(config, params, prompts, saes, patched, held, donor, base_donor):
     spans = at_last(config.n_layers, prompts.tokens.shape[1])
     edits = merge(
         patch_edit(saes, patched, donor=donor, spans=spans), patch_edit(saes, held, donor=base_donor, spans=spans)

@@ -116,8 +116,10 @@ class ReplaceAt:
 
     def __call__(self, point: jax.Array) -> edits.Edits:
         L, _, T, _ = self.donor.shape
-        spans = edits.at_positions(L, jnp.arange(T) == point[1], jnp.arange(L) == point[0])
-        return {self.site: (edits.Replace(donor=self.donor, spans=spans),)}
+        exists = (point >= 0).all() & (point < jnp.array([L, T])).all()
+        at = jnp.where(exists, point, 0)  # a place that does not exist gives NaN, rather than no change
+        spans = edits.at_positions(L, jnp.arange(T) == at[1], jnp.arange(L) == at[0])
+        return {self.site: (edits.Replace(donor=jnp.where(exists, self.donor, jnp.nan), spans=spans),)}
 
 
 def each_layer_alone(vector: jax.Array) -> jax.Array:

@@ -241,8 +241,15 @@ def _language_cost(config, params, tokens, mask, build, points):
 def next_token(
     config: ModelConfig, params: Params, tokens: Array, edits: Callable[[Any], Edits], points: Any, *, mask: Array
 ) -> jax.Array:
-    """The likeliest next token [S,B] of each row under each of S interventions; `edits` and `points` as for `sweep`."""
-    return _next_token(config, params, *check_tokens(config, tokens, mask), edits, points)
+    """The likeliest next token [S,B] of each row under each of S interventions; `edits` and `points` as for `sweep`.
+
+    Raises:
+      ValueError: logits that are no numbers, which have no likeliest.
+    """
+    likeliest = _next_token(config, params, *check_tokens(config, tokens, mask), edits, points)
+    if not isinstance(likeliest, jax.core.Tracer) and len(wrong := np.argwhere(np.asarray(likeliest) < 0)):
+        raise ValueError(f"point {wrong[0][0]}, row {wrong[0][1]}: the logits are NaN or infinite; steer less")
+    return likeliest
 
 
 @partial(jax.jit, static_argnums=0)
@@ -250,7 +257,7 @@ def _next_token(config, params, tokens, mask, build, points):
     def likeliest(point):
         logits = forward(config, params, tokens, mask=mask, edits=build(point)).logits
         assert logits is not None
-        return logits.argmax(-1)
+        return jnp.where(jnp.isfinite(logits.max(-1)), logits.argmax(-1), -1)
 
     return jax.lax.map(likeliest, points)
 
@@ -259,8 +266,11 @@ def dose_response(alphas: np.ndarray, means: np.ndarray) -> dict[str, float]:
     """Summary of mean outcomes [S] over coefficients [S].
 
     slope: least squares, outcome per unit of alpha; spearman; isotonic_r2: share of variance a monotone curve explains
-    (in the slope's direction); asymmetry: |up + down| / (|up| + |down|) for the largest |alpha|, 0 when symmetric.
+    (in the slope's direction); asymmetry: |up + down| / (|up| + |down|) for the largest |alpha|, 0 when symmetric. All
+    NaN where a mean is no number.
     """
+    if not np.isfinite(means).all():
+        return dict.fromkeys(("slope", "spearman", "isotonic_r2", "asymmetry"), float("nan"))
     slope = float(np.polyfit(alphas, means, 1)[0])
     spearman = float(stats.spearmanr(alphas, means).statistic) if np.ptp(means) > 0 else 0.0
     fitted = optimize.isotonic_regression(means, increasing=slope >= 0).x

@@ -220,10 +220,10 @@ def prepare(config: ModelConfig, params: Params, prompts: Prompts, cut: int | No
         prompts = cache_before(config, params, prompts, cut)
     elif prefix is not None:
         positions = next_positions(prefix.mask, ())
-        parts = (Part(embed(config, params, prefix.tokens, positions), positions, prefix.mask),)
+        parts = (Part(embed(config, params, prefix.tokens, positions, prefix.mask), positions, prefix.mask),)
     tokens, mask, positions, within = lay_out(prompts)
     rows = prefix.rows if parts and prefix is not None else None
-    last = Part(embed(config, params, tokens, positions), positions, mask, within, prompts.cache, rows)
+    last = Part(embed(config, params, tokens, positions, mask), positions, mask, within, prompts.cache, rows)
     return Shared((*parts, last), prompts.trie, cut or 0)
 
 
@@ -285,7 +285,7 @@ def _free_bytes() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    if "SC_AVPHYS_PAGES" not in os.sysconf_names:
+    if "SC_AVPHYS_PAGES" not in getattr(os, "sysconf_names", ()):  # which Windows lacks
         return _CPU_LIMIT
     return min(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _CPU_LIMIT)
 

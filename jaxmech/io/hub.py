@@ -28,7 +28,8 @@ def fetch(repo: str, patterns: Sequence[str], revision: str | None = None, ignor
 
 
 def list_files(repo: str, revision: str | None = None) -> list[str]:
-    """Paths of a repository's files: all of them, or those in the cache when the hub cannot be reached.
+    """Paths of a repository's files. What the hub has listed is kept in its cache, for when it cannot be reached: files
+    that were never fetched are then missed, rather than not known. Without a list those in the cache are all.
 
     Raises:
       ValueError: as `fetch`.
@@ -46,14 +47,29 @@ def list_files(repo: str, revision: str | None = None) -> list[str]:
         # Without a connection the tree is requested again and again, this only once. It lists files too, but not all
         # of a large repository's.
         commit = HfApi().repo_info(repo, revision=revision).sha
-        return sorted(HfApi().list_repo_files(repo, revision=commit))
+        files = sorted(HfApi().list_repo_files(repo, revision=commit))
+        with contextlib.suppress(OSError):  # a cache that cannot be written to
+            kept = _kept_list(repo, str(commit))
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text("\n".join(files), encoding="utf-8")
+        return files
     except (GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise _unreachable(repo, revision, error) from error
     except _http_errors() as error:
         with contextlib.suppress(LocalEntryNotFoundError):
             folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+            if (kept := _kept_list(repo, folder.name)).is_file():
+                return kept.read_text(encoding="utf-8").split("\n")
             return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         raise _unreachable(repo, revision, error) from error
+
+
+def _kept_list(repo: str, commit: str) -> Path:
+    """Where the list of a repository's files at a commit is kept."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / ".jaxmech" / commit
 
 
 def revision(repo: str, kind: str = "model") -> str | None:

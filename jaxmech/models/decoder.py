@@ -214,7 +214,7 @@ def _forward(
 ):
     if positions is None:
         positions = next_positions(mask, cache)
-    part = Part(embed(config, params, tokens, positions), positions.astype(jnp.int32), mask, within, cache)
+    part = Part(embed(config, params, tokens, positions, mask), positions.astype(jnp.int32), mask, within, cache)
     tables, last = _position_tables(config, part), config.n_layers - 1
 
     def layer(x, inputs):
@@ -332,9 +332,12 @@ def next_positions(mask: jax.Array, cache: Sequence[KV]) -> jax.Array:
     return jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0) + seen
 
 
-def embed(config: ModelConfig, params: Params, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-    """What the first layer reads: x [B,T,D] of tokens [B,T] at positions [B,T]."""
+def embed(config: ModelConfig, params: Params, tokens: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
+    """What the first layer reads: x [B,T,D] of tokens [B,T] at positions [B,T]; NaN where the mask has a token that is
+    outside the vocabulary, which only traced tokens can be."""
     x = params["embed"]["embedding"][tokens]
+    known = (tokens >= 0) & (tokens < config.vocab_size)
+    x = jnp.where((known | ~mask)[..., None], x, jnp.asarray(jnp.nan, x.dtype))
     if x.dtype == jnp.float16:  # which Gemma's residual stream exceeds: only parameters are kept in it
         x = x.astype(jnp.float32)
     if config.embed_scale != 1.0:

@@ -86,13 +86,14 @@ def _from_json(folder: Path, settings: Mapping[str, Any]):
     if is_lfs_pointer(path):
         raise ValueError(f"{path} is a Git LFS pointer; run: git lfs pull")
     try:
-        more = _declared(folder, settings)
+        more, named = _declared(folder, settings), _special_tokens(settings)
+        ordinary = _ordinary(path, named, settings)
         # Twice as fast as from_pretrained, which reads and copies the whole vocabulary in Python.
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_file=str(path),
             added_tokens_decoder=more,
             clean_up_tokenization_spaces=False,  # it would take spaces out of decoded texts
-            **_special_tokens(settings),
+            **{name: token for name, token in named.items() if name not in ordinary},
             **{name: settings[name] for name in ("model_max_length", "padding_side") if settings.get(name)},
         )
     except Exception as error:  # the tokenizers library raises nothing more specific
@@ -104,8 +105,26 @@ def _from_json(folder: Path, settings: Mapping[str, Any]):
     if wrong:
         listed = ", ".join(f"{token!r} is declared as {i}, loaded as {got}" for token, (i, got) in wrong.items())
         raise ValueError(f"{folder}: tokenizer_config.json does not fit tokenizer.json: {listed}; download both again")
+    for role, token in ordinary.items():
+        setattr(tokenizer, role, token)
     tokenizer.chat_template = _chat_template(folder, settings)
     return tokenizer
+
+
+def _ordinary(path: Path, named: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
+    """The roles that are given to ordinary entries of tokenizer.json's vocabulary, such as padding to "!". Declared to
+    transformers with the others, such an entry would be cut out of every word that it is part of."""
+    from tokenizers import Tokenizer
+
+    declared = {entry["content"] for entry in settings.get("added_tokens_decoder", {}).values()}
+    roles = {role: named[role] for role in _ROLES if named.get(role, "") not in {"", *declared}}
+    if not roles:
+        return {}
+    backend = Tokenizer.from_file(str(path))
+    added = {str(token) for token in backend.get_added_tokens_decoder().values()}
+    return {
+        role: token for role, token in roles.items() if token not in added and backend.token_to_id(token) is not None
+    }
 
 
 def _declared(folder: Path, settings: Mapping[str, Any]) -> dict[int, Any]:

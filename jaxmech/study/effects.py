@@ -86,8 +86,17 @@ def of_families(of: Side, families: np.ndarray) -> Side:
 
 
 def expected(choices: Choices, values: Any) -> np.ndarray:
-    """Expected score [..., B] of choices [..., B, N], on the host: `Choices.expected` is another program per shape."""
-    return (softmax(np.asarray(choices.logprobs, np.float64), axis=-1) * np.asarray(values)).sum(-1)
+    """Expected score [..., B] of choices [..., B, N], on the host: `Choices.expected` is another program per shape.
+
+    Raises:
+      ValueError: answers that are no numbers.
+    """
+    g = (softmax(np.asarray(choices.logprobs, np.float64), axis=-1) * np.asarray(values)).sum(-1)
+    if len(wrong := np.argwhere(np.isnan(g))):
+        raise ValueError(
+            f"an intervention (point {wrong[0][0]}) gave NaN; check the model's weights and dtype, or intervene less"
+        )
+    return g
 
 
 def stack_selections(ctx: Context, sets: list[Pairs]) -> edits.Selection:

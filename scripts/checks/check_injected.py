@@ -342,7 +342,8 @@ def wiring_table(effects: Wired) -> list[Found]:
         100 * np.abs(a - b).max() for a, b in ((effects.wired[0], effects.cut[0]), (effects.wired, effects.by_hand))
     )
     told = ", ".join(f"{size:g}: {a:+.1f}/{b:+.1f}" for size, a, b in zip(SIZES, moved, predicted, strict=True))
-    name, grows = "r6 #0", bool(moved[-1] >= 5 and (np.diff(moved) >= 0).all())
+    grows = bool(moved[-1] >= 5 and (np.diff(moved) > -0.05).all())  # shut, it is not exactly 0
+    name = "r6 #0"
     return [
         Found(name, "wired, changes nothing until it is steered: ≤ .1 pp", f"{shut:.4f} pp", shut <= 0.1),
         Found(name, "wired and steered, moves more at every dose, ≥ 5 pp at the last (wired/by hand)", told, grows),

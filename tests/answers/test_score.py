@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 import jaxmech as jm
 import jaxmech.answers.trie as tries
 from jaxmech.answers import score
+from jaxmech.answers.prompts import make_prompts
 from jaxmech.answers.trie import build_tries
 from jaxmech.behavior.scoring import encode_table
 from jaxmech.interventions.edits import Replace, add_vector, at_last, everywhere
@@ -274,6 +275,15 @@ def test_positions_count_and_slots_do_not(lm, tokenizer):
     table = pd.DataFrame(asked)
     with pytest.raises(ValueError, match="^prompt 1: 24 tokens"):
         encode_table(model, table)
+
+
+def test_some_of_the_prompts_by_index_or_mask(lm):
+    prompts = make_prompts(lm, ["one $", "a kind man $"], ["1", "5"])
+    for rows in ([1], np.array([False, True]), jnp.array([1])):
+        np.testing.assert_array_equal(prompts.of(rows).tokens, prompts.tokens[1:])
+    for rows in ([0, 7], [-1], [True], [0.0]):
+        with pytest.raises(ValueError, match="^rows: expected"):
+            prompts.of(rows)
 
 
 def test_values_of_another_number_of_choices_are_named(lm):

@@ -123,6 +123,12 @@ def test_a_test_without_a_p_value_is_none():
             statistics.benjamini_hochberg([0.1, wrong])
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_mean_that_is_no_number_is_not_significant(wrong):
+    effect = statistics.mean_effect(np.array([wrong, 0.1, 0.2]))
+    assert not np.isfinite(effect.value) and np.isnan([effect.low, effect.high, effect.p]).all()
+
+
 def test_what_is_not_a_number_stays_none():
     high, low = np.array([[1.0, np.nan], [2.0, 3.0]]), np.array([[0.0, 0.0], [1.0, 0.0]])
     np.testing.assert_array_equal(statistics.auroc(high, low), [0.875, np.nan])

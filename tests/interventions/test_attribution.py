@@ -191,3 +191,10 @@ def test_arrays_of_other_layers_or_prompts_are_named(saes):
     for wrong in (jnp.zeros((4, 3, 32)), jnp.zeros((2, 3, 16)), jnp.zeros((2, 5, 32)), jnp.zeros((2, 32))):
         with pytest.raises(ValueError, match=r"gradient, base: expected \[L',B,D\] .* layers 1, 3, got"):
             attribution.attribute(saes, right, base=wrong)
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_values_of_another_number_of_prompts_are_named(lm, everywhere):
+    prompts = jm.make_prompts(lm, ["one $", "a man $"], ["1", "5"], prefixes=["kind $1\n", "kind $1\n"])
+    with pytest.raises(ValueError, match=r"values: expected \[N\] or \[B,N\] for 2 prompts, got \[7, 2\]"):
+        attribution.residual_gradient(lm.config, lm.params, prompts, jnp.ones((7, 2)), everywhere=everywhere)

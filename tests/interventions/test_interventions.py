@@ -225,6 +225,18 @@ def test_holding_a_set_at_base_takes_its_part_out(lm, saes, runs):
     by_hand = then_set(lm, saes, p, {"resid_post": (one_layer(lm, saes, [FIRST], donor.resid),)}, LATE, base.resid)
     np.testing.assert_allclose(without, score.score(lm.config, lm.params, p, edits=by_hand)[0].logprobs, atol=1e-4)
     assert np.abs(free - without).max() > 1e-3
+    with pytest.raises(ValueError, match=r"held: \(1, 12\) cannot be patched and held at once"):
+        effect(held=patched)
+
+
+@pytest.mark.parametrize("wrong", [np.inf, np.nan])
+def test_there_is_no_next_token_after_what_is_no_number(lm, tokens, wrong):
+    vectors = np.zeros((2, 4, 32), np.float32)
+    run = partial(steering.next_token, lm.config, lm.params, tokens, steering.AddVector(everywhere(4)), mask=None)
+    assert (np.asarray(run(vectors)) >= 0).all()
+    vectors[1, 3] = wrong
+    with pytest.raises(ValueError, match="point 1, row 0: the logits are NaN or infinite"):
+        run(vectors)
 
 
 def test_matched_sets_match_layers_and_avoid_the_selection(saes):
@@ -255,4 +267,5 @@ def test_dose_response_and_usable_range():
     d = steering.dose_response(alphas, 0.3 + 0.1 * alphas)
     assert d["slope"] == pytest.approx(0.1) and d["spearman"] == pytest.approx(1.0)
     assert d["isotonic_r2"] == pytest.approx(1.0) and d["asymmetry"] == pytest.approx(0.0, abs=1e-9)
+    assert np.isnan(list(steering.dose_response(alphas, np.array([0.1, 0.2, np.nan, 0.4, 0.5])).values())).all()
     assert steering.usable_range(alphas, np.array([0.0, np.inf, 0.0, 0.0, 0.0])) == (0.0, 2.0)

@@ -12,7 +12,7 @@ from jaxmech.interventions import screens
 from jaxmech.interventions.controls import matched_sets
 from jaxmech.interventions.edits import Replace, at_last, at_positions, select
 from jaxmech.interventions.patching import patch_edit
-from jaxmech.interventions.sweep import run_chunk
+from jaxmech.interventions.sweep import run_chunk, sweep
 from jaxmech.sae.collect import run_decision
 
 AMOUNTS = ["0", "1", "5", "10"]
@@ -88,6 +88,14 @@ def test_a_vector_one_layer_at_a_time():
     points = screens.each_layer_alone(vector)
     np.testing.assert_array_equal(points.sum(0), vector)
     np.testing.assert_array_equal(points[2, 2], vector[2])
+
+
+@pytest.mark.parametrize("place", [(99, 0), (0, 99), (-1, 0)])
+def test_a_place_that_does_not_exist_gives_nan(lm, prompts, place):
+    donor = jnp.zeros((L, 4, prompts.tokens.shape[1], D))
+    points = np.array([(0, 1), place], np.int32)
+    got = sweep(lm.config, lm.params, prompts, screens.ReplaceAt(donor), points).logprobs
+    assert np.isfinite(got[0]).all() and np.isnan(got[1]).all()
 
 
 def test_nothing_to_screen_is_said(lm, saes, prompts):

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from jaxmech.activations.stream import ActivationStream
+from jaxmech.answers.prompts import make_prompts
 from jaxmech.interventions.edits import Replace, add_vector, everywhere
-from jaxmech.interventions.steering import AddVector, language_cost, next_token
+from jaxmech.interventions.steering import AddVector, language_cost, next_token, steer
 from jaxmech.models import block, decoder
 from jaxmech.models.decoder import Tap, forward, init_params
 from jaxmech.models.generate import generate
+from jaxmech.sae.collect import run_decision
 from tests.conftest import tiny_config
 
 TIGHT = dict(rtol=2e-5, atol=2e-5)
@@ -191,6 +193,24 @@ def test_tokens_are_ids_of_the_vocabulary(lm, bad, message):
     ):
         with pytest.raises(ValueError, match=f"^tokens: .*{message}"):
             run(bad)
+
+
+@pytest.mark.parametrize("wrong", [99999, -1, -100])
+def test_traced_tokens_outside_the_vocabulary_give_nan(lm, wrong):
+    """Where they cannot be refused; the other rows are what they were."""
+    prompts = make_prompts(lm, ["a kind man $", "the mean man $"], ["1", "5"], prefixes=["kind $1\n", "mean $5\n"])
+    want = run_decision(lm.config, lm.params, prompts).choices.logprobs
+    for odd in (
+        prompts._replace(tokens=prompts.tokens.at[0, -1].set(wrong)),
+        prompts._replace(prefix=prompts.prefix._replace(tokens=prompts.prefix.tokens.at[0, -1].set(wrong))),
+    ):
+        vectors = np.zeros((1, lm.config.n_layers, lm.config.d_model), np.float32)
+        for got in (
+            run_decision(lm.config, lm.params, odd).choices.logprobs,
+            steer(lm.config, lm.params, odd, vectors).logprobs[0],
+        ):
+            assert np.isnan(got[0]).all()
+            np.testing.assert_allclose(got[1], want[1], atol=1e-5)
 
 
 def test_what_the_mask_leaves_out_may_hold_anything(lm, tokens):

@@ -156,6 +156,24 @@ def test_special_tokens_and_template_come_from_the_configuration(tmp_path):
     assert from_folder(tmp_path).chat_template == "other"  # a file wins, as in transformers
 
 
+@pytest.mark.parametrize("role", ["pad_token", "unk_token", "eos_token"])
+@pytest.mark.parametrize("again", [False, True], ids=["read", "saved and read"])
+def test_a_role_given_to_an_ordinary_token_cuts_it_out_of_no_word(role, again, tmp_path):
+    reference = byte_level()
+    text = max(TEXTS, key=lambda text: sum(len(token) > 1 for token in reference.encode(text).tokens))
+    longest = max(reference.encode(text).tokens, key=len)
+    named = longest[1]  # a letter of its own in the vocabulary, and part of this token
+    assert reference.token_to_id(named) is not None
+    tokenizer = from_folder(write(tmp_path / "model", reference, {role: named}))
+    if again:
+        save(tokenizer, tmp_path)
+        tokenizer = load_saved(tmp_path)
+    assert getattr(tokenizer, role) == named and len(tokenizer) == reference.get_vocab_size()
+    assert getattr(tokenizer, f"{role}_id") == reference.token_to_id(named)
+    for asked in TEXTS:
+        assert tokenizer(asked).input_ids == reference.encode(asked).ids
+
+
 def test_tokens_that_only_the_configuration_declares(tmp_path):
     backend = byte_level()
     size = backend.get_vocab_size()

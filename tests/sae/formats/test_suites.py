@@ -2,6 +2,7 @@
 
 import json
 from fnmatch import fnmatch
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -237,3 +238,32 @@ def test_without_the_hub_the_cache_answers(offline):
     assert hub.fetch("some-org/some", ["layer_1/*"]) == folder
     sae = load_sae("some-org/some", site="resid_post")
     assert sae.config.source == f"some-org/some/layer_1@{COMMIT[:12]}"
+
+
+def test_without_the_hub_what_was_never_fetched_is_missed(offline):
+    """The hub listed two layers once, and one was fetched: all of them are not that one."""
+    repo = offline / "models--some-org--some"
+    folder = repo / "snapshots" / COMMIT
+    (folder / "layer_9").mkdir(parents=True)
+    npz()(folder / "layer_9" / "params.npz")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+    (repo / ".jaxmech").mkdir()
+    (repo / ".jaxmech" / COMMIT).write_text("layer_10/params.npz\nlayer_9/params.npz")
+    assert load_saes("some-org/some", layers=[9], site="resid_post").config.layers == (9,)
+    with pytest.raises(ValueError, match="layer_10"):
+        load_saes("some-org/some", site="resid_post")
+
+
+def test_what_the_hub_lists_is_kept(offline, monkeypatch):
+    class Hub:
+        def repo_info(self, repo, revision=None):
+            return SimpleNamespace(sha=COMMIT)
+
+        def list_repo_files(self, repo, revision=None):
+            return ["b/c.npz", "a.json"]
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    assert hub.list_files("some-org/some") == ["a.json", "b/c.npz"]
+    kept = offline / "models--some-org--some" / ".jaxmech" / COMMIT
+    assert kept.read_text() == "a.json\nb/c.npz"
