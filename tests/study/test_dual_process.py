@@ -35,6 +35,7 @@ def context(word_lm, saes):
         lm=word_lm, saes=saes, selected=selected,
         config=SimpleNamespace(batch=16, seed=0, dual_process=SimpleNamespace(items=2, cut=0.3)),
     )  # fmt: skip
+    out.room = lambda *sets: Context.room(out, *sets)
     out.selection = lambda features=None: Context.selection(out, features)
     return out
 
