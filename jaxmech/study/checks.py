@@ -53,6 +53,9 @@ def check_study(config: StudyConfig, until: str | None = None) -> None:
     if "text" in stages:
         with renamed({"path": "text.file", "text": "text.file, text.dataset"}):
             require_source(config.text.file, config.text.dataset)
+    if "transfer" in stages and config.behavior == "altruism":
+        with renamed({"families": "transfer.families", "names": "transfer.tasks"}):
+            games(config.transfer.families, None, names=config.transfer.tasks, seed=config.seed)
     own = None if config.behavior == "altruism" else _own_behavior(config)
     if config.dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {config.dtype!r}")
