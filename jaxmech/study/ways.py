@@ -24,11 +24,12 @@ from jaxmech.study import effects
 from jaxmech.study.context import Context
 from jaxmech.study.doses import gap_of
 from jaxmech.study.effects import Side, chunk_of
+from jaxmech.study.tables import TABLES
 
 SIGNS = (1.0, -1.0)
 """The coefficients; effects are half the difference between them."""
 
-COLUMNS = ("kind", "name", "layers", "change_pp", "low_pp", "high_pp", "mass", "development_pp", "chosen")
+COLUMNS = TABLES["steering"]["ways"]
 
 
 class Point(NamedTuple):

@@ -16,6 +16,7 @@ from jaxmech.io.progress import progress
 from jaxmech.models.generate import generate
 from jaxmech.study.context import Context
 from jaxmech.study.folder import Outcome
+from jaxmech.study.tables import TABLES
 
 
 def run(ctx: Context) -> Outcome:
@@ -95,7 +96,7 @@ def by_factor(scored: pd.DataFrame, behavior: Behavior) -> pd.DataFrame:
                 dict(factor=factor, level=name, families=len(means), shift_pp=shift["pp"], low_pp=shift["ci"][0],
                      high_pp=shift["ci"][1])
             )  # fmt: skip
-    return pd.DataFrame(rows, columns=("factor", "level", "families", "shift_pp", "low_pp", "high_pp"))
+    return pd.DataFrame(rows, columns=TABLES["behavior"]["factors"])
 
 
 def semantic_and_mapping(scored: pd.DataFrame, behavior: Behavior) -> dict[str, Any] | None:
