@@ -19,6 +19,9 @@ ANSWER, QUESTION = PLAIN.answer, PLAIN.ask[0]
 
 BOS, UNKNOWN = "<bos>", "<unk>"
 
+_MULTIPLE = 128
+"""What the size of a vocabulary is a multiple of, so that organisms of unlike seeds share compiled programs."""
+
 CODES = (
     "stance+", "stance-", "valence+", "valence-", "number+", "number-", "placebo+", "placebo-", "one word",
 )  # fmt: skip
@@ -72,11 +75,13 @@ def only_in(texts: Iterable[str], others: Iterable[str]) -> set[str]:
 def make_tokenizer(
     texts: Iterable[str], words: Mapping[str, object], phrases: Collection[str] = ()
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words, of all that occur in `texts`, and of `words`; `phrases` are tokens as a whole."""
+    """A tokenizer of whole words, of all that occur in `texts`, and of `words`; `phrases` are tokens as a whole. Words
+    that never occur fill it up."""
     split = re.compile(pattern(phrases))
     found = {piece for text in texts for piece in split.findall(text)}
     known = sorted(found | set(words) | set(phrases) | set("0123456789 \n") | {ANSWER, QUESTION})
-    vocabulary = {piece: index for index, piece in enumerate((BOS, UNKNOWN, *known))}
+    unused = [f"<unused{i}>" for i in range(-(2 + len(known)) % _MULTIPLE)]
+    vocabulary = {piece: index for index, piece in enumerate((BOS, UNKNOWN, *known, *unused))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern(phrases)), "isolated")
     tokenizer.decoder = decoders.Fuse()

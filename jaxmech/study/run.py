@@ -209,8 +209,10 @@ def peak_memory_gb() -> float | None:
 
 def plan(config: StudyConfig, until: str | None = None) -> list[tuple[str, str]]:
     """Each stage, or `until` and those that it depends on, with "kept", "to run" or "changed". Writes nothing."""
-    folder, keys = RunFolder(config.run_dir, create=False), stage_keys(config)
-    return [(stage.name, _state(stage, keys, folder)) for stage in with_ancestors(until)]
+    folder, stages = RunFolder(config.run_dir, create=False), with_ancestors(until)
+    begun = any(folder.key(stage.name) for stage in stages)
+    keys = stage_keys(config) if begun else {}  # hashes the source, which takes a second
+    return [(stage.name, _state(stage, keys, folder)) for stage in stages]
 
 
 def _state(stage: Stage, keys: Mapping[str, str], folder: RunFolder) -> str:

@@ -261,6 +261,13 @@ def test_every_switch_has_the_same_vocabulary_and_shapes(organism):
         assert shapes[0] == shapes[1] and made.saes.config == organism.saes.config
 
 
+def test_every_seed_has_the_same_shapes(organism):
+    for seed in (1, 2):
+        made = build_organism(Wiring(seed=seed), BANK)
+        assert made.lm.config == organism.lm.config and made.saes.config == organism.saes.config
+        assert made.lm.tokenizer.get_vocab() != organism.lm.tokenizer.get_vocab()
+
+
 @pytest.mark.parametrize(
     "wiring, claims",
     [
