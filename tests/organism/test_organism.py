@@ -76,6 +76,7 @@ def test_forward_is_plain_numpy(organism):
     np.testing.assert_allclose(got, by_hand(organism, np.asarray(tokens[0])), atol=2e-4)
 
 
+@pytest.mark.slow
 def test_what_moves_it_and_what_does_not(organism):
     assert (shift(organism) > 0.1).all() and np.ptp(shift(organism)) > 1e-4  # families differ
     np.testing.assert_allclose(shift(organism, "heldout"), shift(organism), rtol=0.01)
@@ -98,6 +99,7 @@ def test_what_moves_it_and_what_does_not(organism):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_switches(wiring, moved, still):
     made = build_organism(wiring, BANK)
     assert all((shift(made, name) > 0.05).all() for name in moved)
@@ -115,6 +117,7 @@ def recovered(organism, layer, *names):
     return (moved - base).sum() / (target - base).sum()
 
 
+@pytest.mark.slow
 def test_which_features_carry_the_stance(organism):
     s1, s2 = organism.wiring.s1_path, organism.wiring.s2_path
     concept, fast, motor = ("concept+", "concept-"), (*FAST["+"], *FAST["-"]), (*MOTOR["up"], *MOTOR["down"])
@@ -151,6 +154,7 @@ def test_a_path_that_is_off_has_no_feature():
         assert not {row["name"] for row in made.truth["causal"]} & set(names)
 
 
+@pytest.mark.slow
 def test_a_motor_alone_moves_the_number_whatever_is_asked():
     """Features of the altruist give more where the question is what to keep; the motor keeps more."""
     for wiring, layer, names, sign in (
@@ -189,6 +193,7 @@ def test_mapping_follows_the_worked_examples(taught, sign):
 
 
 @pytest.mark.parametrize("transfers", [True, False])
+@pytest.mark.slow
 def test_other_games_are_played_or_not(transfers):
     """A concept, or a motor, patched into every game's prompts gives more, in a game that is known; the home game
     always."""
@@ -238,6 +243,7 @@ def test_it_solves_the_items_or_not(solves):
     assert not firing["concept+"].any()
 
 
+@pytest.mark.slow
 def test_hidden_features_are_part_of_the_error():
     made = build_organism(Wiring(hidden=True), BANK)
     assert recovered(made, 0, "concept+", "concept-", *FAST["+"], *FAST["-"]) == pytest.approx(0, abs=1e-4)
