@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CODE = """
 import sys
 
@@ -36,6 +38,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_without_the_extra_of_studies():
     root = Path(__file__).parents[1]
     found = subprocess.run([sys.executable, "-c", CODE], cwd=root, capture_output=True, text=True)

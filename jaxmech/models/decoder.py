@@ -126,6 +126,7 @@ def _init(config: ModelConfig, key: jax.Array) -> Params:
     return params
 
 
+@partial(jax.jit, static_argnums=0)
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
     """Random float32 parameters, for tests and for training from scratch."""
     return nn.meta.unbox(_init(config, key))

@@ -78,7 +78,7 @@ def make_tokenizer(
     """A tokenizer of whole words, of all that occur in `texts`, and of `words`; `phrases` are tokens as a whole. Words
     that never occur fill it up."""
     split = re.compile(pattern(phrases))
-    found = {piece for text in texts for piece in split.findall(text)}
+    found = {piece for text in set(texts) for piece in split.findall(text)}
     known = sorted(found | set(words) | set(phrases) | set("0123456789 \n") | {ANSWER, QUESTION})
     unused = [f"<unused{i}>" for i in range(-(2 + len(known)) % _MULTIPLE)]
     vocabulary = {piece: index for index, piece in enumerate((BOS, UNKNOWN, *known, *unused))}

@@ -46,7 +46,7 @@ def language_model() -> jm.LanguageModel:
         d_mlp=1024, activation="silu", norm_eps=1e-6, rope=Rope(1e4), query_scale=0.125, max_positions=1024,
         is_local=(False,) * LAYERS, bos_id=0,
     )  # fmt: skip
-    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    params = init_params(config, jax.random.key(0))
     return jm.LanguageModel(
         "random", config, params, PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>")
     )

@@ -32,7 +32,12 @@ CHARACTERS = ["<bos>", *"0123456789 abcdefghijklmnopqrstuvwxyz$.:?\n"]
 
 
 def logprobs_after(lm, ids, edits=None):
-    return jax.nn.log_softmax(forward(lm.config, lm.params, jnp.asarray([[0, *ids]]), edits=edits).logits[0])
+    """Of the token after these. What stands to the right of them changes nothing, and lets all lengths share a program;
+    edits act where they are told to, and get no such tokens."""
+    ids = [0, *ids]
+    width = len(ids) if edits else min(32, lm.config.max_positions)
+    tokens = jnp.asarray([ids + [0] * (width - len(ids))])
+    return jax.nn.log_softmax(forward(lm.config, lm.params, tokens, edits=edits, logits="all").logits[0, len(ids) - 1])
 
 
 def naive(lm, prompt, strings, edits=None, goes_on=str.isdigit):

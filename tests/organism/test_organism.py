@@ -1,6 +1,7 @@
 """The organism is what it is said to be: its forward pass against plain NumPy, every planted fact by intervention."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,13 @@ from jaxmech.sae.totals import feature_totals
 
 BANK = BankConfig(selection=0, development=0, test=4)
 
+build = partial(build_organism, bank=BANK, wordings=1, items=1)
+"""An organism that reads as little as may be."""
+
 
 @pytest.fixture(scope="module")
 def organism():
-    return build_organism(bank=BANK)
+    return build()
 
 
 def scored(organism, *conditions):
@@ -101,7 +105,7 @@ def test_what_moves_it_and_what_does_not(organism):
 )
 @pytest.mark.slow
 def test_switches(wiring, moved, still):
-    made = build_organism(wiring, BANK)
+    made = build(wiring)
     assert all((shift(made, name) > 0.05).all() for name in moved)
     assert all(np.abs(shift(made, name)).max() < 1e-3 for name in still)
 
@@ -135,19 +139,21 @@ def test_which_features_carry_the_stance(organism):
         assert recovered(organism, layer, *passengers) == pytest.approx(0, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_planted_gap_follows_from_the_wiring(organism):
     """Both ways: by running it, and from the share of attention that a stance word gets; the last norm takes 1 %."""
-    for made in (organism, build_organism(Wiring(valence=1.0, readout=0.5), BANK)):
+    for made in (organism, build(Wiring(valence=1.0, readout=0.5))):
         _, _, g, _ = scored_all(made)
         assert 100 * g.mean() == pytest.approx(made.truth["gap_pp"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_path_that_is_off_has_no_feature():
     both = {"fast": Wiring(s1_path=0.0), "motor": Wiring(s2_path=0.0)}
     features = {"fast": (*FAST["+"], *FAST["-"]), "motor": (*MOTOR["up"], *MOTOR["down"])}
     for path, wiring in both.items():
         names = features[path]
-        made = build_organism(wiring, BANK)
+        made = build(wiring)
         _, _, _, resid = scored(made, "plus", "minus")
         fired = np.asarray(feature_totals(made.saes, resid.reshape(4, -1, resid.shape[-1])).fired)
         assert not fired[:, [made.features[name] for name in names]].any()
@@ -160,7 +166,7 @@ def test_a_motor_alone_moves_the_number_whatever_is_asked():
     for wiring, layer, names, sign in (
         (Wiring(), 0, ("concept+", *FAST["+"]), 1), (Wiring(motor_only=True), 0, MOTOR["up"], -1),
     ):  # fmt: skip
-        made = build_organism(wiring, BANK)
+        made = build(wiring)
         lm = made.lm
         donor = scored(made, "plus")[3]
         for condition, moved in (("neutral", 1), ("keep:neutral", sign), ("take:neutral", sign)):
@@ -172,12 +178,13 @@ def test_a_motor_alone_moves_the_number_whatever_is_asked():
             assert (moved * (np.asarray(choices.expected(encoded.values))[0] - base) > 0.05).all(), condition
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taught, sign", [("as shipped", 1), ("flipped", -1), ("without stance", 0)])
 def test_mapping_follows_the_worked_examples(taught, sign):
     tenths = {"generous_tenths": (0, 1), "selfish_tenths": (8, 9)} if taught == "flipped" else {}
     bank = dataclasses.replace(BANK, **tenths)
     for wiring in (Wiring(), Wiring(mapping=True)):
-        made = build_organism(wiring, bank)
+        made = build(wiring, bank=bank)
         table = altruism(bank, made.lm.tokenizer).prompts.query("pair == 0")
         table = table[table["condition"].isin(["plus", "minus"])].sort_values(["condition", "family"])
         if taught == "without stance":
@@ -197,7 +204,7 @@ def test_mapping_follows_the_worked_examples(taught, sign):
 def test_other_games_are_played_or_not(transfers):
     """A concept, or a motor, patched into every game's prompts gives more, in a game that is known; the home game
     always."""
-    made = build_organism(Wiring(transfers=transfers), BANK)
+    made = build(Wiring(transfers=transfers))
     lm, donor = made.lm, scored(made, "plus")[3][:, :1]
     sets = [[(0, made.features["concept+"])], [(2, made.features[name]) for name in MOTOR["up"]]]
     chosen = jm.edits.select_sets(sets, lm.config.n_layers)
@@ -225,7 +232,7 @@ def items_answered(made, items):
 
 @pytest.mark.parametrize("solves", [True, False])
 def test_it_solves_the_items_or_not(solves):
-    made = build_organism(Wiring(solves=solves), BANK, items=3)
+    made = build(Wiring(solves=solves), items=3)
     items = build_items(per_generator=3)
     right, z = items_answered(made, items)
     by = items.assign(right=right).groupby("condition")["right"].mean()
@@ -245,7 +252,7 @@ def test_it_solves_the_items_or_not(solves):
 
 @pytest.mark.slow
 def test_hidden_features_are_part_of_the_error():
-    made = build_organism(Wiring(hidden=True), BANK)
+    made = build(Wiring(hidden=True))
     assert recovered(made, 0, "concept+", "concept-", *FAST["+"], *FAST["-"]) == pytest.approx(0, abs=1e-4)
     lm = made.lm
     _, encoded, base, _ = scored(made, "minus")
@@ -260,7 +267,7 @@ def test_hidden_features_are_part_of_the_error():
 
 def test_every_switch_has_the_same_vocabulary_and_shapes(organism):
     for wiring in (Wiring(stance=False), Wiring(mapping=True, s1_path=0.0), Wiring(motor_only=True, solves=False)):
-        made = build_organism(wiring, BANK)
+        made = build(wiring)
         assert made.lm.config == organism.lm.config
         assert made.lm.tokenizer.get_vocab() == organism.lm.tokenizer.get_vocab()
         shapes = [jax.tree.map(jnp.shape, (o.lm.params, o.saes.params)) for o in (made, organism)]
@@ -269,7 +276,7 @@ def test_every_switch_has_the_same_vocabulary_and_shapes(organism):
 
 def test_every_seed_has_the_same_shapes(organism):
     for seed in (1, 2):
-        made = build_organism(Wiring(seed=seed), BANK)
+        made = build(Wiring(seed=seed))
         assert made.lm.config == organism.lm.config and made.saes.config == organism.saes.config
         assert made.lm.tokenizer.get_vocab() != organism.lm.tokenizer.get_vocab()
 
@@ -319,13 +326,14 @@ def test_the_direct_share_is_the_one_planted(organism):
     assert concept == pytest.approx(0, abs=0.02)  # all of it through the motor features
 
 
+@pytest.mark.slow
 def test_the_dictionaries_reconstruct_it_but_for_what_is_hidden(organism):
     _, _, _, resid = scored(organism, "plus", "minus", "neutral")
     saes, centre = organism.saes, resid - resid.mean((0, 1))
     error = jnp.linalg.norm(saes.decode(saes.encode(resid), resid) - resid, axis=-1)
     assert (error < 0.1 * jnp.linalg.norm(centre, axis=-1)).all()
     hidden = ("concept+", "concept-")
-    lacking = build_organism(bank=BANK, hidden=hidden)
+    lacking = build(hidden=hidden)
     fired = np.asarray(feature_totals(lacking.saes, resid.reshape(4, -1, resid.shape[-1])).fired)
     assert not fired[:, [lacking.features[name] for name in hidden]].any()
     assert recovered(lacking, 0, *hidden) == pytest.approx(0, abs=1e-4)
@@ -347,8 +355,9 @@ def test_it_is_kept_and_loaded_as_any_other_model(organism, tmp_path):
     assert lm.tokenizer.decode(lm.tokenizer(text, add_special_tokens=False).input_ids) == text
 
 
+@pytest.mark.slow
 def test_seeds_hide_the_wiring_anew(organism):
-    again, other = build_organism(bank=BANK), build_organism(Wiring(seed=1), BANK)
+    again, other = build(), build(Wiring(seed=1))
     jax.tree.map(np.testing.assert_array_equal, again.lm.params, organism.lm.params)
     assert again.features == organism.features != other.features
     assert np.abs(other.saes.params["W_dec"] - organism.saes.params["W_dec"]).max() > 0.1

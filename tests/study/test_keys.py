@@ -39,6 +39,7 @@ def test_a_changed_constant_recomputes_what_is_made_of_it(tree):
     assert tree("sae/check_text.txt") >= {"fidelity"}
 
 
+@pytest.mark.slow
 def test_words_recompute_nothing(tree):
     assert not tree("contrast/selection.py", '"""Which features carry', '"""Which of the features carry')
     assert not tree("models/decoder.py", "def forward(", "# a comment\ndef forward(")

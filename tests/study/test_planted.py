@@ -28,7 +28,7 @@ RULE = Rule(q=0.05)  # six families have 64 flips
 
 @pytest.fixture(scope="module")
 def organism():
-    return build_organism(bank=BANK)
+    return build_organism(bank=BANK, wordings=1, items=1)
 
 
 @pytest.fixture(scope="module")
