@@ -76,6 +76,7 @@ def run(
     settings = _study(config, overrides)
     _check(settings, until)
     from jaxmech.report import show, write_report
+    from jaxmech.study.demo import check_instrument
     from jaxmech.study.run import run_study
 
     options = ["--until", until] if until else []
@@ -83,6 +84,8 @@ def run(
         if until:
             print(run_study(settings, until=until))
         else:
+            if settings.instrument:
+                check_instrument(settings, report=write_report)
             show(run_study(settings, report=write_report))
 
 

@@ -46,7 +46,7 @@ class Choices(NamedTuple):
     @property
     def probs(self) -> jax.Array:
         """[B,N], summing to one over the choices."""
-        return jax.nn.softmax(self.logprobs, axis=-1)
+        return _probs(self.logprobs)
 
     @property
     def mass(self) -> jax.Array:
@@ -64,6 +64,11 @@ class Choices(NamedTuple):
         if given[-1:] != shape[-1:] or given[:-1] not in ((), shape[:-1], shape[-2:-1]):
             raise ValueError(f"values: expected [N] or [B,N] for choices {list(shape)}, got shape {list(given)}")
         return _expected(self.logprobs, values)
+
+
+@jax.jit
+def _probs(logprobs: Array) -> jax.Array:
+    return jax.nn.softmax(logprobs, axis=-1)
 
 
 @jax.jit
@@ -216,7 +221,7 @@ def cache_prefix(
     share it, unless edits tell these apart.
 
     Args:
-      batch: prefixes per pass, all by default; edits that tell prompts apart need all in one.
+      batch: prefixes per pass, all by default; edits that tell prompts apart need all in one, and so does `jax.jit`.
     """
     if prompts.prefix is None:
         return prompts
@@ -227,19 +232,24 @@ def cache_prefix(
     if batch is None:
         cache = run(prefix.tokens, mask=prefix.mask, edits=acting).cache
     else:
-        parts, count = [], len(prefix.tokens)
-        for start in range(0, count, batch):
-            rows = np.minimum(np.arange(start, start + batch), count - 1)  # filled up: one program for all
-            part = run(prefix.tokens[rows], mask=prefix.mask[rows], edits=acting).cache
-            real = np.arange(min(batch, count - start))
-            parts.append(jax.tree.map(lambda axis, leaf, real=real: jnp.take(leaf, real, axis), _ROWS, part))
-        cache = jax.tree.map(lambda axis, *leaves: jnp.concatenate(leaves, axis), _ROWS, *parts)
+        tokens, mask, parts = np.asarray(prefix.tokens), np.asarray(prefix.mask), []
+        for start in range(0, len(tokens), batch):
+            rows = np.minimum(np.arange(start, start + batch), len(tokens) - 1)  # filled up: one program for all
+            parts.append(run(jnp.asarray(tokens[rows]), mask=jnp.asarray(mask[rows]), edits=acting).cache)
+        cache = _joined(parts, len(tokens))
     assert cache is not None
     return prompts._replace(prefix=None, cache=(cache._replace(rows=prefix.rows),))
 
 
 _ROWS = KV._make((1, 1, 0, 0, None))
 """The row axis of each of a cache's arrays."""
+
+
+@partial(jax.jit, static_argnums=1)
+def _joined(parts: list[KV], count: int) -> KV:
+    """The first `count` rows of all parts."""
+    join = lambda axis, *leaves: jax.lax.slice_in_dim(jnp.concatenate(leaves, axis), 0, count, axis=axis)  # noqa: E731
+    return jax.tree.map(join, _ROWS, *parts)
 
 
 def cache_before(config: ModelConfig, params: Params, prompts: Prompts, position: int) -> Prompts:

@@ -68,7 +68,7 @@ def encode_table(lm: LanguageModel, table: pd.DataFrame, *, batch: int | None = 
 def take(encoded: Encoded, rows: Sequence[int] | np.ndarray) -> tuple[Prompts, jax.Array]:
     """The prompts of some rows, which share the caches of all prefixes, and their values [B,C]."""
     rows = np.asarray(rows)
-    return encoded.prompts.of(rows), encoded.values[rows]
+    return encoded.prompts.of(rows), jnp.asarray(np.asarray(encoded.values)[rows])
 
 
 @partial(jax.jit, static_argnums=0)

@@ -103,6 +103,7 @@ def _achieved(matched: AddMatched, selections: edits.Selection) -> jax.Array:
     return jax.lax.map(share, selections)
 
 
+@jax.jit
 def with_norm(vector: Array, norm: Array | float) -> jax.Array:
     """Vectors [...,D] with the norm [...], or what broadcasts to it; zeros stay zeros."""
     length = jnp.linalg.norm(vector, axis=-1, keepdims=True)
@@ -157,6 +158,7 @@ def matched_sets(
     return out
 
 
+@partial(jax.jit, static_argnames="count")
 def random_directions(like: Array, *, count: int, key: jax.Array) -> jax.Array:
     """[count,L,D] Gaussian directions with the norm of `like` [L,D] at every layer."""
     noise = jax.random.normal(key, (count, *like.shape))

@@ -99,12 +99,11 @@ def sweep(
         size = math.ceil(total / math.ceil(total / most))  # as few chunks, and as little padding
     if mesh is not None:
         size = math.ceil(size / mesh.shape["data"]) * mesh.shape["data"]
-    order, layer, pieces = np.argsort(entry, kind="stable"), 0, []
+    order, layer, pieces = np.argsort(entry, kind="stable"), np.zeros((), entry.dtype), []
     for slots, keep in _chunks(total, size):
         rows = order[slots]
         shared, layer = _run_to(config, params, shared, layer, entry[rows[0]]), entry[rows[0]]
-        # Strongly typed: an array made from Python numbers is weakly typed, and would be another program.
-        part = jax.tree.map(lambda a, rows=rows: jax.lax.convert_element_type(a[rows], a.dtype), points)
+        part = _some(points, rows)
         part = part if mesh is None else shard_batch(mesh, part)
         pieces.append(np.asarray(run_chunk(config, params, shared, layer, build, part))[:keep])
         if advance is not None:
@@ -225,6 +224,12 @@ def prepare(config: ModelConfig, params: Params, prompts: Prompts, cut: int | No
     rows = prefix.rows if parts and prefix is not None else None
     last = Part(embed(config, params, tokens, positions, mask), positions, mask, within, prompts.cache, rows)
     return Shared((*parts, last), prompts.trie, cut or 0)
+
+
+@jax.jit
+def _some(points: Any, rows: jax.Array) -> Any:
+    """Strongly typed: an array made from Python numbers is weakly typed, and would be another program."""
+    return jax.tree.map(lambda a: jax.lax.convert_element_type(a[rows], a.dtype), points)
 
 
 @partial(jax.jit, static_argnums=0)

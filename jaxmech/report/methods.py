@@ -11,7 +11,10 @@ from jaxmech.report.blocks import (
     Text,
 )
 from jaxmech.report.formats import number
+from jaxmech.study.demo import count_right
 from jaxmech.study.folder import RunFolder
+
+MARKS = {True: "✓", False: "✗"}
 
 
 def section(
@@ -23,6 +26,7 @@ def section(
         [name, number(record["seconds"], 1), number(record.get("peak_gb"), 2), str(record["key"])]
         for name, record in manifest["stages"].items()
     ]
+    instrument = instrument_table(manifest.get("instrument") or {})
     packages = [[name, str(version)] for name, version in environment["packages"].items()]
     packages = [
         ["python", environment["python"]],
@@ -35,6 +39,7 @@ def section(
     settings = [[key, written(value)] for key, value in settings_of(used)]
     blocks: list[Any] = [
         Text(statement),
+        *([instrument] if instrument else []),
         Table("Every parameter of the study.", ("parameter", "value"), settings, folded=True),
     ]
     blocks.append(
@@ -49,6 +54,23 @@ def section(
     total = sum(record["seconds"] for record in manifest["stages"].values())
     lead = f"Study {manifest['study']}: {number(total, 0)} seconds of computation, seed {manifest['config']['seed']}."
     return Section("methods", "Methods", lead, blocks)
+
+
+def instrument_table(scores: Mapping[str, Any]) -> Table | None:
+    """What the same study said of models whose truth is known, before this one."""
+    if not scores:
+        return None
+    rows = [
+        [name, claim.replace("_", " "), answer["said"], answer["true"], MARKS[answer["said"] == answer["true"]]]
+        for name, score in scores.items()
+        for claim, answer in score["claims"].items()
+    ]
+    right, _ = count_right(scores)
+    caption = (
+        "The instrument: the same study on small models whose altruism is wired by hand, run before this one. "
+        f"{right} of {len(rows)} answers are right."
+    )
+    return Table(caption, ("model", "claim", "said", "true", ""), rows)
 
 
 def written(value: Any) -> str:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from jaxmech.report.methods import instrument_table
 from jaxmech.report.verdict import STAGES, ClaimCard, cards
 from jaxmech.study.folder import RunFolder, read_json
 
@@ -39,7 +40,9 @@ def show(path: str | Path, console: Console | None = None) -> None:
         raise ValueError(f"{path} holds no finished run (no manifest.json); start it with: jaxmech run CONFIG")
     folder = RunFolder(path)
     results = {stage: folder.results(stage) for stage in STAGES}
-    config = read_json(path / "manifest.json")["config"]
+    manifest = read_json(path / "manifest.json")
     console.print()
-    print_summary(cards(results, config), console)
+    print_summary(cards(results, manifest["config"]), console)
+    if instrument := instrument_table(manifest.get("instrument") or {}):
+        console.print(instrument.caption)
     console.print(Text.assemble("Report: ", (str(path / "report.html"), "bold")), soft_wrap=True)

@@ -140,13 +140,19 @@ class _Seen(NamedTuple):
 
     def activations(self, site: str, layers: Sequence[int], skip_first: int) -> jax.Array:
         """[S,n,D]."""
-        return self.taps[site][np.asarray(layers)][:, self.kept(skip_first)].astype(jnp.float32)
+        return _picked(self.taps[site], np.asarray(layers), *np.nonzero(self.kept(skip_first)))
 
     def pair(self, config: SAEConfig, *, layers=None, skip_first=None) -> tuple[jax.Array, jax.Array]:
         """Inputs and targets of dictionaries, [S,n,D] each."""
         layers = config.layers if layers is None else layers
         skip_first = config.skip_first if skip_first is None else skip_first
         return self.activations(config.site, layers, skip_first), self.activations(config.site_out, layers, skip_first)
+
+
+@jax.jit
+def _picked(tap: jax.Array, layers: jax.Array, rows: jax.Array, tokens: jax.Array) -> jax.Array:
+    """[S,n,D] of n tokens."""
+    return tap[layers[:, None], rows, tokens].astype(jnp.float32)
 
 
 def _read(lm: LanguageModel, text: Tokens, sites) -> _Seen:

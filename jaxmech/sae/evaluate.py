@@ -281,6 +281,7 @@ def _spliced(sae: SAE, x, target, kept):
     return target.at[:, kept].set(sae.as_stack()(x[:, kept]))
 
 
+@jax.jit
 def _cross_entropy(logits, tokens, scored):
     """Summed over the scored predictions."""
     right = jnp.take_along_axis(logits, jnp.roll(tokens, -1, axis=1)[..., None], axis=-1)[..., 0]

@@ -24,6 +24,7 @@ from jaxmech.models.outline import Outline, outline
 from jaxmech.sae.formats import load_sae, places
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.context import open_behavior
+from jaxmech.study.demo import require_switches
 from jaxmech.study.organisms import with_organism
 from jaxmech.study.run import plan
 from jaxmech.study.stages.dictionaries import require_fit
@@ -42,6 +43,7 @@ def check_study(config: StudyConfig, until: str | None = None) -> None:
     stages = {name for name, state in plan(config, until) if state != "kept"}
     if not stages:
         return
+    require_switches(config.instrument)
     config = with_organism(config)
     _check_folder(config.run_dir)
     if "dual_process" in stages:

@@ -239,7 +239,8 @@ class TransferSettings(Checked):
 class StudyConfig(Checked):
     """Every parameter of a study, in sections; in Python a section may be a dictionary.
 
-    `configs/quickstart.yaml` explains most. behavior: "altruism", whose prompts `bank` builds; a file of prompts, or
+    `configs/quickstart.yaml` explains most. instrument: names of `demo.SWITCHES`, models whose truth is known, which
+    `jaxmech run` studies first. behavior: "altruism", whose prompts `bank` builds; a file of prompts, or
     `module:function`, see `jaxmech.behavior.read`, whose words are in `words`.
     """
 
@@ -248,6 +249,7 @@ class StudyConfig(Checked):
     dtype: str = "float32"
     seed: int = 0
     batch: int = 16
+    instrument: list[str] = dataclasses.field(default_factory=list)
     behavior: str = "altruism"
     words: StudyWords = StudyWords()
     bank: BankConfig = _BANK

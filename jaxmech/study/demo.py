@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from jaxmech.study.config import StudyConfig
+from jaxmech.io.progress import console
+from jaxmech.study.config import StudyConfig, load_config
 from jaxmech.study.effects import pairs_of
 from jaxmech.study.folder import RunFolder, read_json, write_json
 from jaxmech.study.organisms import organism_of
-from jaxmech.study.run import run_study
+from jaxmech.study.run import INSTRUMENT, run_study
 
 SWITCHES: dict[str, str] = {
     "altruist": "",
@@ -51,6 +52,7 @@ def run_demo(
     """
     scores = {}
     for name, switch in switches.items():
+        console().print(f"organism: {name}", highlight=False)
         folder = Path(config.run_dir) / name.replace(" ", "_")
         study = dataclasses.replace(config, model=f"organism:{switch}".rstrip(":"), run_dir=str(folder))
         run_study(study, report=report)
@@ -58,6 +60,43 @@ def run_demo(
         scores[name] = score_run(study, RunFolder(folder, create=False), results)
         write_json(folder / "results.json", results | {"truth": scores[name]})
     return scores
+
+
+def check_instrument(config: StudyConfig, *, report: Callable[..., Path] | None = None) -> dict[str, dict[str, Any]]:
+    """Runs the study on the organisms that `config.instrument` names, with the study's seed, in its run folder.
+
+    What it said of them goes into the folder's `instrument.json`, and from there into the study's results and page.
+
+    Args:
+      report: as `run_study` takes it.
+
+    Returns:
+      As `run_demo`.
+
+    Raises:
+      ValueError: an organism that does not exist, or from a study.
+    """
+    require_switches(config.instrument)
+    folder = Path(config.run_dir) / "instrument"
+    organism = load_config("organism", [f"seed={config.seed}", f"run_dir={folder}"])
+    scores = run_demo(organism, report=report, switches={name: SWITCHES[name] for name in config.instrument})
+    write_json(Path(config.run_dir) / INSTRUMENT, scores)
+    right, asked = count_right(scores)
+    console().print(f"The instrument, where the truth is known: {right} of {asked} answers right", highlight=False)
+    return scores
+
+
+def require_switches(names: Sequence[str]) -> None:
+    """Refuses organisms that do not exist, or are named twice."""
+    if (unknown := sorted(set(names) - set(SWITCHES))) or len(set(names)) < len(names):
+        said = f"unknown {', '.join(unknown)}" if unknown else "one of them twice"
+        raise ValueError(f"instrument: expected some of {', '.join(SWITCHES)}, got {said}")
+
+
+def count_right(scores: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:
+    """How many claims' answers equal the truth, of how many."""
+    answers = [answer for score in scores.values() for answer in score["claims"].values()]
+    return sum(answer["said"] == answer["true"] for answer in answers), len(answers)
 
 
 def score_run(config: StudyConfig, folder: RunFolder, results: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,9 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 
+INSTRUMENT = "instrument.json"
+"""What the study said of models whose truth is known, in the run folder; see `demo.check_instrument`."""
+
 _SECTIONS = {"contrast": "selection"}
 """Stages whose numbers are in results.json under another name."""
 
@@ -96,7 +99,12 @@ def _announce(number: int, stages: Sequence[Stage], what: str) -> None:
 def study_hash(config: StudyConfig, folder: RunFolder) -> str:
     """A hash of what a finished run's results, manifest and page were made from, wherever its folder is."""
     settings = dataclasses.asdict(config) | {"run_dir": None}
-    return digest({stage.name: folder.key(stage.name) for stage in STAGES}, __version__, settings)
+    return digest({stage.name: folder.key(stage.name) for stage in STAGES}, __version__, settings, _instrument(folder))
+
+
+def _instrument(folder: RunFolder) -> Any:
+    path = folder.path / INSTRUMENT
+    return read_json(path) if path.is_file() else {}
 
 
 def finished(config: StudyConfig, folder: RunFolder, report: Callable[..., Path] | None) -> bool:
@@ -126,6 +134,7 @@ def finish(config: StudyConfig, folder: RunFolder, report: Callable[..., Path] |
     results["claims"] = claims.as_json(
         claims.judge(results | {"contrast": results["selection"]}, dataclasses.asdict(config))
     )
+    results["instrument"] = _instrument(folder)
     results["stages"] = {name: record["seconds"] for name, record in records.items()}
     manifest = {
         "study": study_hash(config, folder),
@@ -134,6 +143,7 @@ def finish(config: StudyConfig, folder: RunFolder, report: Callable[..., Path] |
         "environment": environment(),
         "exclusions": {"pairs": results["behavior"]["excluded_pairs"]},
         "fidelity": results["fidelity"],
+        "instrument": results["instrument"],
     }
     try:
         write_json(folder.path / "results.json", results)

@@ -123,7 +123,7 @@ def random_directions(ctx: Context, count: int, rng: np.random.Generator) -> lis
     )  # fmt: skip
     change = steering.antisymmetric(ctx, side, vectors, norms, what="random directions").mean(1)
     rows = [uniform("steering", np.abs(change), p_from_null, rng)]
-    played, table = transfer.played(ctx, {name: task.prompts for name, task in ctx.tasks.items()})
+    played, table = transfer.played(ctx, *transfer.ask(ctx), stance=False)
     change = steering.antisymmetric(ctx, played, vectors, norms, what="random directions in games")
     for name in ctx.tasks:
         rows.append(uniform(name, change[:, (table["task"] == name).to_numpy()].mean(1), p_from_normal_null, rng))

@@ -30,6 +30,14 @@ def main(folder: Path) -> None:
     for name, task in results["transfer"].items():
         print(f"transfer.{name}: {task['slope']:.2f} {task['ci']}")
     manifest = json.loads((folder / "manifest.json").read_text())
+    wrong = [
+        f"{organism}, {claim}: said {answer['said']}, is {answer['true']}"
+        for organism, score in results["instrument"].items()
+        for claim, answer in score["claims"].items()
+        if answer["said"] != answer["true"]
+    ]
+    if wrong or set(results["instrument"]) != set(manifest["config"]["instrument"]):
+        sys.exit(f"the instrument is wrong where the truth is known: {'; '.join(wrong) or 'not run'}")
     for name, record in manifest["stages"].items():
         peak = "unknown" if record["peak_gb"] is None else f"{record['peak_gb']:.1f} GB"
         print(f"{name}: {record['seconds']:.1f} s, peak {peak}")

@@ -138,6 +138,21 @@ def test_methods_hold_every_parameter_and_where_this_comes_from(page_of, run_of)
     assert "unequal length" in text and "0000000000000003" in text
 
 
+def test_page_and_terminal_say_what_the_instrument_said_where_the_truth_is_known(run_of):
+    folder, manifest = run_of("finding")
+    claims = {"behavior": {"said": "yes", "true": "yes"}, "cause": {"said": "cannot be told", "true": "yes"}}
+    told = manifest | {"instrument": {"altruist": {"claims": claims}}}
+    sentence = "run before this one. 1 of 2 answers are right."
+    try:
+        write_json(folder.path / "manifest.json", told)
+        page = read(write_report(folder, told))
+        assert sentence in page.text and "altruist cause cannot be told yes ✗" in " ".join(page.text.split())
+        show(folder.path, Console(file=(out := StringIO()), width=200))
+        assert sentence in out.getvalue()
+    finally:
+        write_json(folder.path / "manifest.json", manifest)
+
+
 def test_p_values_are_called_what_they_are(page_of):
     text = page_of("finding").text
     assert "one more draw from the normal distribution" in text and "one-sided: the side towards the donor" in text

@@ -63,6 +63,7 @@ LATE = [
     ("dictionaries.path=/no/such", "dictionaries.path: "),
     ("text.dataset=null;text.file=/no/such", "text.file: no text file at /no/such"),
     ("bank.selection=500", "bank.selection: expected 0 to 54"),
+    ("instrument=[altruist,egoist]", "instrument: expected some of altruist, no stance, valence"),
     ("dual_process.items=200", "dual_process.items: doubling has only"),
     ("steering.sums=500", "steering.sums: there are 33"),
     ("transfer.families=500", "transfer.families: "),

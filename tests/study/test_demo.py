@@ -1,14 +1,19 @@
 """An organism by its name in a configuration, and how a study of one is scored; the studies themselves are slow."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from jaxmech.models.outline import outline
 from jaxmech.sae.formats import load_saes
+from jaxmech.study import demo
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.demo import SWITCHES, demo_rows, score_run
+from jaxmech.study.folder import read_json
 from jaxmech.study.organisms import organism_of, with_organism
+from jaxmech.study.run import INSTRUMENT
 
 
 @pytest.fixture
@@ -78,6 +83,30 @@ def test_what_was_found_is_scored(config):
     assert score["claims"]["cause"] == {"said": "no", "true": "yes"}
     row = demo_rows({"altruist": score}).iloc[0]
     assert (row["behavior"], row["cause"], row["features"]) == ("✓ yes", "✗ no (is: yes)", "n/a (is: yes)")
+
+
+def test_the_instrument_is_checked_before_a_study(config, monkeypatch):
+    """On the organisms that are named, with the study's seed; what was said of them is kept beside the study."""
+    asked = {}
+
+    def run_demo(organism, *, report, switches):
+        asked.update(seed=organism.seed, folder=organism.run_dir, switches=switches)
+        Path(organism.run_dir).mkdir(parents=True)
+        said = {"behavior": {"said": "yes", "true": "yes"}, "cause": {"said": "no", "true": "yes"}}
+        return {name: {"claims": said} for name in switches}
+
+    monkeypatch.setattr(demo, "run_demo", run_demo)
+    study = config("gemma-3-270m", seed=7, instrument=["altruist", "no stance"])
+    scores = demo.check_instrument(study)
+    assert asked == {
+        "seed": 7, "folder": f"{study.run_dir}/instrument",
+        "switches": {"altruist": "", "no stance": "stance=false"},
+    }  # fmt: skip
+    assert demo.count_right(scores) == (2, 4)
+    assert read_json(Path(study.run_dir) / INSTRUMENT) == scores
+    for wrong, said in ((["egoist"], "unknown egoist"), (["altruist"] * 2, "one of them twice")):
+        with pytest.raises(ValueError, match=f"^instrument: expected some of altruist, .*, got {said}"):
+            demo.check_instrument(config("gemma-3-270m", instrument=wrong))
 
 
 def test_every_switch_can_be_built(config):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from jaxmech.behavior.scoring import encode_table, take
+from jaxmech.behavior.scoring import Encoded, encode_table, take
 from jaxmech.contrast.statistics import detectable, holm, mean_effect, p_from_normal_null
 from jaxmech.interventions import controls
 from jaxmech.study import effects
@@ -25,11 +24,12 @@ def run(ctx: Context) -> Outcome:
     if not tasks:
         return Outcome({})
     alphas = np.asarray(ctx.config.transfer.alphas)
-    side, table = played(ctx, {name: task.prompts for name, task in tasks.items()})
+    asked = ask(ctx)
+    side, table = played(ctx, *asked, stance=False)
     choices = dose(ctx, side, alphas, what="transfer")
     scores, mass = effects.expected(choices, side.values), np.asarray(choices.mass)
     halves = (scores[alphas == 1][0] - scores[alphas == -1][0]) / 2
-    drawn, stanced = random_changes(ctx, side), with_stance(ctx)
+    drawn, stanced = random_changes(ctx, side), with_stance(ctx, *asked)
     rows, curves = [], []
     for name, task in tasks.items():
         own = (table["task"] == name).to_numpy()
@@ -71,23 +71,34 @@ def run(ctx: Context) -> Outcome:
     return Outcome(results, {"tasks": summary, "curves": pd.concat(curves, ignore_index=True), "prompts": prompts})
 
 
-def played(ctx: Context, prompts_of: Mapping[str, pd.DataFrame]) -> tuple[effects.Side, pd.DataFrame]:
-    """All tasks' prompts, one per family, and their table."""
-    table = pd.concat([prompts.assign(task=name) for name, prompts in prompts_of.items()], ignore_index=True)
-    rows = np.arange(len(table))
-    prompts, values = take(encode_table(ctx.lm, table), rows)
-    return effects.run_side(ctx, rows, rows, prompts, values), table
+def ask(ctx: Context) -> tuple[pd.DataFrame, Encoded]:
+    """All tasks' prompts, without and with a stance in their worked examples: encoded at once, they share programs."""
+    tables = [
+        prompts.assign(task=name, stance=stance)
+        for stance in (False, True)
+        for name, task in ctx.tasks.items()
+        if (prompts := task.stance_prompts if stance else task.prompts) is not None
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    return table, encode_table(ctx.lm, table)
 
 
-def with_stance(ctx: Context) -> dict[str, dict[str, float]]:
+def played(ctx: Context, table: pd.DataFrame, encoded: Encoded, *, stance: bool) -> tuple[effects.Side, pd.DataFrame]:
+    """The prompts of either kind, one per family, and their table."""
+    rows = np.flatnonzero(table["stance"] == stance)
+    prompts, values = take(encoded, rows)
+    families = np.arange(len(rows))
+    return effects.run_side(ctx, families, families, prompts, values), table.iloc[rows]
+
+
+def with_stance(ctx: Context, table: pd.DataFrame, encoded: Encoded) -> dict[str, dict[str, float]]:
     """The same effect after worked examples that show both poles, for the tasks that have such prompts."""
-    prompts = {name: task.stance_prompts for name, task in ctx.tasks.items() if task.stance_prompts is not None}
-    if not prompts:
+    if not table["stance"].any():
         return {}
-    side, table = played(ctx, prompts)
+    side, table = played(ctx, table, encoded, stance=True)
     low, high = effects.expected(dose(ctx, side, np.array([-1.0, 1.0]), what="after stance examples"), side.values)
     out = {}
-    for name in prompts:
+    for name in table["task"].unique():
         effect = mean_effect(((high - low) / 2)[(table["task"] == name).to_numpy()])
         out[name] = dict(zip(STANCED, (100 * effect.value, 100 * effect.low, 100 * effect.high), strict=True))
     return out
