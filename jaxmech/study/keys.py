@@ -66,7 +66,7 @@ STAGES = (
     Stage("patching", ("patching",), ("contrast",)),
     Stage("attribution", ("attribution",), ("contrast",)),
     Stage("proximity", ("proximity",), ("dual_process",)),
-    Stage("steering", ("steering", "patching", "fidelity"), ("dual_process",)),
+    Stage("steering", ("steering", "fidelity"), ("dual_process", "patching")),
     Stage("transfer", ("transfer",), ("steering",)),
 )
 

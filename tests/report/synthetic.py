@@ -448,6 +448,7 @@ def steering(rng, scenario):
     rows = [
         ("selected features", "effect", 100 * slope),
         ("mean difference", "comparator", 120 * slope),
+        ("weighted by effect alone", "comparator", 110 * slope),
         ("S1 features only", "comparator", 1.1),
     ]
     rows += [("S2 features only", "comparator", 2.4)]

@@ -22,6 +22,7 @@ from jaxmech.study.config import StudyConfig
 from jaxmech.study.context import Context
 from jaxmech.study.effects import FEW
 from jaxmech.study.folder import RunFolder, read_json
+from jaxmech.study.stages import steering
 from jaxmech.study.tables import TABLES
 
 pytestmark = pytest.mark.slow
@@ -185,7 +186,17 @@ def test_steering_and_transfer(finished, word_lm):
     counts = others[others["kind"] == "null"]["name"].value_counts()
     assert counts["matched random features"] == config.patching.random_sets
     assert counts["random directions"] == config.steering.random_directions
-    chex.assert_shape(folder.arrays("steering")["direction"], (3, word_lm.config.d_model))
+    direction = folder.arrays("steering")["direction"]
+    chex.assert_shape(direction, (3, word_lm.config.d_model))
+    weighted = np.zeros_like(direction)
+    alone = folder.table("patching", "singles").set_index(["layer", "feature"])["change_pp"]
+    dz = folder.table("contrast", "selected").set_index(["layer", "feature"])["dz"]
+    for (layer, feature), change in alone.items():
+        slot = context.saes.config.layers.index(layer)
+        weighted[layer] += change * dz[layer, feature] * np.asarray(context.saes.params["W_dec"][slot, feature])
+    named = {name: vector for name, _, vector in steering.named_directions(context.of("steering"), direction)}
+    np.testing.assert_allclose(named["weighted by effect alone"], weighted, rtol=1e-4, atol=1e-5)
+    assert {"weighted by effect alone", "mean difference"} <= set(others["name"])
     tasks = folder.table("transfer", "tasks").set_index("task")
     assert tasks["home"].sum() == 1 and set(tasks.index) == set(context.tasks)
     for name, task in context.tasks.items():

@@ -195,6 +195,9 @@ def named_directions(ctx: Context, direction: np.ndarray) -> list[tuple[str, str
     """(name, kind, [L,D]) of the directions that the selection is set beside. direction: what coefficient 1 writes."""
     mean_difference = ctx.folder.arrays("contrast")["mean_difference"]
     named = [("what it writes, added as a vector", direction), ("mean difference", mean_difference)]
+    alone = ctx.folder.table("patching", "singles").set_index(["layer", "feature"])["change_pp"]
+    weighted = ctx.selected.join(alone, on=["layer", "feature"], how="inner")
+    named.append(("weighted by effect alone", summed(ctx, weighted.assign(dz=weighted["dz"] * weighted["change_pp"]))))
     classes = ctx.folder.table("dual_process", "classes")
     for name in ("s1", "s2"):
         part = classes[classes["class"] == name]
