@@ -118,10 +118,11 @@ def score_run(config: StudyConfig, folder: RunFolder, results: Mapping[str, Any]
     known = folder.table("proximity", "features").set_index(["layer", "feature"])
     known = known.loc[[pair for pair in later if pair in known.index]]
     claims = results.get("claims", {})
+    told = truth["claims"]["dual_process"] != "cannot be told"  # by a model that solves nothing
     return {
         "precision": _share(len(found & set(planted)), len(found)),
         "recall": _share(len(found & set(planted)), len(planted)),
-        "classes_f1": _f1(folder.table("dual_process", "classes"), planted),
+        "classes_f1": _f1(folder.table("dual_process", "classes"), planted) if told else float("nan"),
         "gap_pp": {"found": results["behavior"]["shift_pp"], "true": gap},
         "direct_share": {
             "found": float(known["direct"].sum() / known["total"].sum()) if len(known) else None,
