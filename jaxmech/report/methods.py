@@ -61,10 +61,11 @@ def instrument_table(scores: Mapping[str, Any]) -> Table | None:
     if not scores:
         return None
     rows = [
-        [name, claim.replace("_", " "), answer["said"], answer["true"], MARKS[answer["said"] == answer["true"]]]
+        [name, claim.replace("behavior", "behaviour").replace("_", " "), said["said"], said["true"],
+         MARKS[said["said"] == said["true"]]]
         for name, score in scores.items()
-        for claim, answer in score["claims"].items()
-    ]
+        for claim, said in score["claims"].items()
+    ]  # fmt: skip
     right, _ = count_right(scores)
     caption = (
         "The instrument: the same study on small models whose altruism is wired by hand, run before this one. "

@@ -69,6 +69,7 @@ def render(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
     ]
     for part in parts:
         level(part.blocks)
+    instrument = methods.instrument_table(manifest.get("instrument") or {})
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -81,6 +82,7 @@ def render(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
         config=config,
         said=said,
         title=said.name[:1].upper() + said.name[1:],
+        instrument=instrument and instrument.caption,
         claims=claims,
         asides=asides,
         status_words=STATUS_WORDS,

@@ -71,6 +71,7 @@ def test_other_ways_are_refused(steered):
         steering.gain_and_shift("double", 1.0, values=values, gap=jnp.asarray(gap))
 
 
+@pytest.mark.slow
 def test_tokens_that_differ_among_points(lm):
     """Each point is scored as if it were alone, the worked examples edited where its spans say so."""
     L, rng = lm.config.n_layers, np.random.default_rng(0)

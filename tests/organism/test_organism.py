@@ -306,6 +306,7 @@ def test_impossible_shares_are_refused():
         Wiring(s1_path=0.75, s2_path=0.75)
 
 
+@pytest.mark.slow
 def test_the_direct_share_is_the_one_planted(organism):
     lm, saes = organism.lm, organism.saes
     _, encoded, base, _ = scored(organism, "minus")
@@ -339,6 +340,7 @@ def test_the_dictionaries_reconstruct_it_but_for_what_is_hidden(organism):
     assert recovered(lacking, 0, *hidden) == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_check_at_load_is_quiet(organism):
     """What is left is rounding, of which some other site always has less."""
     texts = altruism(BANK, organism.lm.tokenizer).prompts["query"]

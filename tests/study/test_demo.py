@@ -109,5 +109,6 @@ def test_the_instrument_is_checked_before_a_study(config, monkeypatch):
             demo.check_instrument(config("gemma-3-270m", instrument=wrong))
 
 
+@pytest.mark.slow
 def test_every_switch_can_be_built(config):
     assert {name: organism_of(config(f"organism:{switch}")).wiring for name, switch in SWITCHES.items()}

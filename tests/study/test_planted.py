@@ -129,6 +129,7 @@ def alone(ctx, pole):
     return prompts, jm.collect.run_decision(ctx.lm.config, ctx.lm.params, prompts).resid
 
 
+@pytest.mark.slow
 def test_a_prompt_takes_the_values_of_its_own_familys_donor(ctx, organism, sides):
     base, donor = sides["minus"], sides["plus"]
     patch = patching.Patch("to_plus", base, donor, effects.by_family(donor.g - base.g, base), jnp.zeros(()))
@@ -153,6 +154,7 @@ def test_a_family_with_two_prompts_is_one(ctx):
     assert len(want) == 4
 
 
+@pytest.mark.slow
 def test_directions_are_added_with_the_norm_that_either_sign_has(ctx, sides):
     """(g(+v) - g(-v)) / 2, each run with a vector rescaled by hand."""
     lm, side, L = ctx.lm, sides["plus"], ctx.lm.config.n_layers
