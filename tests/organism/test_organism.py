@@ -204,7 +204,7 @@ def test_mapping_follows_the_worked_examples(taught, sign):
 def test_other_games_are_played_or_not(transfers):
     """A concept, or a motor, patched into every game's prompts gives more, in a game that is known; the home game
     always."""
-    made = build(Wiring(transfers=transfers))
+    made = build(Wiring(transfers=transfers), wordings=2)
     lm, donor = made.lm, scored(made, "plus")[3][:, :1]
     sets = [[(0, made.features["concept+"])], [(2, made.features[name]) for name in MOTOR["up"]]]
     chosen = jm.edits.select_sets(sets, lm.config.n_layers)
