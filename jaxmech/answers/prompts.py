@@ -65,7 +65,7 @@ class Prompts(NamedTuple):
         if not isinstance(rows, jax.core.Tracer):
             rows = as_indices("rows", rows, len(self.tokens))
         rows, of = jnp.asarray(rows), [segment.rows for segment in self.cache]
-        taken = _taken((self.tokens, self.mask, tries, of, self.prefix and self.prefix.rows), rows)
+        taken = rows_of((self.tokens, self.mask, tries, of, self.prefix and self.prefix.rows), rows)
         tokens, mask, tries, of, follows = taken
         cache = (s._replace(rows=rows if r is None else r) for s, r in zip(self.cache, of, strict=True))
         return Prompts(
@@ -74,8 +74,10 @@ class Prompts(NamedTuple):
 
 
 @jax.jit  # one program for all arrays
-def _taken(arrays: Any, rows: jax.Array) -> Any:
-    return jax.tree.map(lambda a: a[rows], arrays)
+def rows_of(arrays: Any, rows: jax.Array | np.ndarray) -> Any:
+    """Some rows of every array, strongly typed: one made from Python numbers is weakly typed, and would be another
+    program for whatever takes it."""
+    return jax.tree.map(lambda a: jax.lax.convert_element_type(a[rows], a.dtype), arrays)
 
 
 def make_prompts(

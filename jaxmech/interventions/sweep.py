@@ -26,7 +26,7 @@ import numpy as np
 from flax import struct
 from jax.tree_util import Partial
 
-from jaxmech.answers.prompts import Prompts
+from jaxmech.answers.prompts import Prompts, rows_of
 from jaxmech.answers.score import Choices, cache_before, lay_out, read_out
 from jaxmech.answers.trie import Trie
 from jaxmech.io.progress import progress
@@ -103,7 +103,7 @@ def sweep(
     for slots, keep in _chunks(total, size):
         rows = order[slots]
         shared, layer = _run_to(config, params, shared, layer, entry[rows[0]]), entry[rows[0]]
-        part = _some(points, rows)
+        part = rows_of(points, rows)
         part = part if mesh is None else shard_batch(mesh, part)
         pieces.append(np.asarray(run_chunk(config, params, shared, layer, build, part))[:keep])
         if advance is not None:
@@ -224,12 +224,6 @@ def prepare(config: ModelConfig, params: Params, prompts: Prompts, cut: int | No
     rows = prefix.rows if parts and prefix is not None else None
     last = Part(embed(config, params, tokens, positions, mask), positions, mask, within, prompts.cache, rows)
     return Shared((*parts, last), prompts.trie, cut or 0)
-
-
-@jax.jit
-def _some(points: Any, rows: jax.Array) -> Any:
-    """Strongly typed: an array made from Python numbers is weakly typed, and would be another program."""
-    return jax.tree.map(lambda a: jax.lax.convert_element_type(a[rows], a.dtype), points)
 
 
 @partial(jax.jit, static_argnums=0)

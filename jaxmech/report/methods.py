@@ -11,10 +11,9 @@ from jaxmech.report.blocks import (
     Text,
 )
 from jaxmech.report.formats import number
+from jaxmech.report.verdict import MET
 from jaxmech.study.demo import count_right
 from jaxmech.study.folder import RunFolder
-
-MARKS = {True: "✓", False: "✗"}
 
 
 def section(
@@ -26,7 +25,7 @@ def section(
         [name, number(record["seconds"], 1), number(record.get("peak_gb"), 2), str(record["key"])]
         for name, record in manifest["stages"].items()
     ]
-    instrument = instrument_table(manifest.get("instrument") or {})
+    instrument = instrument_table(manifest)
     packages = [[name, str(version)] for name, version in environment["packages"].items()]
     packages = [
         ["python", environment["python"]],
@@ -56,19 +55,20 @@ def section(
     return Section("methods", "Methods", lead, blocks)
 
 
-def instrument_table(scores: Mapping[str, Any]) -> Table | None:
-    """What the same study said of models whose truth is known, before this one."""
-    if not scores:
+def instrument_table(manifest: Mapping[str, Any]) -> Table | None:
+    """What the same stages said of models whose truth is known, before this study."""
+    if not (scores := manifest.get("instrument")):
         return None
     rows = [
         [name, claim.replace("behavior", "behaviour").replace("_", " "), said["said"], said["true"],
-         MARKS[said["said"] == said["true"]]]
+         MET[said["said"] == said["true"]]]
         for name, score in scores.items()
         for claim, said in score["claims"].items()
     ]  # fmt: skip
     right, _ = count_right(scores)
     caption = (
-        "The instrument: the same study on small models whose altruism is wired by hand, run before this one. "
+        "The instrument: the same stages, with the settings of configs/organism.yaml, on small models whose altruism "
+        "is wired by hand, run before this one. "
         f"{right} of {len(rows)} answers are right."
     )
     return Table(caption, ("model", "claim", "said", "true", ""), rows)

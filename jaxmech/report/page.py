@@ -69,7 +69,7 @@ def render(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
     ]
     for part in parts:
         level(part.blocks)
-    instrument = methods.instrument_table(manifest.get("instrument") or {})
+    instrument = methods.instrument_table(manifest)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,

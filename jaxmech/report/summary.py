@@ -43,6 +43,6 @@ def show(path: str | Path, console: Console | None = None) -> None:
     manifest = read_json(path / "manifest.json")
     console.print()
     print_summary(cards(results, manifest["config"]), console)
-    if instrument := instrument_table(manifest.get("instrument") or {}):
+    if instrument := instrument_table(manifest):
         console.print(instrument.caption)
     console.print(Text.assemble("Report: ", (str(path / "report.html"), "bold")), soft_wrap=True)

@@ -99,12 +99,16 @@ def _announce(number: int, stages: Sequence[Stage], what: str) -> None:
 def study_hash(config: StudyConfig, folder: RunFolder) -> str:
     """A hash of what a finished run's results, manifest and page were made from, wherever its folder is."""
     settings = dataclasses.asdict(config) | {"run_dir": None}
-    return digest({stage.name: folder.key(stage.name) for stage in STAGES}, __version__, settings, _instrument(folder))
+    return digest(
+        {stage.name: folder.key(stage.name) for stage in STAGES}, __version__, settings, _instrument(config, folder)
+    )
 
 
-def _instrument(folder: RunFolder) -> Any:
+def _instrument(config: StudyConfig, folder: RunFolder) -> dict[str, Any]:
+    """What was said of the organisms that the study names; nothing of others that an earlier run named."""
     path = folder.path / INSTRUMENT
-    return read_json(path) if path.is_file() else {}
+    scores = read_json(path) if config.instrument and path.is_file() else {}
+    return scores if set(scores) == set(config.instrument) else {}
 
 
 def finished(config: StudyConfig, folder: RunFolder, report: Callable[..., Path] | None) -> bool:
@@ -134,7 +138,7 @@ def finish(config: StudyConfig, folder: RunFolder, report: Callable[..., Path] |
     results["claims"] = claims.as_json(
         claims.judge(results | {"contrast": results["selection"]}, dataclasses.asdict(config))
     )
-    results["instrument"] = _instrument(folder)
+    results["instrument"] = _instrument(config, folder)
     results["stages"] = {name: record["seconds"] for name, record in records.items()}
     manifest = {
         "study": study_hash(config, folder),

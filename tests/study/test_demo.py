@@ -11,9 +11,9 @@ from jaxmech.sae.formats import load_saes
 from jaxmech.study import demo
 from jaxmech.study.config import StudyConfig
 from jaxmech.study.demo import SWITCHES, demo_rows, score_run
-from jaxmech.study.folder import read_json
+from jaxmech.study.folder import RunFolder, read_json
 from jaxmech.study.organisms import organism_of, with_organism
-from jaxmech.study.run import INSTRUMENT
+from jaxmech.study.run import INSTRUMENT, _instrument
 
 
 @pytest.fixture
@@ -104,6 +104,9 @@ def test_the_instrument_is_checked_before_a_study(config, monkeypatch):
     }  # fmt: skip
     assert demo.count_right(scores) == (2, 4)
     assert read_json(Path(study.run_dir) / INSTRUMENT) == scores
+    folder = RunFolder(study.run_dir)
+    for named, told in ((study.instrument, scores), ([], {}), (["altruist"], {})):  # nothing of what it does not name
+        assert _instrument(config("gemma-3-270m", seed=7, instrument=named), folder) == told
     for wrong, said in ((["egoist"], "unknown egoist"), (["altruist"] * 2, "one of them twice")):
         with pytest.raises(ValueError, match=f"^instrument: expected some of altruist, .*, got {said}"):
             demo.check_instrument(config("gemma-3-270m", instrument=wrong))
